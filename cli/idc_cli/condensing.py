@@ -1,0 +1,106 @@
+"""idc condense, status, verify: make a condensed set and look after it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from idc_cli import output
+from idc_cli.options import (
+    DryRunOption,
+    JsonOption,
+    OverridesArgument,
+    QuietOption,
+    RecipeArgument,
+    RunArgument,
+    RunDirOption,
+    examples,
+)
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel="Make a set",
+    epilog=examples(
+        "idc condense quickstart",
+        "idc condense small-x4 source.path=photos patches.ratio=0.05",
+        "idc condense my.yaml --num-processes 4 --run-dir /scratch/mine",
+        "idc condense org/condensed-div2k-x4 source.path=DIV2K_train_HR --dry-run",
+    ),
+)
+def condense(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    run_dir: RunDirOption = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Workers.", show_default="one for each GPU, or what the CPU can feed"),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what the Run directory holds.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Condense photographs: LR patches, HR by the recipe's teacher, and a repository ready to push.
+
+    The same command continues what was interrupted.
+    """
+    from idc_hub import api
+    from idc_hub.recipe import Recipe
+
+    checked = Recipe.load(recipe, overrides or ())
+    result = api.condense(
+        checked,
+        run_dir=run_dir,
+        num_processes=num_processes,
+        restart=restart,
+        dry_run=dry_run,
+        progress=not quiet,
+    )
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts(result)
+    if not dry_run and not quiet:
+        output.note(f"\nNext: idc push {result['run']} YOUR_NAME/{checked.name} --license LICENCE")
+
+
+@app.command(
+    rich_help_panel="Make a set",
+    epilog=examples("idc status runs/quickstart", "idc status runs/quickstart --json"),
+)
+def status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show what of a Run is finished, running, failed or waiting."""
+    from idc_hub import api
+
+    result = api.status(run)
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts({key: value for key, value in result.items() if key != "instances"})
+    rows = [
+        (entry["id"], entry["state"], entry["patches"], f"{entry['step']}/{entry['steps']}", entry["error"] or "")
+        for entry in result["instances"]
+    ]
+    output.print_text("")
+    output.print_table(("photograph", "state", "patches", "steps", "error"), rows)
+
+
+@app.command(
+    rich_help_panel="Make a set",
+    epilog=examples("idc verify runs/quickstart", "idc verify runs/quickstart/repo --json"),
+)
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a repository's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check digests, counts and pairing, and that every HR version loads; exit code 1 says what is wrong."""
+    from idc_hub import api
+
+    result = api.verify(path)
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts(result)
+    output.note("Everything is in order.")

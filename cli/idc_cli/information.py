@@ -1,0 +1,160 @@
+"""idc recipes, teachers, env: what there is to choose from, and on what it would run."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from idc_cli import output
+from idc_cli.options import JsonOption, OverridesArgument, RecipeArgument, ScaleOption, examples
+
+app = typer.Typer()
+recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+teachers = typer.Typer(no_args_is_help=True, help="List and show what makes HR patches.")
+app.add_typer(recipes, name="recipes", rich_help_panel="Look around")
+app.add_typer(teachers, name="teachers", rich_help_panel="Look around")
+
+
+@recipes.command("ls", epilog=examples("idc recipes ls", "idc recipes ls --json"))
+def list_recipes(as_json: JsonOption = False) -> None:
+    """List the recipes that come with idc-hub."""
+    from idc_hub.recipe import bundled_recipes
+
+    found = [
+        {"name": name, "description": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
+        for name, path in bundled_recipes().items()
+    ]
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_table(("recipe", "description"), [(entry["name"], entry["description"]) for entry in found])
+
+
+@recipes.command("show", epilog=examples("idc recipes show quickstart", "idc recipes show org/condensed-div2k-x4"))
+def show_recipe(recipe: RecipeArgument) -> None:
+    """Print a recipe as it was written, with its comments."""
+    from idc_hub.recipe import find_recipe
+
+    output.print_text(find_recipe(recipe).read_text(encoding="utf-8"))
+
+
+@recipes.command("cp", epilog=examples("idc recipes cp small-x4 my.yaml"))
+def copy_recipe(
+    recipe: RecipeArgument,
+    destination: Annotated[
+        Path, typer.Argument(metavar="DEST", help="The new file, or a folder for it.", show_default=False)
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Copy a recipe to a file of your own."""
+    from idc_hub.errors import RecipeError
+    from idc_hub.recipe import find_recipe
+
+    path = find_recipe(recipe)
+    target = destination / path.name if destination.is_dir() else destination
+    if target.exists() and not force:
+        raise RecipeError(f"{target} exists already.", "Choose another name, or overwrite it with --force.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    output.note(f"Edit {target}, then: idc condense {target}")
+
+
+@recipes.command(
+    "check", epilog=examples("idc recipes check my.yaml", "idc recipes check small-x4 source.path=photos --json")
+)
+def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Check a recipe and print it complete, every key with its value; exit code 2 lists all that is wrong."""
+    from idc_hub.recipe import Recipe
+
+    checked = Recipe.load(recipe, overrides or ())
+    if as_json:
+        output.print_json({"lr_hash": checked.lr_hash, "recipe": checked.model_dump(mode="json")})
+        return
+    output.print_text(f"# lr_hash: {checked.lr_hash}\n{checked.to_yaml()}")
+
+
+@teachers.command("ls", epilog=examples("idc teachers ls", "idc teachers ls --json"))
+def list_teachers(as_json: JsonOption = False) -> None:
+    """List the teachers that come with idc-hub; any trained network is one, too."""
+    from idc_hub.errors import NetworkError
+    from idc_hub.networks import NETWORKS
+    from idc_hub.networks.teachers import load_teacher
+
+    found: list[dict[str, Any]] = []
+    for name in ("bicubic", *NETWORKS):
+        for scale in (2, 3, 4):
+            try:
+                found.append(load_teacher(name, scale=scale).describe())
+            except NetworkError:
+                continue  # no weights for this scale come with the package
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("teacher", "scale", "kind", "licence"),
+        [(entry["name"], f"x{entry['scale']}", entry["kind"], entry["licence"]) for entry in found],
+    )
+    output.note("A folder made by `idc train`, or such a model on the Hub, is a teacher, too.")
+
+
+@teachers.command("show", epilog=examples("idc teachers show edsr-small", "idc teachers show networks/mine --json"))
+def show_teacher(
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="A name, a folder or a Hub id.", show_default=False)
+    ],
+    scale: ScaleOption = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a teacher: kind, scale, licence and the sha256 of its weights."""
+    from idc_hub.networks.teachers import load_teacher
+
+    facts = load_teacher(teacher, scale=scale).describe()
+    if as_json:
+        output.print_json(facts)
+        return
+    output.print_facts(facts)
+
+
+@app.command(rich_help_panel="Look around", epilog=examples("idc env", "idc env --json"))
+def env(as_json: JsonOption = False) -> None:
+    """Show versions, devices and the Hub that would be used: what a bug report needs, and no secret."""
+    import torch
+    from huggingface_hub import constants, get_token
+
+    from idc_hub.api import PACKAGES
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "hub": _without_secrets(constants.ENDPOINT),
+        "offline": constants.is_offline_mode(),
+        "token": get_token() is not None,
+        "runs": os.environ.get("IDC_RUNS", "runs"),
+        "packages": {package: _version(package) for package in PACKAGES},
+    }
+    if as_json:
+        output.print_json(facts)
+        return
+    output.print_facts(facts)
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without the user name and password, and without the query, that it may carry."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,115 @@
+"""idc regenerate, push, pull: HR versions, and the way to the Hub and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from idc_cli import output
+from idc_cli.options import DryRunOption, JsonOption, QuietOption, RunDirOption, TokenOption, examples
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel="Publish",
+    epilog=examples(
+        "idc regenerate runs/quickstart --teacher bicubic --name bicubic",
+        "idc regenerate org/condensed-div2k-x4 --teacher org/swinir-m --name swinir-m",
+    ),
+)
+def regenerate(
+    run_or_repo: Annotated[
+        str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="What makes HR: a name (`idc teachers ls`), a folder or a Hub id.", show_default=False)
+    ],
+    name: Annotated[
+        str, typer.Option(help="Name of the HR version: the config that consumers load.", show_default=False)
+    ],
+    run_dir: RunDirOption = None,
+    set_default: Annotated[
+        bool,
+        typer.Option("--set-default/--no-set-default", help="Let `load_dataset` give this version without a name."),
+    ] = True,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Add an HR version made by another teacher; the LR patches stay as they are."""
+    from idc_hub import api
+
+    result = api.regenerate(
+        run_or_repo, teacher=teacher, name=name, run_dir=run_dir, set_default=set_default, progress=not quiet
+    )
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts(result)
+
+
+@app.command(
+    rich_help_panel="Publish",
+    epilog=examples(
+        "idc push runs/quickstart your-name/condensed-quickstart --license cc0-1.0",
+        "idc push runs/quickstart your-name/condensed-quickstart --license cc0-1.0 --dry-run",
+        "idc push runs/div2k-x4 org/condensed-div2k-x4 --license other --create-pr",
+    ),
+)
+def push(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A Run, or a repository's folder.", show_default=False)],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
+    license: Annotated[
+        str, typer.Option(help="Licence of the set, as the Hub spells it: cc-by-4.0, other, ...", show_default=False)
+    ],
+    public: Annotated[
+        bool,
+        typer.Option("--public/--private", help="Only matters when the push creates the repository."),
+    ] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    commit_message: Annotated[str | None, typer.Option(help="Says what changed.", show_default=False)] = None,
+    token: TokenOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a set on the Hub in one commit, after every HR version was loaded from the folder."""
+    from idc_hub import api
+
+    result = api.push(
+        path,
+        repo_id,
+        license=license,
+        public=public,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        token=token,
+        commit_message=commit_message,
+    )
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts(result)
+
+
+@app.command(
+    rich_help_panel="Publish",
+    epilog=examples(
+        "idc pull org/condensed-div2k-x4 --run-dir runs/div2k-x4",
+        "idc pull org/condensed-div2k-x4 --run-dir runs/div2k-x4 --revision v1.0.0",
+    ),
+)
+def pull(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
+    run_dir: Annotated[Path, typer.Option(help="Directory of the Run to make.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the main branch")] = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a condensed set: enough to verify it, to add an HR version and to push it again."""
+    from idc_hub import api
+
+    result = api.pull(repo_id, run_dir=run_dir, revision=revision, token=token)
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts(result)

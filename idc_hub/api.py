@@ -1,0 +1,318 @@
+"""The verbs of idc-hub: what the command line calls and what `idc_hub.condense` and its like are.
+
+Each is a short composition of the rooms below it, takes and returns plain data, and raises `IDCError` sentences.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idc_hub.errors import IncompleteError, RecipeError, RunError
+from idc_hub.recipe import Recipe
+
+if TYPE_CHECKING:
+    from idc_hub.storage.run import Run, Share
+
+PACKAGES = ("idc-hub", "torch", "datasets", "huggingface-hub", "accelerate", "safetensors", "pyarrow", "numpy", "pillow")
+
+
+def condense(
+    recipe: Recipe | str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    num_processes: int | None = None,
+    restart: bool = False,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Condense photographs: LR patches, HR by the recipe's teacher, and a repository tree ready to push.
+
+    The same call continues a Run that was interrupted, and does nothing where nothing is left to do.
+
+    Args:
+        recipe: A recipe, or the name, file or Hub repository of one.
+        run_dir: The Run directory; `$IDC_RUNS` or `runs`, and the recipe's name, by default.
+        num_processes: Workers; None: the visible GPUs, or on a CPU what its cores can feed.
+        restart: Discard what the Run directory holds.
+        dry_run: Check everything and say what would be done; write nothing.
+        progress: Show progress on stderr.
+
+    Returns:
+        A summary: `run`, `photographs`, `windows`, `patches`, and, unless `dry_run`, `lr_digest`, `hr_version`,
+        `held_out` and `held_out_random` (mean discrepancy of the condensed patches, and of random real ones, on draws
+        that no step used) and `seconds`.
+
+    Raises:
+        RecipeError: If the recipe cannot be run, or the Run directory belongs to another one.
+        ImageError: If photographs cannot be used; all of them are named.
+        NetworkError: If the extractor or the teacher cannot be loaded or has another scale.
+        IncompleteError: If photographs failed or workers died; the same call continues.
+    """
+    from idc_hub.networks import weights_sha256
+    from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.launch import default_num_processes, launch
+    from idc_hub.running.progress import show_progress
+    from idc_hub.storage.pack import pack
+    from idc_hub.storage.run import Run
+
+    begun = time.monotonic()
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe.with_extractor(weights_sha256(recipe.features.network, scale=recipe.scale))
+    teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=_device())
+    shares = _survey(recipe, progress)
+    path = Path(run_dir) if run_dir else Path(os.environ.get("IDC_RUNS", "runs")) / recipe.name
+    summary = {
+        "run": str(path),
+        "photographs": len(shares),
+        "windows": sum(share.instance.patches for share in shares),
+        "patches": sum(share.count for share in shares),
+    }
+    if not summary["patches"]:
+        raise RecipeError(
+            f"{summary['windows']} real patches at a ratio of {recipe.patches.ratio} leave no synthetic patch.",
+            "Raise patches.ratio, or set patches.min_per_image=1.",
+        )
+    if dry_run:
+        return {**summary, "lr_hash": recipe.lr_hash, "shares": {share.id: share.count for share in shares}}
+    if restart:
+        _discard(path)
+    run = Run.create(path, recipe, shares, {"packages": _packages(), "machine": _machine()})
+    run.clear_failures()
+    processes = num_processes or default_num_processes(run)
+    with show_progress(run, enabled=progress):
+        launch(run, processes)
+    _require_finished(run)
+    facts = _facts(run, processes)
+    manifest = pack(run, facts, _packages())
+    name = recipe.teacher.hr_version or teacher.name
+    _add_version(run.repo, teacher, name, set_default=True, progress=progress)
+    return {
+        **summary,
+        "lr_digest": manifest.lr_digest,
+        "hr_version": name,
+        "held_out": facts["held_out"],
+        "held_out_random": facts["held_out_random"],
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def status(run_dir: str | Path) -> dict[str, Any]:
+    """What is finished, running, failed or waiting in a Run; see `Run.status`.
+
+    Raises:
+        RunError: If there is no Run.
+    """
+    from idc_hub.storage.run import Run
+
+    return Run.open(Path(run_dir)).status()
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Check a Run or a repository tree: digests, counts, pairing, and that every config loads.
+
+    Raises:
+        RunError: At the first thing that is wrong, with the file that is.
+    """
+    from idc_hub.publishing.hub import check_repository
+    from idc_hub.storage.run import Run
+
+    path = Path(path)
+    checked: dict[str, Any] = {}
+    if (path / "run.json").is_file():
+        run = Run.open(path)
+        finished = [share for share in run.shares if run.instance_file(share.id).is_file()]
+        for share in finished:
+            if share.count:
+                run.read_patches(share)
+        checked = {"photographs": len(run.shares), "finished": len(finished)}
+        if not (run.repo / "idc.json").is_file():
+            return checked
+    return {**checked, **check_repository(repository(path))}
+
+
+def regenerate(
+    run_or_repo: str | Path,
+    *,
+    teacher: str,
+    name: str,
+    run_dir: str | Path | None = None,
+    set_default: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Add an HR version to a condensed set, one's own or one from the Hub; LR is not touched.
+
+    Args:
+        run_or_repo: A Run, a repository tree, or the id of a dataset repository on the Hub.
+        teacher: What makes HR: a bundled name, `bicubic`, a folder or a Hub id.
+        name: Name of the HR version, the config that consumers load.
+        run_dir: Where to pull a Hub repository to; `$IDC_RUNS` or `runs`, and its name, by default.
+        set_default: Make it the version that `load_dataset` gives without a config name.
+        progress: Show progress on stderr.
+
+    Returns:
+        `repo`, `hr_version`, `patches`, `bytes`.
+
+    Raises:
+        RunError: If there is no condensed set, or it is damaged.
+        NetworkError: If the teacher cannot be loaded or has another scale.
+        RecipeError: If the name is not allowed or taken by other patches.
+        HubError: If the repository cannot be pulled.
+    """
+    from idc_hub.networks.teachers import load_teacher
+    from idc_hub.storage.manifest import Manifest
+
+    path = Path(run_or_repo)
+    if not path.exists():
+        target = Path(run_dir) if run_dir else Path(os.environ.get("IDC_RUNS", "runs")) / path.name
+        pull(str(run_or_repo), run_dir=target)
+        path = target
+    repo = repository(path)
+    upscaler = load_teacher(teacher, scale=Manifest.load(repo).scale, device=_device())
+    added = _add_version(repo, upscaler, name, set_default=set_default, progress=progress)
+    return {"repo": str(repo), "hr_version": name, **added}
+
+
+def push(
+    path: str | Path,
+    repo_id: str,
+    *,
+    license: str,
+    public: bool = False,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> dict[str, Any]:
+    """Publish the repository tree of a Run in one commit and tag it; see `publishing.hub.push`."""
+    from idc_hub.publishing import hub
+
+    return hub.push(
+        repository(Path(path)),
+        repo_id,
+        license=license,
+        public=public,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        token=token,
+        commit_message=commit_message,
+    )
+
+
+def pull(
+    repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None
+) -> dict[str, Any]:
+    """Fetch a condensed set from the Hub into a Run directory; see `publishing.hub.pull`."""
+    from idc_hub.publishing import hub
+
+    return hub.pull(repo_id, Path(run_dir), revision=revision, token=token)
+
+
+def repository(path: Path) -> Path:
+    """The repository tree at a path that names a Run or the tree itself.
+
+    Raises:
+        RunError: If there is none.
+    """
+    for folder in (path / "repo", path):
+        if (folder / "idc.json").is_file():
+            return folder
+    raise RunError(
+        f"{path} holds no condensed set (no repo/idc.json).",
+        "Finish `idc condense`, or fetch a set with `idc pull`.",
+    )
+
+
+def _survey(recipe: Recipe, progress: bool) -> list[Share]:
+    """Look at every photograph once and share the synthetic patches out."""
+    from idc_hub.images.sources import open_source, survey
+    from idc_hub.running.progress import counting
+    from idc_hub.storage.run import Share, shares_of_patches
+
+    source = open_source(**recipe.source.model_dump())
+    grid = {"size": recipe.patches.size, "stride": recipe.patches.stride, "tail": recipe.patches.tail}
+    with counting("reading photographs", enabled=progress) as count:
+        instances = survey(source, scale=recipe.scale, progress=count, **grid)
+    spec = recipe.patches
+    counts = shares_of_patches([i.patches for i in instances], spec.ratio, spec.rounding, spec.min_per_image)
+    return [Share(instance, count) for instance, count in zip(instances, counts, strict=True)]
+
+
+def _discard(path: Path) -> None:
+    """Remove a Run directory, and nothing that is not one."""
+    if (path / "run.json").is_file():
+        shutil.rmtree(path)
+
+
+def _require_finished(run: Run) -> None:
+    failures = {share.id: run.failure(share) for share in run.shares}
+    failed = {key: error for key, error in failures.items() if error}
+    if failed:
+        listed = "\n".join(f"  {key}: {error}" for key, error in failed.items())
+        raise IncompleteError(
+            f"{len(failed)} of {len(run.shares)} photographs failed:\n{listed}\n",
+            "The others are finished and kept. Run the same command again to retry.",
+        )
+
+
+def _facts(run: Run, processes: int) -> dict[str, Any]:
+    """What the card tells of a condensation."""
+    recipe = run.recipe
+    facts = [run.read_facts(share) for share in run.shares if share.count]
+    ends = [line for share in run.shares for line in run.read_metrics(share.id) if line["event"] == "end"]
+    return {
+        "photographs": len(run.shares),
+        "windows": sum(share.instance.patches for share in run.shares),
+        "steps": recipe.optimiser.steps,
+        "held_out": sum(fact["held_out"] for fact in facts) / len(facts),
+        "held_out_random": sum(fact["held_out_random"] for fact in facts) / len(facts),
+        "worker_seconds": round(sum(line["seconds"] for line in ends), 1),
+        "workers": processes,
+        **_machine(),
+    }
+
+
+def _add_version(repo: Path, teacher: Any, name: str, *, set_default: bool, progress: bool) -> dict[str, Any]:
+    """Make an HR version, then the pictures and the card that go with it, and check that all of it loads."""
+    from idc_hub.publishing.card import write_card
+    from idc_hub.publishing.hub import check_repository
+    from idc_hub.publishing.report import write_report
+    from idc_hub.running.progress import counting
+    from idc_hub.running.regenerate import regenerate as make_version
+
+    with counting(f"HR version {name}", enabled=progress) as count:
+        added = make_version(repo, teacher, name, set_default=set_default, on_progress=count)
+    write_report(repo)
+    write_card(repo)
+    check_repository(repo)
+    return added
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the packages that shape a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, str]:
+    """The kind of machine, without its name."""
+    import torch
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    return {"device": device, "python": platform.python_version(), "system": platform.system()}

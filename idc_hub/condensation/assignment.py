@@ -1,0 +1,196 @@
+"""Which local patches are grouped and paired at a step (paper section 3.3 and appendix B).
+
+A tile is a `p x p` piece of a feature map. Real tiles are clustered once an image; synthetic tiles join the
+groups progressively, under quotas proportional to the groups' sizes, and are then paired one-to-one with real
+tiles of their group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+KMEANS_RESTARTS = 4
+KMEANS_STEPS = 50
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The non-overlapping `tile x tile` pieces of `patches` maps of `height x width`; a remainder is left out."""
+
+    patches: int
+    height: int
+    width: int
+    tile: int
+
+    @property
+    def rows_down(self) -> int:
+        """Tiles from top to bottom of one map."""
+        return self.height // self.tile
+
+    @property
+    def across(self) -> int:
+        """Tiles from left to right of one map."""
+        return self.width // self.tile
+
+    def __len__(self) -> int:
+        return self.patches * self.rows_down * self.across
+
+    def pixels(self) -> Tensor:
+        """int64 `[tiles, tile*tile]`: the row of `to_rows` at which each pixel of each tile stands."""
+        rows = torch.arange(self.patches * self.height * self.width).view(self.patches, self.height, self.width)
+        return self.cut(rows[:, None]).flatten(1)
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """The tiles of maps `[patches, c, height, width]`: `[tiles, c, tile, tile]`, ordered (patch, y, x)."""
+        pieces = maps.unfold(2, self.tile, self.tile).unfold(3, self.tile, self.tile)
+        return pieces.permute(0, 2, 3, 1, 4, 5).reshape(len(self), maps.shape[1], self.tile, self.tile)
+
+    def row_labels(self, labels: Tensor, other: int) -> Tensor:
+        """Spread one label a tile to one label a row of `to_rows`; `other` where no tile or a label below 0."""
+        spread = torch.full((self.patches * self.height * self.width,), other, dtype=torch.int64)
+        known = labels.cpu().clamp(min=-1)
+        known = torch.where(known < 0, torch.full_like(known, other), known)
+        spread[self.pixels()] = known[:, None].expand(-1, self.tile**2)
+        return spread.to(labels.device)
+
+
+def kmeans(descriptors: Tensor, groups: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Cluster the real tiles (paper appendix B): k-means++, best of several starts.
+
+    Args:
+        descriptors: float `[tiles, c]`, the mean feature of each tile.
+        groups: Number of groups `M`; fewer where there are fewer tiles.
+        seed: Determines the result on a given machine.
+
+    Returns:
+        Centroids float32 `[M, c]` and labels int64 `[tiles]`, on the descriptors' device. A group may be empty.
+    """
+    data = descriptors.detach().cpu().double().numpy()
+    rng = np.random.default_rng(seed)
+    best: tuple[float, np.ndarray, np.ndarray] | None = None
+    for _ in range(KMEANS_RESTARTS):
+        centroids, labels = kmeans2(data, min(groups, len(data)), iter=KMEANS_STEPS, minit="++", rng=rng)
+        inertia = float(np.square(data - centroids[labels]).sum())
+        if best is None or inertia < best[0]:
+            best = inertia, centroids, labels
+    assert best is not None
+    device = descriptors.device
+    return torch.from_numpy(best[1]).float().to(device), torch.from_numpy(best[2]).long().to(device)
+
+
+def proportional_quotas(sizes: Tensor, total: int) -> Tensor:
+    """Share `total` out in proportion to `sizes` `[M]` by largest remainders; int64 `[M]` that sums to `total`."""
+    shares = sizes.double() * total / sizes.sum()
+    quotas = shares.floor().long()
+    # A stable sort gives a remainder shared by two groups to the first of them.
+    order = torch.argsort(shares - quotas, descending=True, stable=True)
+    quotas[order[: total - int(quotas.sum())]] += 1
+    return quotas
+
+
+def event_share(quotas: Tensor, event: int, events: int) -> Tensor:
+    """The part of each quota that falls to one event: `quotas` int64 `[...]`, `event` 1 .. `events`.
+
+    The shares of all events sum to the quotas, and each is within one of `quotas / events`.
+    """
+
+    def reached(k: int) -> Tensor:
+        return (2 * k * quotas + events) // (2 * events)
+
+    return reached(event) - reached(event - 1)
+
+
+@dataclass
+class Assignment:
+    """Group and partner of every synthetic tile; -1 where there is none yet.
+
+    Attributes:
+        group: int64 `[tiles]`.
+        partner: int64 `[tiles]`, index of a real tile.
+    """
+
+    group: Tensor
+    partner: Tensor
+
+    @classmethod
+    def empty(cls, tiles: int, device: torch.device | str = "cpu") -> Assignment:
+        """No tile grouped, none paired."""
+        unset = torch.full((tiles,), -1, dtype=torch.int64, device=device)
+        return cls(unset, unset.clone())
+
+    def add_to_groups(self, descriptors: Tensor, centroids: Tensor, allowance: Tensor, limit: int) -> None:
+        """Group ungrouped tiles, nearest first, while their group has room.
+
+        Args:
+            descriptors: float `[tiles, c]`, mean feature of each synthetic tile.
+            centroids: float `[M, c]`.
+            allowance: int64 `[M]`, tiles that each group takes at most at this event.
+            limit: Tiles that all groups together take at most.
+        """
+        free = torch.nonzero(self.group < 0).flatten()
+        distances = torch.cdist(descriptors[free].float(), centroids).cpu()
+        room = allowance.tolist()
+        taken: set[int] = set()
+        for candidate in torch.argsort(distances.flatten(), stable=True).tolist():
+            tile, group = divmod(candidate, len(centroids))
+            if len(taken) == limit:
+                break
+            if room[group] > 0 and tile not in taken:
+                taken.add(tile)
+                room[group] -= 1
+                self.group[free[tile]] = group
+
+    def pair(
+        self, syn_tiles: Tensor, real_tiles: Tensor, real_groups: Tensor, content: Tensor, method: str
+    ) -> None:
+        """Pair every grouped, unpaired tile with a free real tile of its group, each real tile at most once.
+
+        Args:
+            syn_tiles: float `[tiles, c, p, p]`, normalised features of the synthetic tiles.
+            real_tiles: float `[real tiles, c, p, p]`.
+            real_groups: int64 `[real tiles]`.
+            content: int64 `[real tiles]`; tiles with the same number show the same pixels of the photograph and
+                count as one (`assignment.unique_content`). Without that, each tile has a number of its own.
+            method: `greedy` takes the closest pair first; `hungarian` minimises the sum of squared distances.
+        """
+        waiting = (self.group >= 0) & (self.partner < 0)
+        for group in torch.unique(self.group[waiting]).tolist():
+            syn = torch.nonzero(waiting & (self.group == group)).flatten()
+            used = torch.isin(content, content[self.partner[self.partner >= 0]])
+            real = torch.nonzero((real_groups == group) & ~used).flatten()
+            if len(real) == 0:
+                continue
+            distances = torch.cdist(syn_tiles[syn].flatten(1), real_tiles[real].flatten(1)).square()
+            for row, column in _one_to_one(distances.cpu().numpy(), content[real].cpu().numpy(), method):
+                self.partner[syn[row]] = real[column]
+
+
+def _one_to_one(distances: np.ndarray, content: np.ndarray, method: str) -> list[tuple[int, int]]:
+    """Pairs (row, column) of a matrix such that no row and no content number comes twice."""
+    order = np.argsort(content, kind="stable")
+    _, starts = np.unique(content[order], return_index=True)
+    copies = np.split(order, starts[1:])
+    best = np.stack([distances[:, columns].min(axis=1) for columns in copies], axis=1)
+    if method == "hungarian":
+        chosen = list(zip(*linear_sum_assignment(best), strict=True))
+    else:
+        chosen = _greedy(best)
+    return [(int(row), int(copies[c][distances[row, copies[c]].argmin()])) for row, c in chosen]
+
+
+def _greedy(distances: np.ndarray) -> list[tuple[int, int]]:
+    """Take the smallest entry, cross out its row and column, repeat."""
+    left = distances.copy()
+    chosen = []
+    for _ in range(min(left.shape)):
+        row, column = np.unravel_index(int(left.argmin()), left.shape)
+        chosen.append((int(row), int(column)))
+        left[row, :] = np.inf
+        left[:, column] = np.inf
+    return chosen

@@ -1,0 +1,414 @@
+"""Condense one photograph: the loop of the paper (Algorithm 1), top to bottom.
+
+`condense_instance` optimises a few LR patches until their local features are distributed as those of all the
+photograph's real patches. Three terms are added: the instance term matches the whole distribution (Eq. 6), the
+group term matches it inside clusters of local patches (Eq. 7), the pair term pulls single local patches to
+real ones (Eq. 8). Local patches ("tiles") join groups and pairs progressively (appendix B).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, proportional_quotas
+from idc_hub.condensation.discrepancy import cf_distance, segment_sums
+from idc_hub.condensation.real_side import (
+    HELD_OUT_DRAWS,
+    Draw,
+    RealSide,
+    Statistics,
+    Targets,
+    extract,
+    generator,
+)
+from idc_hub.condensation.transforms import to_rows
+
+if TYPE_CHECKING:
+    from idc_hub.recipe import Recipe
+
+TERMS = ("instance", "group", "pair")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+RANDOM_SUBSETS = 4
+
+
+class Stopped(Exception):
+    """The caller asked to stop; the state has been handed to `checkpoint`."""
+
+
+@dataclass
+class State:
+    """All that one optimisation carries from step to step; what a checkpoint holds.
+
+    Attributes:
+        step: Steps done.
+        patches: float32 `[n, 3, h, w]` in [0, 1] (outside it only with `optimiser.clamp: end`), a leaf.
+        shifts: float32 `[tiles, 2]`, learned deformation (y, x) of each pair in pixels, a leaf.
+        moments: Adam's step count and two moments of `patches` and of `shifts`; Adam updates them in place.
+        assignment: Group and partner of every tile.
+    """
+
+    step: int
+    patches: Tensor
+    shifts: Tensor
+    moments: dict[str, Tensor]
+    assignment: Assignment
+
+    @classmethod
+    def start(cls, patches: Tensor, tiles: int) -> State:
+        """The state before the first step, from initial patches."""
+        shifts = torch.zeros(tiles, 2, device=patches.device)
+        moments = {}
+        for name, leaf in (("patches", patches), ("shifts", shifts)):
+            moments |= {f"{name}.{moment}": torch.zeros_like(leaf) for moment in MOMENTS}
+            moments[f"{name}.step"] = torch.zeros(())
+        return cls(0, patches, shifts, moments, Assignment.empty(tiles, patches.device))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors, for a safetensors file."""
+        return {
+            "step": torch.tensor(self.step),
+            "patches": self.patches.detach(),
+            "shifts": self.shifts.detach(),
+            "group": self.assignment.group,
+            "partner": self.assignment.partner,
+            **self.moments,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> State:
+        """The state that `to_tensors` wrote, on a device."""
+        rest = {
+            # Adam keeps its step count on the CPU.
+            name: tensor.clone().to("cpu" if name.endswith("step") else device)
+            for name, tensor in tensors.items()
+        }
+        step = int(rest.pop("step"))
+        patches, shifts = rest.pop("patches"), rest.pop("shifts")
+        assignment = Assignment(rest.pop("group"), rest.pop("partner"))
+        return cls(step, patches, shifts, rest, assignment)
+
+
+@dataclass
+class Condensed:
+    """What came of one photograph.
+
+    Attributes:
+        patches: uint8 `[n, 3, h, w]`, the synthetic LR patches as consumers read them.
+        held_out: Discrepancy (Eq. 6, unweighted) of `patches` on draws that no step used.
+        held_out_random: The same for random real subsets of the same size, mean over `RANDOM_SUBSETS`.
+        losses: Unweighted terms at the last logged step.
+        gradient_norms: Norms of the three weighted terms' gradients at every logged step, by term.
+        seconds: Time of this process on this photograph, set-up included.
+    """
+
+    patches: Tensor
+    held_out: float
+    held_out_random: float
+    losses: dict[str, float]
+    gradient_norms: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def condense_instance(
+    lr: Tensor,
+    offsets: Tensor,
+    count: int,
+    network: torch.nn.Module,
+    recipe: Recipe,
+    instance_id: str,
+    *,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] = lambda state: None,
+    log: Callable[[dict[str, float]], None] = lambda line: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Condensed:
+    """Optimise `count` synthetic LR patches for one photograph (paper Algorithm 1).
+
+    The result depends on the arguments alone: on a CPU, with the same number of threads, a resumed run ends with
+    the bytes of an uninterrupted one.
+
+    Args:
+        lr: uint8 `[N, 3, h, w]`, all real LR patches of the photograph.
+        offsets: int64 `[N, 2]`, their (top, left) in the LR photograph, pixels.
+        count: Synthetic patches `n`, at least 1.
+        network: The extractor, frozen and in eval mode, on the device to use.
+        recipe: The recipe.
+        instance_id: The photograph's id; seeds what is drawn for it alone.
+        resume: The state to go on from.
+        checkpoint: Called with the state every `workers.checkpoint_every` steps and when stopping.
+        log: Called every `workers.log_every` steps with the step, the terms and their gradient norms.
+        should_stop: Asked before every step.
+
+    Returns:
+        The condensed patches and what was measured on them.
+
+    Raises:
+        Stopped: After `should_stop` said so and the state was handed to `checkpoint`.
+    """
+    begun = time.monotonic()
+    device = next(network.parameters()).device
+    real = RealSide(lr.to(device), offsets, network, recipe, instance_id)
+    held_out: list[object] = [f"held-out-{k}" for k in range(HELD_OUT_DRAWS)]
+    patches = initial_patches(real, count) if resume is None else resume.patches
+    grid = TileGrid(count, real.grid.height, real.grid.width, recipe.assignment.tile)
+    state = resume or State.start(patches, len(grid))
+    optimiser = _adam(state, recipe)
+    objective = Objective(real, grid, recipe)
+    objective.take_partners(state)
+    event_steps = recipe.assignment.event_steps(recipe.optimiser.steps)
+    events = {step: number for number, step in enumerate(event_steps, start=1)}
+    norms: dict[str, list[float]] = {term: [] for term in TERMS}
+    last: dict[str, float] = {}
+
+    while state.step < recipe.optimiser.steps:
+        if should_stop():
+            checkpoint(state)
+            raise Stopped
+        step = state.step
+        if step in events:
+            update_assignment(state, real, grid, network, recipe, events[step])
+            objective.take_partners(state)
+        optimiser.param_groups[0]["lr"] = learning_rate(recipe, step)
+        optimiser.zero_grad()
+        raw = extract(network, state.patches, recipe)
+        terms, penalty = objective(raw, state, step)
+        if (step + 1) % recipe.workers.log_every == 0:
+            last = _measure(terms, state, recipe, norms)
+            log({"step": step + 1, **last, "seconds": time.monotonic() - begun})
+        (sum(weighted(terms, recipe).values()) + penalty).backward()  # type: ignore[union-attr]
+        optimiser.step()
+        if recipe.optimiser.clamp == "step":
+            state.patches.data.clamp_(0, 1)
+        state.step = step + 1
+        if state.step % recipe.workers.checkpoint_every == 0 and state.step < recipe.optimiser.steps:
+            checkpoint(state)
+
+    finished = (state.patches.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    subsets = [random_subset(real, count, "held-out", k) for k in range(RANDOM_SUBSETS)]
+    at_random = [real.discrepancy(real.lr[subset], network, held_out) for subset in subsets]
+    return Condensed(
+        patches=finished.cpu(),
+        held_out=real.discrepancy(finished, network, held_out),
+        held_out_random=sum(at_random) / len(at_random),
+        losses={term: last[term] for term in TERMS if term in last},
+        gradient_norms=norms,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Adam's step size at a step: times `gamma` from each milestone on (paper C.1)."""
+    passed = sum(step >= milestone for milestone in recipe.optimiser.milestone_steps())
+    return recipe.optimiser.learning_rate * recipe.optimiser.gamma**passed
+
+
+def initial_patches(real: RealSide, count: int) -> Tensor:
+    """The patches before the first step, float32 `[count, 3, h, w]` in [0, 1] (`optimiser.initial`).
+
+    `noise` is N(0.5, 0.25) clamped, as NCFM's released code starts; `real` is a random subset of the real
+    patches; `cf-greedy` a subset chosen to lower the discrepancy on the bank's first draws.
+    """
+    recipe = real.recipe
+    if recipe.optimiser.initial == "noise":
+        rng = generator(recipe.seed, real.instance_id, "initial")
+        noise = torch.randn((count, *real.lr.shape[1:]), generator=rng)
+        return (noise * 0.25 + 0.5).clamp(0, 1).to(real.features.device)
+    if recipe.optimiser.initial == "cf-greedy":
+        chosen = real.greedy_subset(count, list(range(min(4, recipe.loss.bank_size))))
+    else:
+        chosen = random_subset(real, count, "initial")
+    return real.lr[chosen].float() / 255
+
+
+def random_subset(real: RealSide, count: int, *name: object) -> Tensor:
+    """`count` different real patches at random; with repetition only where there are too few. int64 `[count]`."""
+    rng = generator(real.recipe.seed, real.instance_id, *name)
+    rounds = [torch.randperm(len(real.lr), generator=rng) for _ in range(-(-count // len(real.lr)))]
+    return torch.cat(rounds)[:count]
+
+
+@torch.no_grad()
+def update_assignment(
+    state: State, real: RealSide, grid: TileGrid, network: torch.nn.Module, recipe: Recipe, event: int
+) -> None:
+    """One event of the progressive assignment (paper appendix B): pair what was grouped before, then group more.
+
+    Event `k` = 1 .. `assignment.events` groups a share of the tiles; one further event only pairs the last share.
+    """
+    spec = recipe.assignment
+    raw = extract(network, state.patches, recipe)
+    normalised = real.normalise(raw, real.statistics_for(raw)[1])
+    real_tiles = real.grid.cut(real.crop(real.normalise(real.features)))
+    assignment = state.assignment
+    assignment.pair(grid.cut(real.crop(normalised)), real_tiles, real.labels, real.content, spec.pairing)
+    if event > spec.events:
+        return
+    quotas = proportional_quotas(real.sizes.cpu(), len(grid))
+    if spec.quotas == "proportional":
+        room = event_share(quotas, event, spec.events)
+        limit = int(room.sum())
+    else:
+        room = quotas - torch.bincount(assignment.group[assignment.group >= 0].cpu(), minlength=len(quotas))
+        limit = int(event_share(torch.tensor(len(grid)), event, spec.events))
+    assignment.add_to_groups(real.descriptors(normalised), real.centroids, room, limit)
+
+
+class Objective:
+    """The three terms of the loss at a step (paper Eq. 6-8), on the synthetic side alone.
+
+    Args:
+        real: The real side.
+        grid: The tiles of the synthetic maps.
+        recipe: The recipe.
+    """
+
+    def __init__(self, real: RealSide, grid: TileGrid, recipe: Recipe) -> None:
+        self.real = real
+        self.grid = grid
+        self.recipe = recipe
+        self.pixels = grid.pixels().to(real.features.device)
+        self.margin = 1 if recipe.loss.deformation == "translation" else 0
+        self.paired = torch.zeros(0, dtype=torch.int64)
+        self.windows: Tensor | None = None
+        self.row_groups = torch.zeros(0, dtype=torch.int64)
+        self.members = torch.zeros(0)
+
+    def take_partners(self, state: State) -> None:
+        """Look up what follows from the assignment; call it after every event and after a resume."""
+        groups = len(self.real.centroids)
+        self.row_groups = self.grid.row_labels(state.assignment.group, groups)
+        counts = torch.bincount(self.row_groups, minlength=groups + 1)
+        self.members = counts[:groups]
+        self.paired = torch.nonzero(state.assignment.partner >= 0).flatten()
+        self.windows = None
+        if len(self.paired):
+            partners = state.assignment.partner[self.paired]
+            self.windows = self.real.windows(partners, self.real.statistics, self.margin)
+
+    def __call__(self, raw: Tensor, state: State, step: int) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Unweighted terms and the weighted penalty on the deformation.
+
+        Args:
+            raw: float `[n, c, h, w]`, raw features of the synthetic patches.
+            state: The state; its assignment must be the one last given to `take_partners`.
+            step: The step, which chooses the draw.
+        """
+        real_statistics, syn_statistics = self.real.statistics_for(raw)
+        draw, targets = self._at(step, real_statistics)
+        rows = self.real.rows(self.real.normalise(raw, syn_statistics), draw, targets.scale)
+        loss = self.recipe.loss
+        groups = len(self.members)
+        sums = segment_sums(rows, draw.freqs, self.row_groups, groups + 1)
+        whole = sums.sum(0) / len(rows)
+        terms = {"instance": cf_distance(targets.instance, whole, alpha=loss.alpha, beta=loss.beta)}
+        present = self.members > 0
+        if bool(present.any()):
+            if draw.group_freqs is not draw.freqs:
+                sums = segment_sums(rows, draw.group_freqs, self.row_groups, groups + 1)
+            means = sums[:groups][present] / self.members[present, None]
+            distances = cf_distance(targets.groups[present], means, alpha=loss.alpha, beta=loss.beta)
+            terms["group"] = distances.sum() if loss.group_reduction == "sum" else distances.mean()
+        if self.windows is None:
+            return terms, 0.0
+        partner_rows = self._partner_rows(draw, targets, state, real_statistics)
+        differences = (rows[self.pixels[self.paired]] - partner_rows).abs()
+        terms["pair"] = self._reduce_pairs(differences, state.assignment.group[self.paired])
+        if not self.margin:
+            return terms, 0.0
+        return terms, loss.deformation_weight * state.shifts[self.paired].square().mean()
+
+    def _at(self, step: int, statistics: Statistics) -> tuple[Draw, Targets]:
+        """The draw of a step: fresh, or the bank walked in an order reshuffled every round."""
+        loss = self.recipe.loss
+        if loss.draws == "fresh":
+            name: object = f"step-{step}"
+        else:
+            round_, place = divmod(step, loss.bank_size)
+            rng = generator(self.recipe.seed, self.real.instance_id, "order", round_)
+            name = int(torch.randperm(loss.bank_size, generator=rng)[place])
+        if self.recipe.features.statistics == "joint":
+            draw = self.real.draw(name)
+            return draw, self.real.targets(draw, statistics)
+        return self.real.at(name, keep=loss.draws == "bank")
+
+    def _partner_rows(self, draw: Draw, targets: Targets, state: State, statistics: Statistics) -> Tensor:
+        """Rows of the paired real tiles, `[pairs, tile*tile, C_out]`, in the order of `TileGrid.pixels`."""
+        windows = self.windows
+        if self.recipe.features.statistics == "joint":
+            windows = self.real.windows(state.assignment.partner[self.paired], statistics, self.margin)
+        assert windows is not None
+        if self.margin:
+            windows = shift_windows(windows, state.shifts[self.paired])
+        maps = torch.nn.functional.conv2d(windows, draw.rows)
+        rows = to_rows(maps).view(len(maps), -1, maps.shape[1])
+        return self.real.norm_rows(rows, targets.scale)
+
+    def _reduce_pairs(self, differences: Tensor, groups: Tensor) -> Tensor:
+        """Reduce absolute differences `[pairs, pixels, C_out]` (`loss.pair_reduction`; algorithm note 6.9)."""
+        reduction = self.recipe.loss.pair_reduction
+        if reduction == "mean":
+            return differences.mean()
+        per_pair = differences.sum((1, 2)) if reduction == "literal" else differences.mean((1, 2))
+        sizes = torch.bincount(groups, minlength=len(self.members))[groups]
+        return (per_pair / (sizes.square() if reduction == "group-mean-twice" else sizes)).sum()
+
+
+def shift_windows(windows: Tensor, shifts: Tensor) -> Tensor:
+    """Move each window by its learned translation and cut the margin of one pixel off.
+
+    Args:
+        windows: `[P, c, s + 2, s + 2]`.
+        shifts: `[P, 2]` (y, x) in pixels; clamped to [-1, 1].
+
+    Returns:
+        `[P, c, s, s]`, bilinearly interpolated; differentiable in `shifts`.
+    """
+    side = windows.shape[-1] - 2
+    steps = torch.arange(side, dtype=windows.dtype, device=windows.device) - (side - 1) / 2
+    shifts = shifts.clamp(-1, 1)
+    # With align_corners=False a pixel is 2 / (side + 2) wide in grid_sample's coordinates.
+    y = (steps + shifts[:, :1]) * (2 / (side + 2))
+    x = (steps + shifts[:, 1:]) * (2 / (side + 2))
+    where = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
+    return torch.nn.functional.grid_sample(windows, where, align_corners=False)
+
+
+def weighted(terms: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """The terms times their weights in the recipe."""
+    return {term: getattr(recipe.loss, f"{term}_weight") * value for term, value in terms.items()}
+
+
+def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
+    """Adam over the patches and the shifts, its moments being those of the state."""
+    leaves = {"patches": state.patches, "shifts": state.shifts}
+    optimiser = torch.optim.Adam(
+        [
+            {"params": [leaf.requires_grad_()], "lr": recipe.optimiser.learning_rate}
+            for leaf in leaves.values()
+        ],
+        foreach=False,
+    )
+    for name, leaf in leaves.items():
+        optimiser.state[leaf] = {key: state.moments[f"{name}.{key}"] for key in ("step", *MOMENTS)}
+    return optimiser
+
+
+def _measure(
+    terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]
+) -> dict[str, float]:
+    """Values of the terms and norms of their weighted gradients in the pixels; three backward passes."""
+    line = {term: float(value.detach()) for term, value in terms.items()}
+    for term, value in weighted(terms, recipe).items():
+        gradient = torch.autograd.grad(value, state.patches, retain_graph=True)[0]
+        norms[term].append(float(gradient.norm()))
+        line[f"gradient_{term}"] = norms[term][-1]
+    tiles = len(state.assignment.group)
+    line["grouped"] = int((state.assignment.group >= 0).sum()) / tiles
+    line["paired"] = int((state.assignment.partner >= 0).sum()) / tiles
+    return line

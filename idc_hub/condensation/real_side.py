@@ -1,0 +1,332 @@
+"""Everything about one photograph that the optimisation is held to, computed once before the loop.
+
+The real side of the losses depends on the photograph and on the draw (RLFF rows and frequencies), never on the
+synthetic patches. With a fixed bank of draws it is therefore a table, filled when a draw is first met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from idc_hub.condensation.assignment import TileGrid, kmeans
+from idc_hub.condensation.discrepancy import cf_distance, segment_sums
+from idc_hub.condensation.transforms import draw_row_indices, pad_for_rlff, rlff, rlff_rows, to_rows
+
+if TYPE_CHECKING:
+    from idc_hub.recipe import Recipe
+
+HELD_OUT_DRAWS = 4
+"""Draws kept out of every optimisation, on which a finished set is measured."""
+
+_CHUNK = 8
+"""Real patches transformed at a time; bounds the memory of the precomputation."""
+
+_VARIANCE_EPS = 1e-5
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine: no state, no order, no rank enters it."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by `seed_of`; draws on the CPU are the same whatever the device computes."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of features and frequencies, shared by all photographs of a recipe.
+
+    Attributes:
+        rows: RLFF rows `[C_out, c, k, k]`.
+        freqs: `[T, C_out]`, from N(0, frequency_scale^2), for the instance term.
+        group_freqs: `[T, C_out]` for the group term; the same tensor unless `loss.shared_frequencies` is off.
+    """
+
+    rows: Tensor
+    freqs: Tensor
+    group_freqs: Tensor
+
+    @classmethod
+    def make(cls, recipe: Recipe, channels: int, name: object, device: torch.device) -> Draw:
+        """The draw called `name` (its number in the bank, a step, or a held-out number) of a recipe."""
+        rng = generator(recipe.seed, "draw", name)
+        spec, loss = recipe.transform, recipe.loss
+        indices = draw_row_indices(
+            channels,
+            spec.kernel_size,
+            spec.channels,
+            rows=spec.rows,
+            replacement=spec.replacement,
+            generator=rng,
+        )
+        shape = (loss.frequencies, spec.channels)
+        freqs = torch.randn(shape, generator=rng).to(device) * loss.frequency_scale
+        group_freqs = freqs
+        if not loss.shared_frequencies:
+            group_freqs = torch.randn(shape, generator=rng).to(device) * loss.frequency_scale
+        return cls(rlff_rows(channels, spec.kernel_size, indices).to(device), freqs, group_freqs)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-channel mean and standard deviation `[1, c, 1, 1]` that a feature map is normalised with."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, *maps: Tensor) -> Statistics:
+        """Statistics over all positions of all maps `[B, c, h, w]` together; biased variance, as batch norm."""
+        count = sum(m.numel() // m.shape[1] for m in maps)
+        total = sum((m.sum((0, 2, 3)) for m in maps), torch.zeros(()))
+        mean = (total / count).view(1, -1, 1, 1)
+        spread = sum(((m - mean).square().sum((0, 2, 3)) for m in maps), torch.zeros(()))
+        return cls(mean, (spread / count + _VARIANCE_EPS).sqrt().view(1, -1, 1, 1))
+
+    def normalise(self, maps: Tensor) -> Tensor:
+        """Maps `[B, c, h, w]` with mean 0 and deviation 1 under these statistics."""
+        return (maps - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The real side at one draw.
+
+    Attributes:
+        instance: complex `[T]`, characteristic function of all real rows.
+        groups: complex `[M, T]`, of the rows of each group.
+        scale: What a row is divided by under `loss.row_norm: global` (RMS norm of the real rows), else 1.
+    """
+
+    instance: Tensor
+    groups: Tensor
+    scale: float
+
+
+class RealSide:
+    """The real patches of one photograph, their features, groups and characteristic functions.
+
+    Args:
+        lr: uint8 `[N, 3, h, w]`, the real LR patches.
+        offsets: int64 `[N, 2]`, their (top, left) in the LR photograph, in pixels.
+        network: The extractor; frozen, float32.
+        recipe: The recipe.
+        instance_id: Names the photograph; seeds what is drawn for it alone.
+
+    Attributes:
+        features: float `[N, c, h, w]`, raw features.
+        statistics: Their per-channel statistics.
+        grid: The tiles of the transformed real maps.
+        centroids: `[M, c]`; `labels` int64 `[tiles]`; `sizes` int64 `[M]`.
+        content: int64 `[tiles]`, see `Assignment.pair`.
+    """
+
+    def __init__(
+        self, lr: Tensor, offsets: Tensor, network: torch.nn.Module, recipe: Recipe, instance_id: str
+    ) -> None:
+        self.recipe = recipe
+        self.instance_id = instance_id
+        limit = recipe.features.real_patches
+        if limit is not None and limit < len(lr):
+            chosen = torch.randperm(len(lr), generator=generator(recipe.seed, instance_id, "real"))[:limit].sort()
+            lr, offsets = lr[chosen.values], offsets[chosen.values]
+        self.lr = lr
+        with torch.no_grad():
+            self.features = torch.cat([extract(network, piece, recipe) for piece in lr.split(_CHUNK)])
+        self.statistics = Statistics.of(self.features)
+        height, width = (side - 2 * self.border for side in self.features.shape[2:])
+        self.grid = TileGrid(len(lr), height, width, recipe.assignment.tile)
+        with torch.no_grad():
+            descriptors = self.descriptors(self.normalise(self.features))
+        seed = seed_of(recipe.seed, instance_id, "kmeans")
+        self.centroids, self.labels = kmeans(descriptors, recipe.assignment.groups, seed)
+        self.sizes = torch.bincount(self.labels, minlength=len(self.centroids))
+        self.content = self._content(offsets)
+        self._table: dict[object, tuple[Draw, Targets]] = {}
+
+    @property
+    def border(self) -> int:
+        """Feature pixels that the transform leaves out on each side."""
+        return self.recipe.transform.kernel_size // 2 if self.recipe.transform.padding == "valid" else 0
+
+    def crop(self, maps: Tensor) -> Tensor:
+        """The part of feature maps `[B, c, h, w]` that the transformed maps cover."""
+        edge = self.border
+        return maps[..., edge : maps.shape[-2] - edge, edge : maps.shape[-1] - edge] if edge else maps
+
+    def normalise(self, maps: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Normalise raw feature maps as the recipe says; by the real statistics unless others are given."""
+        if self.recipe.features.statistics == "none":
+            return maps
+        return (statistics or self.statistics).normalise(maps)
+
+    def statistics_for(self, syn: Tensor) -> tuple[Statistics, Statistics]:
+        """Statistics for (real, synthetic) raw maps at a step (`features.statistics`; algorithm note 6.4)."""
+        mode = self.recipe.features.statistics
+        if mode == "own":
+            return self.statistics, Statistics.of(syn)
+        if mode == "joint":
+            joint = Statistics.of(self.features, syn)
+            return joint, joint
+        return self.statistics, self.statistics
+
+    def descriptors(self, normalised: Tensor) -> Tensor:
+        """Mean feature of every tile of normalised maps `[B, c, h, w]`: `[tiles, C]` (paper appendix B)."""
+        pieces = []
+        for piece in normalised.split(_CHUNK):
+            if self.recipe.assignment.space == "transform":
+                maps = rlff(piece, self.draw(0).rows, self.recipe.transform.padding)
+            else:
+                maps = self.crop(piece)
+            pooled = torch.nn.functional.avg_pool2d(maps, self.recipe.assignment.tile)
+            pieces.append(to_rows(pooled))
+        return torch.cat(pieces)
+
+    def draw(self, name: object) -> Draw:
+        """The draw called `name` on this photograph's device."""
+        return Draw.make(self.recipe, self.features.shape[1], name, self.features.device)
+
+    def at(self, name: object, *, keep: bool) -> tuple[Draw, Targets]:
+        """The draw called `name` and the real side at it; `keep` it for the next time it is met."""
+        if name in self._table:
+            return self._table[name]
+        draw = self.draw(name)
+        found = draw, self.targets(draw, self.statistics)
+        if keep:
+            self._table[name] = found
+        return found
+
+    @torch.no_grad()
+    def targets(self, draw: Draw, statistics: Statistics) -> Targets:
+        """Characteristic functions of the real rows at a draw, streamed over the patches."""
+        scale = self._rms_norm(draw, statistics) if self.recipe.loss.row_norm == "global" else 1.0
+        groups = len(self.centroids)
+        labels = self.grid.row_labels(self.labels, groups).view(self.grid.patches, -1)
+        total: Tensor | int = 0
+        grouped: Tensor | int = 0
+        for start in range(0, len(self.features), _CHUNK):
+            here = slice(start, start + _CHUNK)
+            rows = self.rows(self.normalise(self.features[here], statistics), draw, scale)
+            sums = segment_sums(rows, draw.freqs, labels[here].flatten(), groups + 1)
+            total = total + sums.sum(0)
+            if draw.group_freqs is not draw.freqs:
+                sums = segment_sums(rows, draw.group_freqs, labels[here].flatten(), groups + 1)
+            grouped = grouped + sums[:groups]
+        assert isinstance(total, Tensor)
+        assert isinstance(grouped, Tensor)
+        members = (self.sizes * self.grid.tile**2).clamp(min=1)
+        return Targets(total / labels.numel(), grouped / members[:, None], scale)
+
+    def rows(self, normalised: Tensor, draw: Draw, scale: float) -> Tensor:
+        """Local features of normalised maps, one a row, normalised as `loss.row_norm` says."""
+        return self.norm_rows(to_rows(rlff(normalised, draw.rows, self.recipe.transform.padding)), scale)
+
+    def norm_rows(self, rows: Tensor, scale: float) -> Tensor:
+        """Divide each row by its length (`row`), by the real RMS length (`global`), or leave it (`none`)."""
+        if self.recipe.loss.row_norm == "row":
+            return torch.nn.functional.normalize(rows, dim=-1)
+        return rows / scale
+
+    def windows(self, partners: Tensor, statistics: Statistics, margin: int) -> Tensor:
+        """Neighbourhoods of real tiles, from which their rows follow by a valid convolution.
+
+        Args:
+            partners: int64 `[P]`, real tiles.
+            statistics: What the real maps are normalised with.
+            margin: Further pixels on each side (`loss.deformation`).
+
+        Returns:
+            float `[P, c, s, s]` with `s = tile + k - 1 + 2 * margin`.
+        """
+        spec, tile = self.recipe.transform, self.grid.tile
+        side = tile + spec.kernel_size - 1 + 2 * margin
+        patch, place = partners.div(self.grid.rows_down * self.grid.across, rounding_mode="floor"), partners
+        place = partners % (self.grid.rows_down * self.grid.across)
+        needed, index = torch.unique(patch, return_inverse=True)
+        maps = self.normalise(self.features[needed], statistics)
+        maps = pad_for_rlff(maps, spec.kernel_size, spec.padding, margin=margin)
+        pieces = maps.unfold(2, side, tile).unfold(3, side, tile)
+        return pieces[index, :, place // self.grid.across, place % self.grid.across]
+
+    @torch.no_grad()
+    def discrepancy(self, lr: Tensor, network: torch.nn.Module, names: list[object]) -> float:
+        """Mean instance discrepancy (paper Eq. 6, unweighted) of uint8 patches `[n, 3, h, w]` over some draws."""
+        raw = extract(network, lr, self.recipe)
+        normalised = self.normalise(raw, self.statistics_for(raw)[1])
+        values = []
+        for name in names:
+            draw, targets = self.at(name, keep=True)
+            rows = self.rows(normalised, draw, targets.scale)
+            labels = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+            syn = segment_sums(rows, draw.freqs, labels, 1)[0] / len(rows)
+            loss = self.recipe.loss
+            values.append(cf_distance(targets.instance, syn, alpha=loss.alpha, beta=loss.beta))
+        return float(torch.stack(values).mean())
+
+    @torch.no_grad()
+    def greedy_subset(self, count: int, names: list[object]) -> Tensor:
+        """Real patches chosen one by one to lower the discrepancy over some draws; int64 `[count]`.
+
+        A patch may be chosen again only when all have been chosen.
+        """
+        functions, targets = self._patch_functions(names)
+        loss = self.recipe.loss
+        chosen: list[int] = []
+        total = torch.zeros_like(functions[:, 0])
+        for _ in range(count):
+            mean = (total[:, None] + functions) / (len(chosen) + 1)
+            distance = cf_distance(targets[:, None], mean, alpha=loss.alpha, beta=loss.beta).mean(0)
+            if len(chosen) < len(self.lr):
+                distance[chosen] = torch.inf
+            best = int(distance.argmin())
+            chosen.append(best)
+            total = total + functions[:, best]
+        return torch.tensor(chosen)
+
+    def _patch_functions(self, names: list[object]) -> tuple[Tensor, Tensor]:
+        """Characteristic functions of every real patch alone, complex `[draws, N, T]`, and of all `[draws, T]`."""
+        functions, targets = [], []
+        for name in names:
+            draw, target = self.at(name, keep=True)
+            targets.append(target.instance)
+            pieces = []
+            for piece in self.features.split(_CHUNK):
+                rows = self.rows(self.normalise(piece), draw, target.scale)
+                labels = torch.arange(len(piece), device=rows.device).repeat_interleave(len(rows) // len(piece))
+                pieces.append(segment_sums(rows, draw.freqs, labels, len(piece)) * (len(piece) / len(rows)))
+            functions.append(torch.cat(pieces))
+        return torch.stack(functions), torch.stack(targets)
+
+    def _rms_norm(self, draw: Draw, statistics: Statistics) -> float:
+        total, count = 0.0, 0
+        for piece in self.features.split(_CHUNK):
+            maps = rlff(self.normalise(piece, statistics), draw.rows, self.recipe.transform.padding)
+            total += float(maps.double().square().sum())
+            count += maps.numel() // maps.shape[1]
+        return (total / count) ** 0.5
+
+    def _content(self, offsets: Tensor) -> Tensor:
+        """Number the real tiles so that tiles that show the same pixels share a number, if the recipe wants it."""
+        tiles = torch.arange(len(self.grid))
+        if not self.recipe.assignment.unique_content:
+            return tiles.to(self.labels.device)
+        a_patch, tile = self.grid.rows_down * self.grid.across, self.grid.tile
+        place = tiles % a_patch
+        inside = torch.stack([place // self.grid.across, place % self.grid.across], dim=1) * tile
+        positions = offsets.cpu()[tiles // a_patch] + inside
+        return torch.unique(positions, dim=0, return_inverse=True)[1].to(self.labels.device)
+
+
+def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe) -> Tensor:
+    """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1]."""
+    pixels = lr.float() / 255 if lr.dtype == torch.uint8 else lr
+    features: Tensor = network.features(pixels, recipe.features.layer)  # type: ignore[operator]
+    return features

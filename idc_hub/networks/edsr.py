@@ -1,0 +1,102 @@
+"""EDSR: residual blocks without batch normalisation (Lim et al., CVPR Workshops 2017, section 3).
+
+The parameters carry the names of the BasicSR checkpoints (`conv_first`, `body.N.conv1`, `upsample.0`, ...),
+so the weights published there load into this class as they are.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from idc_hub.errors import NetworkError
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; part of every published checkpoint
+PIXEL_RANGE = 255.0  # the published weights, biases above all, were trained on [0, 255]
+
+
+class ResidualBlock(nn.Module):
+    """conv, ReLU, conv, times `residual_scale`, plus the input (Lim et al., figure 2c)."""
+
+    def __init__(self, channels: int, residual_scale: float) -> None:
+        super().__init__()
+        self.residual_scale = residual_scale
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.conv1(x))) * self.residual_scale
+
+
+class EDSR(nn.Module):
+    """EDSR: RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped.
+
+    No bicubic copy of the input is added to the output, so the features carry the colours too.
+
+    Args:
+        channels: Feature channels of every layer.
+        blocks: Residual blocks.
+        residual_scale: Factor on each block's residual; 0.1 keeps the 256-channel network stable.
+        scale: 2, 3 or 4.
+
+    Attributes:
+        name: What `create` and `load` call this network.
+        layers: Number of layers that `features` counts: one for each residual block.
+        feature_channels: Channels of every feature map.
+        arguments: The constructor's arguments without the scale, as stored in `config.json`.
+    """
+
+    name = "edsr"
+    mean: Tensor
+
+    def __init__(self, *, channels: int, blocks: int, residual_scale: float = 1.0, scale: int = 4) -> None:
+        if scale not in (2, 3, 4):
+            raise NetworkError(f"EDSR exists for the scales 2, 3 and 4, not for {scale}.")
+        super().__init__()
+        self.scale = scale
+        self.layers = blocks
+        self.feature_channels = channels
+        self.arguments = {"channels": channels, "blocks": blocks, "residual_scale": residual_scale}
+
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(channels, residual_scale) for _ in range(blocks)))
+        self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)
+        steps: list[nn.Module] = []
+        for factor in (2, 2) if scale == 4 else (scale,):
+            steps += [nn.Conv2d(channels, channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+        self.upsample = nn.Sequential(*steps)
+        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        x = self.conv_last(self.upsample(self.features(lr, "body")))
+        return x / PIXEL_RANGE + self.mean
+
+    def features(self, lr: Tensor, layer: int | str = "last") -> Tensor:
+        """The feature map after one layer.
+
+        Args:
+            lr: Float `[B, 3, h, w]` in [0, 1].
+            layer: 1 to `layers`, the output of that residual block; "first", the first; "last", the last;
+                or "body", what enters the upsampler: the last block through `conv_after_body`, plus the
+                output of `conv_first`.
+
+        Returns:
+            Float `[B, feature_channels, h, w]`.
+
+        Raises:
+            NetworkError: There is no such layer.
+        """
+        count = self._block_count(layer)
+        first = self.conv_first((lr - self.mean) * PIXEL_RANGE)
+        x = self.body[:count](first)
+        return self.conv_after_body(x) + first if layer == "body" else x
+
+    def _block_count(self, layer: int | str) -> int:
+        """How many residual blocks `layer` needs."""
+        counts: dict[int | str, int] = {n: n for n in range(1, self.layers + 1)}
+        counts |= {"first": 1, "last": self.layers, "body": self.layers}
+        if isinstance(layer, bool) or layer not in counts:
+            raise NetworkError(
+                f"{self.name} has no layer {layer!r}.",
+                hint=f'Its layers are 1 to {self.layers}, "first", "last" and "body".',
+            )
+        return counts[layer]

@@ -1,0 +1,201 @@
+"""The Markdown of the card that is ours: facts from the repository, poured into `card_template.md`.
+
+Everything that comes out of idc.json and recipe.yaml was written by somebody else and passes a filter on its way in.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from idc_hub.errors import RunError
+from idc_hub.storage import parquet
+from idc_hub.storage.manifest import Manifest
+
+_REMEDY = "Pull the repository again."
+_TOLD_ELSEWHERE = ("photographs", "windows", "held_out", "held_out_random", "results")
+
+
+@dataclass(frozen=True)
+class Version:
+    """An HR version as the card tells it."""
+
+    name: str
+    default: bool
+    teacher: dict[str, Any]
+    date: str
+    size: parquet.Size
+
+
+def read_versions(repo: Path, manifest: Manifest) -> list[Version]:
+    """The HR versions of a repository tree, the default first, then the newest.
+
+    Raises:
+        RunError: A version is damaged, or has other rows than idc.json says.
+    """
+    versions = []
+    for name, facts in sorted(manifest.hr_versions.items()):
+        size = parquet.measure(repo / "data" / name)
+        if size.rows != manifest.patches:
+            raise RunError(f"{repo / 'data' / name} has {size.rows} rows, not {manifest.patches}.", _REMEDY)
+        versions.append(Version(name, name == manifest.default, facts["teacher"], facts["date"], size))
+    return sorted(versions, key=lambda version: (version.default, version.date), reverse=True)
+
+
+def render_section(
+    repo: Path, manifest: Manifest, versions: list[Version], repo_id: str | None, title: str
+) -> str:
+    """The Markdown between the marks.
+
+    Args:
+        repo: The repository tree.
+        manifest: Its idc.json.
+        versions: Its HR versions.
+        repo_id: Its id on the Hub, for the commands; None: a local folder.
+        title: The heading.
+
+    Raises:
+        RunError: recipe.yaml is damaged.
+    """
+    recipe = _read_recipe(repo)
+    facts = manifest.condensation
+    source = str(_lookup(recipe, "source", "path") or "")
+    packages = {name: version for name, version in manifest.packages.items() if _is_plain(version)}
+    template = _environment().get_template("card_template.md")
+    text = template.render(
+        title=title,
+        name=manifest.name,
+        scale=manifest.scale,
+        patches=manifest.patches,
+        windows=_number(facts.get("windows")),
+        photographs=_number(facts.get("photographs")),
+        lr_side=manifest.patch_size,
+        hr_side=manifest.patch_size * manifest.scale,
+        lr_digest=manifest.lr_digest,
+        versions=versions,
+        others=[version for version in versions if not version.default],
+        pictures=_pictures(repo),
+        results=_results(facts.get("results")),
+        held_out=_number(facts.get("held_out")),
+        held_out_random=_number(facts.get("held_out_random")),
+        facts=_making(manifest, recipe),
+        initial=_lookup(recipe, "optimiser", "initial"),
+        local_photographs="/" not in source or Path(source).is_absolute(),
+        packages=packages,
+        pin=packages.get("idc-hub"),
+        repo_id=repo_id,
+        place=repo_id or "path/to/this/folder",
+        recipe_place=repo_id or "recipe.yaml",
+        run_place=f"runs/{manifest.name}",
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("idc_hub.publishing", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 (Markdown: `text` escapes)
+    )
+    environment.filters |= {
+        "text": _escape,
+        "number": lambda value: f"{value:,}",
+        "size": lambda count: f"{count / 1e6:,.1f} MB",
+        "string_literal": lambda value: json.dumps(value, ensure_ascii=False),
+        "shell": lambda value: shlex.quote(" ".join(value.split())),
+    }
+    return environment
+
+
+def _escape(value: object) -> str:
+    """`value` as one line of Markdown text that formats nothing, opens no HTML and ends no table cell."""
+    line = "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
+    return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", line)
+
+
+def _making(manifest: Manifest, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the patches were made, as (label, value): what the recipe says, then what the Run measured."""
+    facts = manifest.condensation
+    source = str(_lookup(recipe, "source", "path") or "")
+    source = Path(source).name if Path(source).is_absolute() else source  # a place on somebody's machine
+    windows = _number(facts.get("windows"))
+    rows = [
+        ("Photographs", [facts.get("photographs"), source and f"from {source}"]),
+        ("Real LR patches", [windows, _grid(recipe, manifest.patch_size)]),
+        ("Synthetic LR patches", [manifest.patches, windows and f"({100 * manifest.patches / windows:.3g} %)"]),
+        ("Feature network", [_lookup(recipe, "features", "network"), _digest(recipe)]),
+        ("Preset", [_lookup(recipe, "preset")]),
+        ("First patches", [_lookup(recipe, "optimiser", "initial")]),
+    ]
+    labels = {"steps": "Steps a photograph", "worker_seconds": "Computing time, all workers"}
+    for key, value in sorted(facts.items()):
+        if key not in _TOLD_ELSEWHERE and isinstance(value, str | int | float):
+            shown = _duration(value) if key.endswith("seconds") else value
+            rows.append((labels.get(key, key.replace("_", " ").capitalize()), [shown]))
+    told = ((label, [_number_text(part) for part in parts if part not in (None, "")]) for label, parts in rows)
+    return [(label, " ".join(parts)) for label, parts in told if parts]
+
+
+def _grid(recipe: dict[str, Any], size: int) -> str:
+    stride = _lookup(recipe, "patches", "stride")
+    return f"of {size}×{size}" + (f", one every {stride} pixels" if stride else "")
+
+
+def _digest(recipe: dict[str, Any]) -> str | None:
+    digest = _lookup(recipe, "features", "weights_sha256")
+    return f"(SHA-256 {str(digest)[:12]}…)" if digest else None
+
+
+def _duration(seconds: Any) -> str:
+    minutes, seconds = divmod(round(_number(seconds) or 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _number(value: Any) -> int | float | None:
+    """`value` where it is a number: facts come from a file that anybody may have written."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _number_text(value: Any) -> str:
+    return f"{value:,}" if _number(value) is not None else str(value)
+
+
+def _is_plain(version: str) -> bool:
+    return re.fullmatch(r"[\w.+!-]+", str(version)) is not None
+
+
+def _results(rows: Any) -> list[dict[str, Any]]:
+    """The rows of a results table: dicts with the same keys in every row, which are the columns."""
+    return [row for row in rows if isinstance(row, dict) and row] if isinstance(rows, list) else []
+
+
+def _pictures(repo: Path) -> list[str]:
+    names = sorted(path.name for path in (repo / "report").glob("*.png"))
+    return [f"report/{name}" for name in names if re.fullmatch(r"[\w.-]+", name)]
+
+
+def _lookup(recipe: dict[str, Any], *keys: str) -> Any:
+    """A value of the recipe, None where it has none."""
+    value: Any = recipe
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _read_recipe(repo: Path) -> dict[str, Any]:
+    path = repo / "recipe.yaml"
+    try:
+        recipe = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{path} is not YAML ({error}).", _REMEDY) from error
+    if not isinstance(recipe, dict):
+        raise RunError(f"{path} is not a recipe.", _REMEDY)
+    return recipe

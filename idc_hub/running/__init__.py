@@ -1,0 +1,1 @@
+"""One machine or many: workers, how they are started, and the HR side that follows."""

@@ -1,0 +1,147 @@
+"""Grouping and pairing against brute force, and the counts that the schedule promises."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, kmeans, proportional_quotas
+
+
+def test_tiles_are_cut_in_reading_order_and_the_remainder_is_left_out() -> None:
+    grid = TileGrid(2, 7, 9, 3)
+    maps = torch.arange(2 * 1 * 7 * 9).view(2, 1, 7, 9)
+    assert len(grid) == 2 * 2 * 3
+    tiles = grid.cut(maps)
+    assert torch.equal(tiles[7, 0], maps[1, 0, 0:3, 3:6])
+    assert torch.equal(grid.pixels()[4], maps[0, 0, 3:6, 3:6].reshape(-1))
+
+
+def test_row_labels_mark_the_rows_of_each_tile_and_leave_the_others() -> None:
+    grid = TileGrid(1, 5, 4, 2)
+    labels = grid.row_labels(torch.tensor([0, 1, -1, 2]), other=9).view(5, 4)
+    assert labels.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [9, 9, 2, 2], [9, 9, 2, 2], [9, 9, 9, 9]]
+
+
+def test_kmeans_finds_separated_clusters_and_repeats_itself() -> None:
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    truth = torch.arange(90) % 3
+    points = centres[truth] + torch.randn(90, 2, generator=rng)
+    centroids, labels = kmeans(points, 3, seed=1)
+    for cluster in range(3):
+        members = points[labels == cluster]
+        assert len(truth[labels == cluster].unique()) == 1
+        assert torch.allclose(members.mean(0), centroids[cluster], atol=1e-4)
+    again = kmeans(points, 3, seed=1)
+    assert torch.equal(again[0], centroids)
+    assert torch.equal(again[1], labels)
+
+
+def test_more_groups_than_tiles_are_not_an_error() -> None:
+    centroids, labels = kmeans(torch.eye(3), 16, seed=0)
+    assert centroids.shape == (3, 3)
+    assert sorted(labels.tolist()) == [0, 1, 2]
+
+
+def test_quotas_are_the_largest_remainders() -> None:
+    assert proportional_quotas(torch.tensor([1, 1, 1]), 10).tolist() == [4, 3, 3]
+    assert proportional_quotas(torch.tensor([50, 30, 20]), 7).tolist() == [4, 2, 1]
+    sizes = torch.tensor([1234, 77, 9001, 3, 2500])
+    quotas = proportional_quotas(sizes, 3840)
+    assert int(quotas.sum()) == 3840
+    exact = sizes.double() * 3840 / sizes.sum()
+    assert bool(((quotas - exact).abs() < 1).all())
+
+
+def test_event_shares_sum_to_the_quotas_and_are_even() -> None:
+    quotas = torch.tensor([0, 1, 24, 25, 26, 240, 1000])
+    shares = torch.stack([event_share(quotas, event, 25) for event in range(1, 26)])
+    assert torch.equal(shares.sum(0), quotas)
+    assert bool(((shares - quotas / 25).abs() <= 1).all())
+    per_event = [int(event_share(torch.tensor(3840), event, 25)) for event in range(1, 26)]
+    assert set(per_event) == {153, 154}
+
+
+def slow_grouping(distances: np.ndarray, free: list[int], room: list[int], limit: int) -> dict[int, int]:
+    taken: dict[int, int] = {}
+    order = sorted(itertools.product(free, range(len(room))), key=lambda pair: distances[pair])
+    for tile, group in order:
+        if len(taken) < limit and tile not in taken and room[group] > 0:
+            taken[tile] = group
+            room[group] -= 1
+    return taken
+
+
+def test_grouping_takes_the_nearest_free_tiles_while_there_is_room() -> None:
+    rng = torch.Generator().manual_seed(3)
+    descriptors, centroids = torch.randn(30, 4, generator=rng), torch.randn(5, 4, generator=rng)
+    assignment = Assignment.empty(30)
+    assignment.group[[2, 7]] = 1
+    free = [tile for tile in range(30) if tile not in (2, 7)]
+    distances = torch.cdist(descriptors, centroids).numpy()
+    expected = slow_grouping(distances, free, [2, 0, 3, 1, 4], 9)
+    assignment.add_to_groups(descriptors, centroids, torch.tensor([2, 0, 3, 1, 4]), limit=9)
+    found = {tile: int(assignment.group[tile]) for tile in free if assignment.group[tile] >= 0}
+    assert found == expected
+    assert len(found) == 9
+    assert assignment.group[[2, 7]].tolist() == [1, 1]
+
+
+def pairing_problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(5)
+    syn, real = torch.randn(6, 2, 2, 2, generator=rng), torch.randn(9, 2, 2, 2, generator=rng)
+    return syn, real, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1]), torch.tensor([0, 0, 0, 1, 1, -1])
+
+
+def squared(syn: torch.Tensor, real: torch.Tensor) -> np.ndarray:
+    return (syn.flatten(1)[:, None] - real.flatten(1)[None]).square().sum(-1).numpy()
+
+
+def test_greedy_pairing_takes_the_closest_pair_first_and_each_real_tile_once() -> None:
+    syn, real, real_groups, groups = pairing_problem()
+    assignment = Assignment(groups.clone(), torch.full((6,), -1))
+    assignment.pair(syn, real, real_groups, torch.arange(9), "greedy")
+    distances = squared(syn, real)
+    expected: dict[int, int] = {}
+    for s, r in sorted(itertools.product(range(6), range(9)), key=lambda pair: distances[pair]):
+        if groups[s] == real_groups[r] and s not in expected and r not in expected.values():
+            expected[s] = r
+    assert {s: int(r) for s, r in enumerate(assignment.partner) if r >= 0} == expected
+    assert assignment.partner[5] == -1
+
+
+def test_hungarian_pairing_has_the_least_total() -> None:
+    syn, real, real_groups, groups = pairing_problem()
+    assignment = Assignment(groups.clone(), torch.full((6,), -1))
+    assignment.pair(syn, real, real_groups, torch.arange(9), "hungarian")
+    distances = squared(syn, real)
+    total = sum(distances[s, int(assignment.partner[s])] for s in range(5))
+    best_first = min(sum(distances[s, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4), 3))
+    best_second = min(
+        sum(distances[s + 3, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4, 9), 2)
+    )
+    assert total == pytest.approx(best_first + best_second, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["greedy", "hungarian"])
+def test_copies_of_the_same_content_count_as_one_partner(method: str) -> None:
+    syn = torch.zeros(3, 1, 1, 1)
+    real = torch.tensor([0.0, 0.1, 0.2, 5.0]).view(4, 1, 1, 1)
+    content = torch.tensor([0, 0, 1, 2])
+    assignment = Assignment(torch.zeros(3, dtype=torch.int64), torch.full((3,), -1))
+    assignment.pair(syn, real, torch.zeros(4, dtype=torch.int64), content, method)
+    assert sorted(assignment.partner.tolist()) == [0, 2, 3]
+    # What is used stays used at a later event, its copies too.
+    late = Assignment(torch.zeros(4, dtype=torch.int64), torch.tensor([1, 2, -1, -1]))
+    late.pair(torch.zeros(4, 1, 1, 1), real, torch.zeros(4, dtype=torch.int64), content, method)
+    assert sorted(late.partner.tolist()) == [-1, 1, 2, 3]
+
+
+def test_tiles_stay_unpaired_when_their_group_has_no_free_real_tile() -> None:
+    assignment = Assignment(torch.zeros(2, dtype=torch.int64), torch.full((2,), -1))
+    assignment.pair(
+        torch.zeros(2, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1), "greedy"
+    )
+    assert sorted(assignment.partner.tolist()) == [-1, 0]

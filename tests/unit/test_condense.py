@@ -1,0 +1,340 @@
+"""The optimisation of one photograph, against a slow reference, for every switch, and through interruptions."""
+
+import cmath
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from idc_hub.condensation.assignment import Assignment, TileGrid
+from idc_hub.condensation.condense import (
+    Objective,
+    State,
+    Stopped,
+    condense_instance,
+    initial_patches,
+    learning_rate,
+    random_subset,
+    shift_windows,
+    weighted,
+)
+from idc_hub.condensation.real_side import RealSide, Statistics, extract
+from idc_hub.recipe import Recipe
+
+SIZE, STRIDE = 16, 8
+
+
+class SmallNetwork(nn.Module):
+    """Two fixed convolutions: enough structure for features, quick enough for loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.first = nn.Parameter(torch.randn(6, 3, 3, 3, generator=rng) * 0.4, requires_grad=False)
+        self.second = nn.Parameter(torch.randn(4, 6, 3, 3, generator=rng) * 0.3, requires_grad=False)
+
+    def features(self, lr: Tensor, layer: int | str) -> Tensor:
+        hidden = torch.tanh(nn.functional.conv2d(lr, self.first, padding=1))
+        return nn.functional.conv2d(hidden, self.second, padding=1)
+
+
+def recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "name": "test",
+        "source": {"path": "photographs"},
+        "patches": {"size": SIZE, "stride": STRIDE},
+        "transform": {"kernel_size": 3, "channels": 12},
+        "loss": {"frequencies": 16, "bank_size": 3},
+        "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
+        "optimiser": {"steps": 20, "initial": "noise"},
+        "workers": {"checkpoint_every": 7, "log_every": 5},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[section] = value
+    return Recipe.model_validate(values)
+
+
+def photograph() -> tuple[Tensor, Tensor]:
+    """Nine overlapping patches of a smooth picture with edges, and their places."""
+    y, x = np.mgrid[0:32, 0:32] / 32
+    picture = np.stack([np.sin(9 * x + 4 * y), np.cos(7 * y) * x, (x > 0.5) * (y > 0.3)])
+    pixels = torch.from_numpy((picture * 100 + 120).clip(0, 255).astype(np.uint8))
+    places = [(top, left) for top in (0, 8, 16) for left in (0, 8, 16)]
+    patches = torch.stack([pixels[:, top : top + SIZE, left : left + SIZE] for top, left in places])
+    return patches, torch.tensor(places)
+
+
+def condense(spec: Recipe, **options: Any) -> Any:
+    patches, places = photograph()
+    return condense_instance(patches, places, 2, SmallNetwork(), spec, "photo", **options)
+
+
+def slow_distance(real: np.ndarray, syn: np.ndarray, freqs: np.ndarray) -> float:
+    total = 0.0
+    for t in freqs:
+        a, b = (sum(cmath.exp(1j * float(t @ row)) for row in rows) / len(rows) for rows in (real, syn))
+        phase = 2 * abs(a) * abs(b) * (1 - math.cos(cmath.phase(a) - cmath.phase(b)))
+        total += math.sqrt(0.2 * (abs(a) - abs(b)) ** 2 + 0.8 * phase)
+    return total / len(freqs)
+
+
+def slow_rows(maps: np.ndarray, rows: np.ndarray, padding: str) -> np.ndarray:
+    """Local features `[B, h, w, C_out]` of normalised maps, by loops over pixels, each of unit length."""
+    edge = 0 if padding == "valid" else rows.shape[-1] // 2
+    mode = "reflect" if padding == "reflect" else "constant"
+    padded = np.pad(maps, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode=mode)
+    k = rows.shape[-1]
+    height, width = padded.shape[2] - k + 1, padded.shape[3] - k + 1
+    found = np.empty((len(maps), height, width, len(rows)))
+    for y in range(height):
+        for x in range(width):
+            window = padded[:, :, y : y + k, x : x + k].reshape(len(maps), -1)
+            found[:, y, x] = window @ rows.reshape(len(rows), -1).T
+    return found / np.linalg.norm(found, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero", "valid"])
+@pytest.mark.parametrize("reduction", ["mean", "literal", "group-mean", "group-mean-twice"])
+def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) -> None:
+    spec = recipe(transform__padding=padding, loss__pair_reduction=reduction)
+    patches, places = photograph()
+    network = SmallNetwork()
+    real = RealSide(patches, places, network, spec, "photo")
+    grid = TileGrid(2, real.grid.height, real.grid.width, 4)
+    state = State.start(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), len(grid))
+    # A third of the tiles is grouped, some of them paired with real tiles of their group.
+    state.assignment.group[::3] = torch.arange(len(state.assignment.group[::3])) % 3
+    for tile in torch.nonzero(state.assignment.group >= 0).flatten().tolist()[::2]:
+        of_group = torch.nonzero(real.labels == state.assignment.group[tile]).flatten()
+        state.assignment.partner[tile] = of_group[tile % len(of_group)]
+    objective = Objective(real, grid, spec)
+    objective.take_partners(state)
+    terms, _ = objective(extract(network, state.patches, spec), state, step=0)
+
+    draw, _ = objective._at(0, real.statistics)
+    normalise = real.statistics.normalise
+    syn_rows, real_rows = (
+        slow_rows(normalise(extract(network, lr, spec)).double().numpy(), draw.rows.double().numpy(), padding)
+        for lr in (state.patches, patches)
+    )
+    freqs = draw.freqs.double().numpy()
+    channels = syn_rows.shape[-1]
+    whole = slow_distance(real_rows.reshape(-1, channels), syn_rows.reshape(-1, channels), freqs)
+    assert float(terms["instance"]) == pytest.approx(whole, rel=2e-4)
+
+    def tiles_of(rows: np.ndarray, place: TileGrid) -> np.ndarray:
+        down, across = place.height // 4, place.width // 4
+        pieces = [
+            rows[b, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(16, channels)
+            for b in range(len(rows))
+            for i in range(down)
+            for j in range(across)
+        ]
+        return np.stack(pieces)
+
+    syn_tiles, real_tiles = tiles_of(syn_rows, grid), tiles_of(real_rows, real.grid)
+    groups, labels = state.assignment.group.numpy(), real.labels.numpy()
+    expected = sum(
+        slow_distance(
+            real_tiles[labels == m].reshape(-1, channels), syn_tiles[groups == m].reshape(-1, channels), freqs
+        )
+        for m in range(3)
+    )
+    assert float(terms["group"]) == pytest.approx(expected, rel=2e-4)
+
+    paired = [(s, int(r)) for s, r in enumerate(state.assignment.partner) if r >= 0]
+    sizes = {m: sum(groups[s] == m for s, _ in paired) for m in range(3)}
+    per_pair = {s: np.abs(syn_tiles[s] - real_tiles[r]) for s, r in paired}
+    expected = {
+        "mean": np.mean([d.mean() for d in per_pair.values()]),
+        "literal": sum(d.sum() / sizes[groups[s]] for s, d in per_pair.items()),
+        "group-mean": sum(d.mean() / sizes[groups[s]] for s, d in per_pair.items()),
+        "group-mean-twice": sum(d.mean() / sizes[groups[s]] ** 2 for s, d in per_pair.items()),
+    }[reduction]
+    assert len(paired) >= 3
+    assert float(terms["pair"]) == pytest.approx(float(expected), rel=1e-4)
+    summed = sum(weighted(terms, spec).values())
+    by_hand = sum(getattr(spec.loss, f"{name}_weight") * float(value) for name, value in terms.items())
+    assert float(summed) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_instance_function_is_the_size_weighted_mean_of_the_groups() -> None:
+    patches, places = photograph()
+    real = RealSide(patches, places, SmallNetwork(), recipe(), "photo")
+    _, targets = real.at(0, keep=True)
+    weights = real.sizes.double() / real.sizes.sum()
+    mean = (weights[:, None] * targets.groups).sum(0)
+    assert torch.allclose(mean, targets.instance.to(mean.dtype), atol=1e-6)
+
+
+def test_condensing_beats_random_real_patches_on_draws_it_never_saw() -> None:
+    condensed = condense(recipe(optimiser__steps=150, optimiser__initial="real", loss__bank_size=8))
+    assert condensed.patches.shape == (2, 3, SIZE, SIZE)
+    assert condensed.patches.dtype == torch.uint8
+    assert condensed.held_out < 0.7 * condensed.held_out_random
+
+
+@pytest.mark.parametrize("initial", ["noise", "real", "cf-greedy"])
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(initial: str) -> None:
+    spec = recipe(optimiser__initial=initial, loss__deformation="translation", loss__draws="bank")
+    saved: list[dict[str, Tensor]] = []
+    whole = condense(spec, checkpoint=lambda state: saved.append({k: v.clone() for k, v in state.to_tensors().items()}))
+    assert [int(state["step"]) for state in saved] == [7, 14]
+    for state in saved:
+        resumed = condense(spec, resume=State.from_tensors(state))
+        assert torch.equal(resumed.patches, whole.patches)
+        assert resumed.held_out == whole.held_out
+
+
+def test_stopping_hands_the_state_over_and_loses_no_step() -> None:
+    spec, saved = recipe(), []
+    asked = iter([False] * 11 + [True])
+    with pytest.raises(Stopped):
+        condense(spec, checkpoint=lambda state: saved.append(state.to_tensors()), should_stop=lambda: next(asked))
+    assert int(saved[-1]["step"]) == 11
+    assert torch.equal(condense(spec, resume=State.from_tensors(saved[-1])).patches, condense(spec).patches)
+
+
+def test_the_result_does_not_depend_on_other_photographs_but_on_the_id_and_the_seed() -> None:
+    base = condense(recipe()).patches
+    assert torch.equal(base, condense(recipe()).patches)
+    assert not torch.equal(base, condense(recipe(seed=1)).patches)
+    patches, places = photograph()
+    other = condense_instance(patches, places, 2, SmallNetwork(), recipe(), "another")
+    assert not torch.equal(base, other.patches)
+
+
+SWITCHES = [
+    ("preset", "paper"),
+    ("features__statistics", "own"),
+    ("features__statistics", "joint"),
+    ("features__statistics", "none"),
+    ("features__real_patches", 4),
+    ("transform__rows", "literal"),
+    ("transform__replacement", True),
+    ("transform__padding", "zero"),
+    ("transform__padding", "valid"),
+    ("loss__row_norm", "global"),
+    ("loss__row_norm", "none"),
+    ("loss__frequency_scale", 0.3),
+    ("loss__draws", "fresh"),
+    ("loss__shared_frequencies", False),
+    ("loss__group_reduction", "mean"),
+    ("loss__pair_reduction", "literal"),
+    ("loss__deformation", "translation"),
+    ("assignment__space", "transform"),
+    ("assignment__quotas", "final"),
+    ("assignment__pairing", "hungarian"),
+    ("assignment__unique_content", True),
+    ("optimiser__clamp", "end"),
+    ("optimiser__initial", "real"),
+    ("optimiser__initial", "cf-greedy"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), SWITCHES, ids=[f"{k.replace('__', '.')}={v}" for k, v in SWITCHES])
+def test_every_switch_changes_the_result(key: str, value: object) -> None:
+    # Rows drawn from a pool of 36 or 72: with `literal` and `replacement` the same numbers would be chance.
+    # The other switches need a partner that several patches show, or a pixel that leaves [0, 1].
+    changed = condense(recipe(**{key: value}))
+    assert torch.isfinite(torch.tensor([changed.held_out, *changed.losses.values()])).all()
+    assert not torch.equal(changed.patches, condense(recipe()).patches)
+
+
+def test_the_schedule_groups_and_pairs_everything_in_time() -> None:
+    lines: list[dict[str, float]] = []
+    condense(recipe(workers__log_every=1), log=lines.append)
+    by_step = {int(line["step"]): line for line in lines}
+    assert by_step[2]["grouped"] == 0
+    # Events at steps 2, 4, 6, 8 (0-based) group a quarter each; each pairs what the one before grouped.
+    assert by_step[3]["grouped"] == pytest.approx(0.25, abs=0.1)
+    assert by_step[3]["paired"] == 0
+    assert by_step[5]["paired"] == by_step[3]["grouped"]
+    assert by_step[9]["grouped"] == 1
+    assert by_step[11]["paired"] == 1
+    assert {"instance", "group", "pair", "gradient_instance", "gradient_group", "gradient_pair"} <= by_step[20].keys()
+
+
+def test_learning_rate_drops_at_the_papers_steps() -> None:
+    spec = recipe(optimiser__steps=20_000)
+    rates = [learning_rate(spec, step) for step in (0, 14_999, 15_000, 16_999, 17_000, 19_000, 19_999)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
+
+
+def test_initial_patches_are_noise_in_range_or_real_patches() -> None:
+    patches, places = photograph()
+    network = SmallNetwork()
+    noise = initial_patches(RealSide(patches, places, network, recipe(), "photo"), 2)
+    assert 0 <= float(noise.min()) < float(noise.max()) <= 1
+    assert float(noise.mean()) == pytest.approx(0.5, abs=0.03)
+    for initial in ("real", "cf-greedy"):
+        chosen = initial_patches(RealSide(patches, places, network, recipe(optimiser__initial=initial), "photo"), 3)
+        found = [(patches == (patch * 255).round().byte()).all(dim=(1, 2, 3)).nonzero().flatten() for patch in chosen]
+        assert all(len(index) == 1 for index in found)
+        assert len({int(index) for index in found}) == 3
+
+
+def test_greedy_subset_takes_the_best_patch_first() -> None:
+    patches, places = photograph()
+    network = SmallNetwork()
+    real = RealSide(patches, places, network, recipe(), "photo")
+    alone = [real.discrepancy(patch[None], network, [0, 1]) for patch in patches]
+    first = int(real.greedy_subset(1, [0, 1]))
+    assert first == int(np.argmin(alone))
+    pairs = [real.discrepancy(patches[[first, other]], network, [0, 1]) for other in range(9) if other != first]
+    chosen = real.greedy_subset(2, [0, 1]).tolist()
+    assert real.discrepancy(patches[chosen], network, [0, 1]) == pytest.approx(min(pairs), rel=1e-4)
+
+
+def test_random_subset_repeats_only_when_there_are_too_few_patches() -> None:
+    patches, places = photograph()
+    real = RealSide(patches, places, SmallNetwork(), recipe(), "photo")
+    assert len(random_subset(real, 9, "x").unique()) == 9
+    assert sorted(torch.bincount(random_subset(real, 13, "x"), minlength=9).tolist()) == [1] * 5 + [2] * 4
+
+
+def test_unique_content_numbers_the_same_pixels_alike() -> None:
+    patches, places = photograph()
+    real = RealSide(patches, places, SmallNetwork(), recipe(assignment__unique_content=True), "photo")
+    # 32 x 32 pixels hold 8 x 8 tiles of 4; nine patches of 16 tiles show each of them, many several times.
+    assert len(real.content) == 9 * 16
+    assert len(real.content.unique()) == 64
+    tiles = real.grid.cut(patches)
+    for number in real.content.unique().tolist():
+        copies = tiles[real.content == number]
+        assert bool((copies == copies[0]).all())
+
+
+def test_statistics_are_biased_batch_statistics() -> None:
+    maps = torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    normalised = Statistics.of(maps).normalise(maps)
+    expected = nn.functional.batch_norm(maps, None, None, training=True, eps=1e-5)
+    assert torch.allclose(normalised, expected, atol=1e-5)
+    halves = Statistics.of(maps[:1], maps[1:])
+    assert torch.allclose(halves.mean, maps.mean((0, 2, 3), keepdim=True), atol=1e-6)
+
+
+def test_windows_move_by_whole_and_by_half_pixels() -> None:
+    windows = torch.arange(36.0).view(1, 1, 6, 6)
+    assert torch.allclose(shift_windows(windows, torch.zeros(1, 2)), windows[..., 1:5, 1:5])
+    assert torch.allclose(shift_windows(windows, torch.tensor([[1.0, -1.0]])), windows[..., 2:6, 0:4], atol=1e-4)
+    half = (windows[..., 1:5, 1:5] + windows[..., 1:5, 2:6]) / 2
+    assert torch.allclose(shift_windows(windows, torch.tensor([[0.0, 0.5]])), half, atol=1e-4)
+    assert torch.allclose(shift_windows(windows, torch.tensor([[9.0, 0.0]])), windows[..., 2:6, 1:5], atol=1e-4)
+
+
+def test_state_survives_the_way_through_tensors() -> None:
+    state = State.start(torch.rand(1, 3, 4, 4), 4)
+    state.assignment = Assignment(torch.tensor([0, 1, -1, 2]), torch.tensor([5, -1, -1, 7]))
+    state.step = 12
+    again = State.from_tensors(state.to_tensors())
+    assert again.step == 12
+    assert again.assignment.partner.tolist() == [5, -1, -1, 7]
+    assert again.moments.keys() == state.moments.keys()

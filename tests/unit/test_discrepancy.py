@@ -1,0 +1,78 @@
+"""The discrepancy against a slow float64 reference written from the paper's equations."""
+
+import cmath
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from idc_hub.condensation.discrepancy import cf_distance, characteristic_function, ncfd, segment_sums
+
+
+def slow_ncfd(real: np.ndarray, syn: np.ndarray, freqs: np.ndarray, alpha: float, beta: float) -> float:
+    total = 0.0
+    for t in freqs:
+        a = sum(cmath.exp(1j * float(t @ row)) for row in real) / len(real)
+        b = sum(cmath.exp(1j * float(t @ row)) for row in syn) / len(syn)
+        amplitude = (abs(a) - abs(b)) ** 2
+        phase = 2 * abs(a) * abs(b) * (1 - math.cos(cmath.phase(a) - cmath.phase(b)))
+        total += math.sqrt(alpha * amplitude + beta * phase)
+    return total / len(freqs)
+
+
+def samples(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    real = torch.randn(40, 6, generator=rng, dtype=torch.float64)
+    syn = torch.randn(15, 6, generator=rng, dtype=torch.float64) * 0.7 + 0.2
+    return real, syn, torch.randn(25, 6, generator=rng, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.2, 0.8), (0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+def test_ncfd_is_the_mean_over_frequencies_of_amplitude_and_phase(alpha: float, beta: float) -> None:
+    real, syn, freqs = samples()
+    expected = slow_ncfd(real.numpy(), syn.numpy(), freqs.numpy(), alpha, beta)
+    assert float(ncfd(real, syn, freqs, alpha=alpha, beta=beta)) == pytest.approx(expected, abs=1e-9)
+    single = ncfd(real.float(), syn.float(), freqs.float(), alpha=alpha, beta=beta)
+    assert float(single) == pytest.approx(expected, rel=1e-4)
+
+
+def test_with_both_weights_one_the_square_root_is_of_the_squared_difference() -> None:
+    real, syn, freqs = samples()
+    a, b = characteristic_function(real, freqs), characteristic_function(syn, freqs)
+    assert float(cf_distance(a, b, alpha=1, beta=1)) == pytest.approx(float((a - b).abs().mean()), abs=1e-6)
+
+
+def test_equal_sets_have_no_distance_even_in_single_precision() -> None:
+    real, _, freqs = samples()
+    assert float(ncfd(real.float(), real.float(), freqs.float())) == pytest.approx(math.sqrt(0.8e-12), rel=0.2)
+
+
+def test_gradient_is_finite_at_zero_and_right_elsewhere() -> None:
+    real, syn, freqs = samples()
+    same = real.clone().requires_grad_()
+    ncfd(real, same, freqs).backward()
+    assert same.grad is not None
+    assert torch.isfinite(same.grad).all()
+    assert torch.autograd.gradcheck(lambda s: ncfd(real, s, freqs), syn.requires_grad_(), atol=1e-6)
+
+
+def test_opposite_phases_use_the_other_branch_and_stay_differentiable() -> None:
+    a = torch.complex(torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64))
+    b = (-a).clone().requires_grad_()
+    distance = cf_distance(a, b, alpha=0.2, beta=0.8)
+    assert float(distance.detach()) == pytest.approx(math.sqrt(0.8 * 2 * (0.25 + 0.25)), rel=1e-6)
+    distance.backward()
+    assert torch.isfinite(torch.view_as_real(b.grad)).all()
+
+
+def test_segment_sums_add_up_to_the_whole_and_to_each_part() -> None:
+    real, _, freqs = samples()
+    labels = torch.arange(40) % 3
+    sums = segment_sums(real, freqs, labels, 4)
+    assert sums.shape == (4, 25)
+    assert torch.allclose(sums.sum(0) / 40, characteristic_function(real, freqs))
+    for part in range(3):
+        mean = sums[part] / int((labels == part).sum())
+        assert torch.allclose(mean, characteristic_function(real[labels == part], freqs))
+    assert sums[3].abs().max() == 0

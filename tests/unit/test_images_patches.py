@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from idc_hub.images.patches import cut, hr_box, windows
+
+
+def test_a_div2k_image_has_150_windows():
+    """2040x1356 at x4, HR 256 / stride 128 (BasicSR's rule): 15 x 10, tails included."""
+    places = windows(339, 510, 64, 32)
+    assert len(places) == 150
+    assert len(windows(339, 510, 64, 32, tail=False)) == 126
+
+
+def test_places_by_hand():
+    assert windows(10, 13, 4, 3) == [(t, x) for t in (0, 3, 6) for x in (0, 3, 6, 9)]
+    assert windows(11, 14, 4, 3) == [(t, x) for t in (0, 3, 6, 7) for x in (0, 3, 6, 9, 10)]
+    assert windows(11, 14, 4, 3, tail=False) == [(t, x) for t in (0, 3, 6) for x in (0, 3, 6, 9)]
+    assert windows(4, 5, 4, 9) == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(("height", "width"), [(63, 64), (64, 63), (1, 1), (0, 100)])
+def test_an_image_smaller_than_a_window_has_none(height, width):
+    assert windows(height, width, 64, 32) == []
+    assert cut(np.zeros((height, width, 3), np.uint8), 64, 32).shape == (0, 3, 64, 64)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 5, 8])
+def test_with_tail_every_pixel_is_covered_and_no_window_sticks_out(stride):
+    for height in range(8, 30):
+        covered = np.zeros((height, 19), bool)
+        places = windows(height, 19, 8, stride)
+        for top, left in places:
+            assert 0 <= top <= height - 8
+            assert 0 <= left <= 19 - 8
+            covered[top : top + 8, left : left + 8] = True
+        assert covered.all()
+        assert len(set(places)) == len(places)
+
+
+def test_cut_takes_the_pixels_of_each_window():
+    lr = np.arange(11 * 14 * 3).reshape(11, 14, 3).astype(np.uint8)
+    patches = cut(lr, 4, 3)
+    assert patches.dtype == np.uint8
+    assert patches.shape == (20, 3, 4, 4)
+    for patch, (top, left) in zip(patches, windows(11, 14, 4, 3), strict=True):
+        for channel in range(3):
+            assert np.array_equal(patch[channel], lr[top : top + 4, left : left + 4, channel])
+    patches[:] = 0
+    assert lr.any()  # a copy, not a view
+    assert len(cut(lr, 4, 3, tail=False)) == 12
+
+
+def test_the_hr_box_is_the_lr_box_times_the_scale():
+    assert hr_box((3, 10), 64, 4) == (12, 40, 268, 296)
+    lr = np.arange(9 * 8).reshape(9, 8)
+    hr = lr.repeat(3, 0).repeat(3, 1)
+    for top, left in windows(9, 8, 4, 3):
+        box = hr_box((top, left), 4, 3)
+        patch = hr[box[0] : box[2], box[1] : box[3]]
+        assert np.array_equal(patch[::3, ::3], lr[top : top + 4, left : left + 4])
+        assert patch.shape == (12, 12)

@@ -1,0 +1,282 @@
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idc_hub.errors import HubError, ImageError
+from idc_hub.images.files import encode_png
+from idc_hub.images.patches import hr_box, windows
+from idc_hub.images.resize import imresize
+from idc_hub.images.sources import Entry, Source, load_hr, load_lr_patches, open_source, survey
+
+GRID = {"scale": 4, "size": 8, "stride": 4}
+
+
+def photograph(seed: int, height: int = 50, width: int = 66) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "b.png").write_bytes(encode_png(photograph(1)))
+    (root / "deep" / "a.PNG").write_bytes(encode_png(photograph(2, 33, 40)))
+    Image.fromarray(photograph(3)).save(root / "deep" / "er" / "10.jpg")
+    Image.fromarray(photograph(4)).save(root / "9.webp")
+    (root / "notes.txt").write_text("not a photograph")
+    (root / ".DS_Store").write_bytes(b"x")
+    return root
+
+
+def names(source: Source) -> list[tuple[str, str]]:
+    return [(entry.id, entry.name) for entry in source.entries]
+
+
+IN_ORDER = [("10", "deep/er/10.jpg"), ("9", "9.webp"), ("a", "deep/a.PNG"), ("b", "b.png")]
+
+
+def test_a_folder_is_listed_by_id(folder):
+    source = open_source(str(folder))
+    assert names(source) == IN_ORDER
+    assert source.read(source.entries[3]) == (folder / "b.png").read_bytes()
+    assert names(open_source(str(folder), limit=2)) == IN_ORDER[:2]
+
+
+def test_a_zip_is_the_same_source(folder, tmp_path):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    before = sorted(tmp_path.iterdir())
+    zipped, plain = open_source(str(path)), open_source(str(folder))
+    assert zipped.entries == plain.entries
+    assert survey(zipped, **GRID) == survey(plain, **GRID)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_include_chooses_by_pattern(folder):
+    assert names(open_source(str(folder), include=["deep/*"])) == [IN_ORDER[0], IN_ORDER[2]]
+    assert names(open_source(str(folder), include=["b.png", "*.webp", "9*"])) == [IN_ORDER[1], IN_ORDER[3]]
+    with pytest.raises(ImageError, match=r"No photograph of .* fits the pattern c\*\.png"):
+        open_source(str(folder), include=["b.png", "c*.png"])
+
+
+def test_a_linked_folder_and_a_linked_file_are_followed(folder, tmp_path):
+    root = tmp_path / "linked"
+    root.mkdir()
+    (root / "more").symlink_to(folder / "deep", target_is_directory=True)
+    (root / "z.png").symlink_to(folder / "b.png")
+    assert names(open_source(str(root))) == [("10", "more/er/10.jpg"), ("a", "more/a.PNG"), ("z", "z.png")]
+
+
+def test_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert names(open_source("~/photos")) == IN_ORDER
+
+
+def test_survey_describes_every_instance(folder):
+    calls = []
+    instances = survey(open_source(str(folder)), **GRID, progress=lambda done, total: calls.append((done, total)))
+    assert [(instance.id, instance.name) for instance in instances] == IN_ORDER
+    small = instances[2]
+    assert (small.width, small.height) == (40, 32)  # 33 rows, mod-cropped
+    assert small.patches == 2  # 10 x 8 LR pixels: one row of windows at 0 and, flush with the edge, 2
+    assert small.sha256 == hashlib.sha256((folder / "deep/a.PNG").read_bytes()).hexdigest()
+    assert small.notes == ()
+    assert instances[3].patches == len(windows(12, 16, 8, 4)) == 6
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert survey(open_source(str(folder)), **GRID, tail=False)[2].patches == 1
+
+
+def test_survey_hands_on_the_notes(folder):
+    Image.fromarray(photograph(5)[..., 0]).save(folder / "grey.png")
+    notes = {instance.id: instance.notes for instance in survey(open_source(str(folder)), **GRID)}
+    assert notes["grey"] == ("Converted from grey to RGB.",)
+    assert notes["b"] == ()
+
+
+def test_lr_patches_are_windows_of_the_shrunk_photograph(folder):
+    source = open_source(str(folder))
+    instance = survey(source, **GRID)[3]
+    hr = load_hr(source, instance, scale=4)
+    assert np.array_equal(hr, photograph(1)[:48, :64])
+    patches = load_lr_patches(source, instance, **GRID)
+    assert patches.shape == (6, 3, 8, 8)
+    assert patches.dtype == np.uint8
+    lr = imresize(photograph(1)[:48, :64], 1 / 4)
+    for patch, (top, left) in zip(patches, windows(12, 16, 8, 4), strict=True):
+        assert np.array_equal(patch, lr[top : top + 8, left : left + 8].transpose(2, 0, 1))
+    assert hr_box((4, 8), 8, 4) == (16, 32, 48, 64)  # the last window ends where the HR image ends
+    assert len(load_lr_patches(source, instance, **GRID | {"stride": 5}, tail=False)) == 2
+
+
+def test_a_photograph_that_changed_is_refused(folder):
+    source = open_source(str(folder))
+    instance = survey(source, **GRID)[3]
+    (folder / "b.png").write_bytes(encode_png(photograph(99)))
+    with pytest.raises(ImageError, match=r"b\.png in .* is not the file that this run began with"):
+        load_lr_patches(source, instance, **GRID)
+    (folder / "b.png").unlink()
+    with pytest.raises(ImageError, match=r"b\.png is missing"):
+        load_lr_patches(source, instance, **GRID)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "notes.txt"])
+def test_only_listed_names_are_read(folder, name):
+    (folder.parent / "outside.png").write_bytes(encode_png(photograph(6)))
+    with pytest.raises(ImageError, match="is not among the photographs"):
+        open_source(str(folder)).read(Entry("x", name))
+
+
+def test_package_source_is_found_without_import(tmp_path, monkeypatch):
+    package = tmp_path / "photo_package"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "data" / "cat.png").write_bytes(encode_png(photograph(7)))
+    (tmp_path / "secret.png").write_bytes(encode_png(photograph(8)))
+    monkeypatch.syspath_prepend(tmp_path)
+    source = open_source("package:photo_package/data")
+    assert names(source) == [("cat", "cat.png")]
+    assert survey(source, **GRID)[0].patches == 6
+    assert source.location == "package:photo_package/data"
+    for subfolder in ("photos", "..", "../", "data/../..", "data/cat.png"):
+        with pytest.raises(ImageError, match="photo_package has no folder"):
+            open_source(f"package:photo_package/{subfolder}")
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "os.path", "", "../x", "zipfile_not", "this"])
+def test_package_that_is_not_there(package):
+    with pytest.raises(ImageError, match="There is no installed Python package"):
+        open_source(f"package:{package}/data")
+
+
+def test_the_photographs_that_come_with_scikit_image():
+    instance = survey(
+        open_source("package:skimage/data", include=["astronaut.png", "rocket.jpg"]), scale=4, size=64, stride=32
+    )[0]
+    assert (instance.id, instance.width, instance.height, instance.patches) == ("astronaut", 512, 512, 9)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that publishes rows as the parquet file of `org/photos`, loaded by `datasets` itself."""
+    import datasets
+
+    load = datasets.load_dataset
+    repo = tmp_path / "repo"
+
+    def load_from_disk(path, **options):
+        assert path == "org/photos"
+        return load(str(repo), cache_dir=str(tmp_path / "cache"), **options)
+
+    def publish(**columns) -> None:
+        kinds = {name: datasets.Image() if name != "label" else datasets.Value("string") for name in columns}
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        (repo / "data").mkdir(parents=True)
+        table.to_parquet(repo / "data" / "train-00000-of-00001.parquet")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_from_disk)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    return publish
+
+
+def cells(*paths: str | None) -> list[dict]:
+    return [{"bytes": encode_png(photograph(seed)), "path": path} for seed, path in enumerate(paths)]
+
+
+def test_hub_dataset_takes_its_ids_from_file_names(hub):
+    hub(label=["x", "y", "z"], photo=cells("0802.png", "0801.png", "0803.jpg"))
+    source = open_source("org/photos")
+    assert names(source) == [("0801", "0801.png"), ("0802", "0802.png"), ("0803", "0803.jpg")]
+    assert source.read(source.entries[0]) == encode_png(photograph(1))
+    assert names(open_source("org/photos", include=["080[12]*"], limit=1)) == [("0801", "0801.png")]
+    assert [instance.patches for instance in survey(source, **GRID)] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("paths", [("a.png", "A.jpg"), (None, None), ("a.png", None), ("a.png", "x" * 201 + ".png")])
+def test_hub_dataset_without_unique_names_takes_row_numbers(hub, paths):
+    hub(photo=cells(*paths))
+    source = open_source("org/photos")
+    assert names(source) == [("0000", "row 0"), ("0001", "row 1")]
+    assert source.read(source.entries[1]) == encode_png(photograph(1))
+
+
+def test_hub_dataset_with_several_image_columns(hub):
+    hub(lr=cells("a.png"), hr=cells("b.png"), label=["x"])
+    assert names(open_source("org/photos", column="hr")) == [("b", "b.png")]
+    with pytest.raises(ImageError, match="has 2 image columns; its image columns: lr, hr"):
+        open_source("org/photos")
+    for column in ("label", "sr"):
+        with pytest.raises(ImageError, match=f"has no image column '{column}'; its image columns: lr, hr"):
+            open_source("org/photos", column=column)
+
+
+def test_hub_dataset_without_images(hub):
+    hub(label=["x"])
+    with pytest.raises(ImageError, match="has 0 image columns; its image columns: none"):
+        open_source("org/photos")
+
+
+def test_hub_dataset_rows_without_bytes(hub, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for place in ("cache/inside.png", "outside.png"):
+        (tmp_path / place).write_bytes(encode_png(photograph(1)))
+    (tmp_path / "cache" / "link.png").symlink_to(tmp_path / "outside.png")
+    paths = [str(tmp_path / place) for place in ("cache/inside.png", "outside.png", "cache/link.png")]
+    hub(photo=[{"bytes": None, "path": path} for path in paths] + [None])
+    source = open_source("org/photos")
+    assert source.read(source.entries[0]) == encode_png(photograph(1))
+    with pytest.raises(ImageError) as caught:
+        survey(source, **GRID)
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()[1:]] == [
+        "  row 1 has no bytes and names a file outside the download cache",
+        "  row 2 has no bytes and names a file outside the download cache",
+        "  row 3 has no image",
+    ]
+
+
+def test_hub_dataset_with_another_split(hub):
+    hub(photo=cells("a.png"))
+    with pytest.raises(HubError, match="org/photos cannot be loaded: Unknown split"):
+        open_source("org/photos", split="validation")
+
+
+def test_hub_dataset_that_is_not_there(monkeypatch):
+    import datasets
+
+    def not_found(path, **options):
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", not_found)
+    with pytest.raises(ImageError, match=r"There is no folder or zip org/none here, and on the Hub"):
+        open_source("org/none")
+
+
+def test_what_is_on_this_machine_comes_before_the_hub(hub, tmp_path):
+    hub(photo=cells("hub.png"))
+    assert names(open_source("org/photos")) == [("hub", "hub.png")]
+    (tmp_path / "org" / "photos").mkdir(parents=True)
+    (tmp_path / "org" / "photos" / "local.png").write_bytes(encode_png(photograph(0)))
+    assert names(open_source("org/photos")) == [("local", "local.png")]
+
+
+@pytest.mark.parametrize("path", ["photos", "a/b/c", "../photos", "./photos", "org/", "/org/photos", "org /photos"])
+def test_what_cannot_be_a_hub_id_never_asks_the_hub(hub, path):
+    with pytest.raises(ImageError, match="There is no folder, zip or Hub dataset"):
+        open_source(path)
+
+
+def test_the_room_imports_nothing_heavy():
+    code = (
+        "import sys, idc_hub.images.sources, idc_hub.images.metrics\n"
+        "print([name for name in ('torch', 'datasets', 'skimage', 'huggingface_hub') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

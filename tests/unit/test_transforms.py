@@ -1,0 +1,97 @@
+"""RLFF against the definition: the DFT of flattened neighbourhoods."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from idc_hub.condensation.transforms import draw_row_indices, rlff, rlff_rows, to_rows
+
+
+def test_rows_are_the_dft_of_the_identity_real_part_then_minus_imaginary() -> None:
+    channels, k = 3, 5
+    size = channels * k * k
+    spectrum = np.fft.fft(np.eye(size), axis=0)
+    expected = np.concatenate([spectrum.real, -spectrum.imag])
+    rows = rlff_rows(channels, k, torch.arange(2 * size))
+    assert rows.shape == (2 * size, channels, k, k)
+    np.testing.assert_allclose(rows.reshape(2 * size, size).numpy(), expected, atol=2e-6)
+
+
+def test_rows_stay_exact_where_the_angle_is_large() -> None:
+    channels, k = 60, 7
+    size = channels * k * k
+    row = 2939
+    rows = rlff_rows(channels, k, torch.tensor([row, size + row])).reshape(2, -1)
+    for j in (1, 1471, 2939):
+        angle = 2 * math.pi * ((row * j) % size) / size
+        assert rows[0, j].item() == pytest.approx(math.cos(angle), abs=1e-7)
+        assert rows[1, j].item() == pytest.approx(math.sin(angle), abs=1e-7)
+
+
+def test_rows_2940_and_4410_are_zero_and_5876_rows_have_a_twin() -> None:
+    rows = rlff_rows(60, 7, torch.arange(5880)).reshape(5880, -1).double()
+    zero = torch.nonzero(rows.abs().amax(dim=1) < 1e-6).flatten().tolist()
+    assert zero == [2940, 4410]
+    mirrored = (2940 - torch.arange(2940)) % 2940
+    assert torch.allclose(rows[:2940], rows[mirrored], atol=1e-6)
+    assert torch.allclose(rows[2940:], -rows[2940 + mirrored], atol=1e-6)
+    # Cosine rows 0 and 1470 are their own mirror images, the two zero sine rows too: 5880 - 4 rows have a twin.
+    own = int((mirrored == torch.arange(2940)).sum()) * 2
+    assert 5880 - own == 5876
+
+
+def test_an_index_outside_the_filter_bank_is_refused() -> None:
+    with pytest.raises(IndexError, match=r"\[0, 24\)"):
+        rlff_rows(3, 2, torch.tensor([24]))
+
+
+@pytest.mark.parametrize(("padding", "numpy_mode"), [("reflect", "reflect"), ("zero", "constant"), ("valid", None)])
+def test_rlff_is_the_dft_of_every_flattened_neighbourhood(padding: str, numpy_mode: str | None) -> None:
+    rng = np.random.default_rng(0)
+    channels, k, side = 4, 3, 6
+    maps = rng.normal(size=(2, channels, side, side))
+    edge = k // 2
+    padded = np.pad(maps, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode=numpy_mode) if numpy_mode else maps
+    indices = [0, 5, 17, 36 + 5, 36 + 17, 71]
+    found = rlff(torch.from_numpy(maps), rlff_rows(channels, k, torch.tensor(indices)).double(), padding).numpy()
+    height = padded.shape[2] - k + 1
+    assert found.shape == (2, len(indices), height, height)
+    for b in range(2):
+        for y in range(height):
+            for x in range(height):
+                spectrum = np.fft.fft(padded[b, :, y : y + k, x : x + k].ravel())
+                both = np.concatenate([spectrum.real, -spectrum.imag])
+                np.testing.assert_allclose(found[b, :, y, x], both[indices], atol=1e-5)
+
+
+def test_unique_rows_are_an_orthogonal_basis_without_zeros() -> None:
+    for channels, k in ((4, 3), (3, 2), (5, 3)):
+        size = channels * k * k
+        rng = torch.Generator().manual_seed(0)
+        indices = draw_row_indices(channels, k, size, rows="unique", replacement=False, generator=rng)
+        rows = rlff_rows(channels, k, indices).reshape(size, size).double()
+        gram = rows @ rows.T
+        assert torch.linalg.matrix_rank(rows) == size
+        assert float((gram - torch.diag(gram.diag())).abs().max()) < 1e-4
+
+
+def test_draws_follow_the_generator_and_the_switches() -> None:
+    def draw(count: int, seed: int, rows: str = "literal", replacement: bool = False) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        return draw_row_indices(2, 3, count, rows=rows, replacement=replacement, generator=rng)
+
+    assert torch.equal(draw(20, 1), draw(20, 1))
+    assert not torch.equal(draw(20, 1), draw(20, 2))
+    assert len(draw(36, 0).unique()) == 36
+    assert len(draw(100, 0, replacement=True)) == 100
+    with pytest.raises(ValueError, match="only 18"):
+        draw(19, 0, rows="unique")
+
+
+def test_to_rows_keeps_the_order_patch_y_x() -> None:
+    maps = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    rows = to_rows(maps)
+    assert rows.shape == (8, 3)
+    assert rows[5].tolist() == maps[1, :, 0, 1].tolist()
