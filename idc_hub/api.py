@@ -19,7 +19,17 @@ from idc_hub.recipe import Recipe
 if TYPE_CHECKING:
     from idc_hub.storage.run import Run, Share
 
-PACKAGES = ("idc-hub", "torch", "datasets", "huggingface-hub", "accelerate", "safetensors", "pyarrow", "numpy", "pillow")
+PACKAGES = (
+    "idc-hub",
+    "torch",
+    "datasets",
+    "huggingface-hub",
+    "accelerate",
+    "safetensors",
+    "pyarrow",
+    "numpy",
+    "pillow",
+)
 
 
 def condense(
@@ -91,7 +101,7 @@ def condense(
     facts = _facts(run, processes)
     manifest = pack(run, facts, _packages())
     name = recipe.teacher.hr_version or teacher.name
-    _add_version(run.repo, teacher, name, set_default=True, progress=progress)
+    _add_version(run.repo, teacher, name, set_default=name not in manifest.hr_versions, progress=progress)
     return {
         **summary,
         "lr_digest": manifest.lr_digest,
@@ -119,7 +129,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     Raises:
         RunError: At the first thing that is wrong, with the file that is.
     """
-    from idc_hub.publishing.hub import check_repository
+    from idc_hub.publishing.tree import check_repository
     from idc_hub.storage.run import Run
 
     path = Path(path)
@@ -204,9 +214,7 @@ def push(
     )
 
 
-def pull(
-    repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None
-) -> dict[str, Any]:
+def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
     """Fetch a condensed set from the Hub into a Run directory; see `publishing.hub.pull`."""
     from idc_hub.publishing import hub
 
@@ -230,16 +238,18 @@ def repository(path: Path) -> Path:
 
 def _survey(recipe: Recipe, progress: bool) -> list[Share]:
     """Look at every photograph once and share the synthetic patches out."""
+    from idc_hub.images.patches import synthetic_counts
     from idc_hub.images.sources import open_source, survey
     from idc_hub.running.progress import counting
-    from idc_hub.storage.run import Share, shares_of_patches
+    from idc_hub.storage.run import Share
 
     source = open_source(**recipe.source.model_dump())
-    grid = {"size": recipe.patches.size, "stride": recipe.patches.stride, "tail": recipe.patches.tail}
-    with counting("reading photographs", enabled=progress) as count:
-        instances = survey(source, scale=recipe.scale, progress=count, **grid)
     spec = recipe.patches
-    counts = shares_of_patches([i.patches for i in instances], spec.ratio, spec.rounding, spec.min_per_image)
+    with counting("reading photographs", enabled=progress) as count:
+        instances = survey(
+            source, scale=recipe.scale, size=spec.size, stride=spec.stride, tail=spec.tail, progress=count
+        )
+    counts = synthetic_counts([i.patches for i in instances], spec.ratio, spec.rounding, spec.min_per_image)
     return [Share(instance, count) for instance, count in zip(instances, counts, strict=True)]
 
 
@@ -280,8 +290,8 @@ def _facts(run: Run, processes: int) -> dict[str, Any]:
 def _add_version(repo: Path, teacher: Any, name: str, *, set_default: bool, progress: bool) -> dict[str, Any]:
     """Make an HR version, then the pictures and the card that go with it, and check that all of it loads."""
     from idc_hub.publishing.card import write_card
-    from idc_hub.publishing.hub import check_repository
     from idc_hub.publishing.report import write_report
+    from idc_hub.publishing.tree import check_repository
     from idc_hub.running.progress import counting
     from idc_hub.running.regenerate import regenerate as make_version
 

@@ -1,8 +1,8 @@
 """A Recipe is everything that defines a condensation: one YAML file, checked before anything starts.
 
 Section and appendix numbers in the descriptions of the keys refer to the paper (arXiv 2505.21099).
-Three words are short for a set of values: the defaults below are `preset: default`; `preset: paper` replaces
-those of `PAPER`; a key that is written out always wins over both.
+There are two presets: the defaults below are `preset: default`, and `preset: paper` replaces those that `PAPER`
+lists. A key that is written out wins over either.
 """
 
 import hashlib
@@ -115,9 +115,9 @@ class Features(Section):
     """The feature extractor: a bundled name, a folder or a Hub id."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of the extractor's weights file; null: filled in when a Run begins."""
-    layer: Annotated[int | Literal["first", "last", "body"], BeforeValidator(_layer)] = "last"
+    layer: Annotated[int | Literal["first", "last", "body"], BeforeValidator(_layer)] = "first"
     """Whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
-    body, which ends with the closing convolution and the skip."""
+    body, which ends with the closing convolution and the skip. Early blocks see colour best."""
     statistics: Literal["real", "own", "joint", "none"] = "real"
     """Whose mean and deviation normalise the channels of the feature maps (batch normalisation, section 3.2):
     those of the real patches, each side's own, those of both together, or nobody's."""
@@ -147,7 +147,7 @@ class Loss(Section):
     """Share of the amplitude in the distance of characteristic functions (equation 3, appendix C.1)."""
     beta: Weight = 0.8
     """Share of the phase (equation 3, appendix C.1)."""
-    row_norm: Literal["row", "global", "none"] = "row"
+    row_norm: Literal["row", "global", "none"] = "global"
     """Divide local features by their own L2 norm, by one norm of the real side, or not at all."""
     frequencies: Count = 1024
     """Frequencies t at which characteristic functions are compared (equation 3)."""
@@ -163,9 +163,9 @@ class Loss(Section):
     """w_ins, weight of the distance over all of the photograph (equation 6, appendix C.1: 300)."""
     group_weight: Weight = 300.0
     """w_group, weight of the distance group by group (equation 7, appendix C.1: 300)."""
-    group_reduction: Literal["sum", "mean"] = "sum"
-    """Sum the groups' distances (equation 7) or average them."""
-    pair_weight: Weight = 300.0
+    group_reduction: Literal["sum", "mean"] = "mean"
+    """Sum the groups' distances (equation 7), or average them: together they then weigh as much as the instance."""
+    pair_weight: Weight = 3000.0
     """w_pair, weight of the L1 distance of pairs (equation 8, appendix C.1: 300k)."""
     pair_reduction: Literal["mean", "literal", "group-mean", "group-mean-twice"] = "mean"
     """How equation 8 is read: one mean over all pairs and elements; elements summed, as printed; elements
@@ -254,8 +254,9 @@ class Workers(Section):
 
 
 PAPER: dict[str, dict[str, Any]] = {
+    "features": {"layer": "last"},
     "transform": {"rows": "literal", "padding": "zero"},
-    "loss": {"draws": "fresh", "pair_weight": 300_000.0},
+    "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
     "optimiser": {"initial": "noise"},
 }
 """What `preset: paper` fills in where a key is not given; the other values are the same in both presets."""
@@ -289,9 +290,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if conflicts := list(
-            _conflicts(self.patches, self.transform, self.loss, self.assignment, self.optimiser)
-        ):
+        if conflicts := list(_conflicts(self.patches, self.transform, self.loss, self.assignment, self.optimiser)):
             sentences = " ".join(sentence for _, sentence in conflicts)
             raise PydanticCustomError("conflicts", "{sentences}", {"sentences": sentences})
         return self
@@ -381,9 +380,7 @@ class Recipe(Section):
                 f"{self.name} was made with {self.features.weights_sha256}.",
                 "Name the network it was made with, or set features.weights_sha256=null.",
             )
-        return self.model_copy(
-            update={"features": self.features.model_copy(update={"weights_sha256": weights_sha256})}
-        )
+        return self.model_copy(update={"features": self.features.model_copy(update={"weights_sha256": weights_sha256})})
 
 
 _SECTIONS = sections_of(Recipe)

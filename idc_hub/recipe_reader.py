@@ -6,7 +6,6 @@ value was written, so that every complaint names its line or its override.
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Collection, Iterator
 from decimal import Decimal
@@ -23,7 +22,8 @@ _SPELLINGS = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?)([k
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
 _SWITCH = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 100_000
+_MAX_DEPTH = 8
 
 
 def _number(value: object) -> Decimal:
@@ -103,9 +103,7 @@ Sha256 = Annotated[Text, AfterValidator(_sha256)]
 
 def shown(value: object) -> str:
     """A value as messages print it, in YAML's words and cut to 80 characters."""
-    written = (
-        value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
-    )
+    written = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
     return written if len(written) <= 80 else f"{written[:77]}..."
 
 
@@ -177,8 +175,8 @@ class Draft:
         self.label = label
         self.values: dict[str, Any] = {}
         self._sections = sections
-        self._places: dict[str, tuple[float, str]] = {}
-        self._problems: list[tuple[float, str]] = []
+        self._places: dict[str, tuple[int, str]] = {}
+        self._problems: list[tuple[int, str]] = []
 
     def complain(self, key: str, sentence: str) -> None:
         """Note a problem under the line or the override that wrote `key`, else its section."""
@@ -189,9 +187,7 @@ class Draft:
     def raise_problems(self) -> None:
         """Raise one RecipeError with all problems, in the order of the file, if there are any."""
         if self._problems:
-            raise RecipeError(
-                "\n".join(sentence for _, sentence in sorted(self._problems, key=lambda p: p[0]))
-            )
+            raise RecipeError("\n".join(sentence for _, sentence in sorted(self._problems, key=lambda p: p[0])))
 
     def read(self, path: Path) -> None:
         """Take the values of a YAML file.
@@ -203,10 +199,7 @@ class Draft:
             if path.stat().st_size > _MAX_BYTES:
                 raise RecipeError(f"{self.label} is larger than a recipe can be ({_MAX_BYTES:,} bytes).")
             content = path.read_text(encoding="utf-8")
-            if any(
-                isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)
-            ):
-                raise RecipeError(f"{self.label} uses a YAML alias (*name).", "Write the value out.")
+            self._refuse_what_no_recipe_needs(content)
             root, values = yaml.compose(content, Loader=yaml.SafeLoader), yaml.safe_load(content)
         except OSError as error:
             raise RecipeError(f"{self.label} cannot be read: {error.strerror}.") from error
@@ -219,6 +212,16 @@ class Draft:
         self.values = values
         self._note_lines(root, "")
 
+    def _refuse_what_no_recipe_needs(self, content: str) -> None:
+        """Aliases and deep nesting, which make a small file from the Hub cost a lot of memory or time."""
+        depth = 0
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise RecipeError(f"{self.label} is nested more deeply than a recipe can be.")
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(f"{self.label} uses a YAML alias (*name).", "Write the value out.")
+
     def _note_lines(self, node: yaml.MappingNode, prefix: str) -> None:
         for key_node, value_node in node.value:
             key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
@@ -229,18 +232,15 @@ class Draft:
                 self._note_lines(value_node, f"{key}.")
 
     def override(self, written: str) -> None:
-        """Take one `section.key=value`; what is no YAML, such as `*.png`, is taken as text."""
+        """Take one `section.key=value`."""
         key, equals, value_text = (part.strip() for part in written.partition("="))
         head, _, tail = key.partition(".")
-        place = (math.inf, f"override {written}")
+        place = (_MAX_BYTES + len(self._places), f"override {written}")  # after every line of the file
         self._places[key] = place
         if not equals or not key or key in self._sections:
             self.complain(key, "should read section.key=value, or seed=3.")
             return
-        try:
-            value = yaml.safe_load(value_text)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            value = value_text
+        value = _read_value(value_text)
         if not tail:
             self.values[head] = value
             return
@@ -249,6 +249,16 @@ class Draft:
             self.values[head] = {}
         if isinstance(self.values[head], dict):
             self.values[head][tail] = value
+
+
+def _read_value(written: str) -> object:
+    """The value of an override: YAML where that makes sense, else the text: `*.png`, `photos #1`, `a: b`."""
+    try:
+        value = yaml.safe_load(written)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return written
+    has_comment = " #" in f" {written}" and written[0] not in "'\"["
+    return written if isinstance(value, dict) or has_comment else value
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -286,9 +296,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[st
 def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The fields of a model that are models themselves."""
     fields = {name: field.annotation for name, field in model.model_fields.items()}
-    return {
-        name: kind for name, kind in fields.items() if isinstance(kind, type) and issubclass(kind, BaseModel)
-    }
+    return {name: kind for name, kind in fields.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
 
 def _description(key: str, model: type[BaseModel]) -> str:
@@ -299,7 +307,7 @@ def _description(key: str, model: type[BaseModel]) -> str:
 
 def _suggestion(key: str, model: type[BaseModel]) -> str:
     """The most similar key of the same section, else of the whole recipe, else the keys that there are."""
-    section, _, name = key.rpartition(".")
+    section, _, name = key.partition(".") if "." in key else ("", "", key)
     sections = sections_of(model)
     siblings = list(sections[section].model_fields if section in sections else model.model_fields)
     if near := difflib.get_close_matches(name, siblings, 1):

@@ -17,8 +17,8 @@ ALLOWED_THIRD_PARTIES = {
     "filelock": {"storage", "running"},
     "diffusers": {"networks"},
     "pyarrow": {"storage"},
-    "huggingface_hub": {"images", "networks", "publishing", "recipe"},
-    "datasets": {"images", "storage", "publishing"},
+    "huggingface_hub": {"images", "networks", "publishing", "recipe_reader", "cli"},
+    "datasets": {"images", "storage", "publishing", "cli"},
 }
 
 

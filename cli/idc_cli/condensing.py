@@ -83,7 +83,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         (entry["id"], entry["state"], entry["patches"], f"{entry['step']}/{entry['steps']}", entry["error"] or "")
         for entry in result["instances"]
     ]
-    output.print_text("")
+    print()
     output.print_table(("photograph", "state", "patches", "steps", "error"), rows)
 
 

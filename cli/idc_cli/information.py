@@ -40,7 +40,7 @@ def show_recipe(recipe: RecipeArgument) -> None:
     """Print a recipe as it was written, with its comments."""
     from idc_hub.recipe import find_recipe
 
-    output.print_text(find_recipe(recipe).read_text(encoding="utf-8"))
+    print(find_recipe(recipe).read_text(encoding="utf-8"), end="")
 
 
 @recipes.command("cp", epilog=examples("idc recipes cp small-x4 my.yaml"))
@@ -75,7 +75,7 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
     if as_json:
         output.print_json({"lr_hash": checked.lr_hash, "recipe": checked.model_dump(mode="json")})
         return
-    output.print_text(f"# lr_hash: {checked.lr_hash}\n{checked.to_yaml()}")
+    print(f"# lr_hash: {checked.lr_hash}\n{checked.to_yaml()}", end="")
 
 
 @teachers.command("ls", epilog=examples("idc teachers ls", "idc teachers ls --json"))

@@ -15,14 +15,14 @@ EPILOG = """\
     0  done
     1  failed
     2  wrong usage or an invalid recipe; nothing was started
-    3  incomplete: photographs are missing or failed; the same command continues
+    3  incomplete: photographs failed or are missing; run it again
     4  the Hub refused or did not answer; what is on this machine is intact
-  130  Ctrl-C  (143: SIGTERM); what was done is saved, the same command continues
+  130  Ctrl-C (143: SIGTERM); what was done is saved, run it again
 
 [bold]Environment[/bold]
   IDC_RUNS       where Runs are kept, ./runs without it
   IDC_DEBUG=1    show tracebacks
-  HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE    as everywhere with the Hub
+  HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE: as everywhere with the Hub
 """
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ for family in (condensing, publishing, training, information):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        output.print_text(f"idc-hub {version('idc-hub')}")
+        print(f"idc-hub {version('idc-hub')}")
         raise typer.Exit
 
 

@@ -40,4 +40,4 @@ TokenOption = Annotated[
 
 def examples(*lines: str) -> str:
     """The epilog of a command's help page."""
-    return "\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])
+    return "\n".join(["[bold]Examples[/bold]", *lines])

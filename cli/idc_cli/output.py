@@ -13,31 +13,38 @@ from rich.text import Text
 
 _NESTED_LINES = 20
 
-stdout = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+stdout = Console(highlight=False, markup=False, emoji=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(data: Any) -> None:
     """Print data as JSON on stdout; what JSON does not know is printed as text."""
-    stdout.out(json.dumps(data, indent=2, ensure_ascii=False, default=str), highlight=False)
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print keys and values, a line each; the first lines of nested values are indented below their key."""
-    width = max((len(key) for key in facts), default=0) if stdout.is_terminal else 0
+    width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
-        if isinstance(value, Mapping) and value:
-            lines = [f"{inner}: {_word(found)}" for inner, found in value.items()]
-        elif isinstance(value, list | tuple) and value:
-            lines = [_word(entry) for entry in value]
-        else:
-            stdout.print(Text(key.ljust(width), style="bold"), _word(value), sep="  " if width else "\t")
+        if not value or not isinstance(value, Mapping | list | tuple):
+            _print_fact(key, _word(value), width)
             continue
-        stdout.print(Text(key, style="bold"))
+        if isinstance(value, Mapping):
+            lines = [f"{inner}: {_word(entry)}" for inner, entry in value.items()]
+        else:
+            lines = [_word(entry) for entry in value]
+        _print_fact(key, "", width)
         for line in lines[:_NESTED_LINES]:
-            stdout.print(f"  {line}")
+            print(f"  {line}")
         if len(lines) > _NESTED_LINES:
-            stdout.print(f"  and {len(lines) - _NESTED_LINES} more (all of them with --json)")
+            print(f"  and {len(lines) - _NESTED_LINES} more (all of them with --json)")
+
+
+def _print_fact(key: str, word: str, width: int) -> None:
+    if stdout.is_terminal:
+        stdout.print(Text.assemble((key.ljust(width + 2), "bold"), word), soft_wrap=True)
+    else:
+        print(key, word, sep="\t")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -45,19 +52,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     words = [[_word(value) for value in row] for row in rows]
     if not stdout.is_terminal:
         for row in [columns, *words]:
-            stdout.print("\t".join(row))
+            print(*row, sep="\t")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in words:
         table.add_row(*(Text(word) for word in row))
-    stdout.print(table, soft_wrap=False)
-
-
-def print_text(text: str) -> None:
-    """Print text as it is on stdout."""
-    stdout.out(text.rstrip("\n"), highlight=False)
+    stdout.print(table)
 
 
 def note(text: str) -> None:
@@ -67,11 +69,11 @@ def note(text: str) -> None:
 
 def error(message: str) -> None:
     """Print an error message; its further lines are indented below the first."""
-    stderr.print(Text("error: ", style="bold red") + Text(message.replace("\n", "\n       ")))
+    stderr.print(Text.assemble(("error: ", "bold red"), message.replace("\n", "\n       ")))
 
 
 def _word(value: Any) -> str:
-    if value is None:
+    if value is None or value in ([], (), {}):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -51,8 +51,8 @@ def regenerate(
 @app.command(
     rich_help_panel="Publish",
     epilog=examples(
-        "idc push runs/quickstart your-name/condensed-quickstart --license cc0-1.0",
-        "idc push runs/quickstart your-name/condensed-quickstart --license cc0-1.0 --dry-run",
+        "idc push runs/quickstart you/condensed-quickstart --license cc0-1.0 --dry-run",
+        "idc push runs/quickstart you/condensed-quickstart --license cc0-1.0",
         "idc push runs/div2k-x4 org/condensed-div2k-x4 --license other --create-pr",
     ),
 )

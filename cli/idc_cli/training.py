@@ -21,8 +21,8 @@ app = typer.Typer()
     rich_help_panel="Judge",
     epilog=examples(
         "idc train edsr-small --data runs/quickstart --out networks/mine",
-        "idc train edsr-baseline --data photos --out networks/whole steps=20000 batch_size=16",
-        "idc train edsr-baseline --data org/condensed-div2k-x4 --hr-version swinir-m --out networks/mine",
+        "idc train edsr-baseline --data photos --out networks/whole steps=20000",
+        "idc train edsr --data org/condensed-x4 --hr-version swinir-m --out networks/mine",
     ),
 )
 def train(
@@ -88,10 +88,9 @@ def evaluate(
         str,
         typer.Argument(metavar="NETWORK_OR_PATH", help="A name, `bicubic`, a folder or a Hub id.", show_default=False),
     ],
-    testset: Annotated[Path, typer.Option(help="Folder of HR images.", show_default=False)],
+    testset: Annotated[str, typer.Option(help="HR images: a folder, a zip, a Hub dataset.", show_default=False)],
     lr: Annotated[
-        Path | None,
-        typer.Option(help="Folder of LR images of the same names.", show_default="HR, downscaled bicubically"),
+        str | None, typer.Option(help="LR images of the same names.", show_default="HR, downscaled bicubically")
     ] = None,
     scale: ScaleOption = 4,
     border: Annotated[
@@ -111,7 +110,7 @@ def evaluate(
     protocols = [Protocol("rgb", cut, scale), Protocol("y", cut, scale)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     upscaler = load_teacher(network, scale=scale) if network == "bicubic" else load(network, scale=scale).to(device)
-    result = {"network": network, **evaluate_network(upscaler, testset, protocols, lr_folder=lr)}
+    result = {"network": network, **evaluate_network(upscaler, testset, protocols, lr_location=lr)}
     if as_json:
         output.print_json(result)
         return
@@ -145,9 +144,9 @@ def _training_recipe(overrides: list[str]) -> TrainingRecipe:
 
 def _read_pairs(data: str, scale: int, hr_version: str | None) -> list[Pair]:
     """Open what `--data` names: a Run or repository tree, a condensed set on the Hub, or photographs."""
-    from idc_hub.images.files import read_image
-    from idc_hub.images.resize import imresize, mod_crop
-    from idc_hub.images.sources import PACKAGE_PREFIX, open_source
+    from idc_hub.errors import RecipeError
+    from idc_hub.images.sources import PACKAGE_PREFIX
+    from idc_hub.judging.pairs import read_pairs
 
     path = Path(data)
     for tree in (path / "repo", path):
@@ -157,9 +156,9 @@ def _read_pairs(data: str, scale: int, hr_version: str | None) -> list[Pair]:
         pairs = _pairs_of_hub_set(data, hr_version)
         if pairs is not None:
             return pairs
-    source = open_source(data)
-    photographs = [mod_crop(read_image(source.read(entry), entry.name).pixels, scale) for entry in source.entries]
-    return [(imresize(hr, 1 / scale), hr) for hr in photographs]
+    if hr_version:
+        raise RecipeError(f"{data} is no condensed set: it has no HR version {hr_version}.", "Leave --hr-version out.")
+    return list(read_pairs(data, scale).values())
 
 
 def _pairs_of_tree(tree: Path, hr_version: str | None) -> list[Pair]:

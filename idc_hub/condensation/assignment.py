@@ -146,9 +146,7 @@ class Assignment:
                 room[group] -= 1
                 self.group[free[tile]] = group
 
-    def pair(
-        self, syn_tiles: Tensor, real_tiles: Tensor, real_groups: Tensor, content: Tensor, method: str
-    ) -> None:
+    def pair(self, syn_tiles: Tensor, real_tiles: Tensor, real_groups: Tensor, content: Tensor, method: str) -> None:
         """Pair every grouped, unpaired tile with a free real tile of its group, each real tile at most once.
 
         Args:

@@ -63,7 +63,7 @@ class State:
     def start(cls, patches: Tensor, tiles: int) -> State:
         """The state before the first step, from initial patches."""
         shifts = torch.zeros(tiles, 2, device=patches.device)
-        moments = {}
+        moments: dict[str, Tensor] = {}
         for name, leaf in (("patches", patches), ("shifts", shifts)):
             moments |= {f"{name}.{moment}": torch.zeros_like(leaf) for moment in MOMENTS}
             moments[f"{name}.step"] = torch.zeros(())
@@ -388,10 +388,7 @@ def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
     """Adam over the patches and the shifts, its moments being those of the state."""
     leaves = {"patches": state.patches, "shifts": state.shifts}
     optimiser = torch.optim.Adam(
-        [
-            {"params": [leaf.requires_grad_()], "lr": recipe.optimiser.learning_rate}
-            for leaf in leaves.values()
-        ],
+        [{"params": [leaf.requires_grad_()], "lr": recipe.optimiser.learning_rate} for leaf in leaves.values()],
         foreach=False,
     )
     for name, leaf in leaves.items():
@@ -399,9 +396,7 @@ def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
     return optimiser
 
 
-def _measure(
-    terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]
-) -> dict[str, float]:
+def _measure(terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]) -> dict[str, float]:
     """Values of the terms and norms of their weighted gradients in the pixels; three backward passes."""
     line = {term: float(value.detach()) for term, value in terms.items()}
     for term, value in weighted(terms, recipe).items():

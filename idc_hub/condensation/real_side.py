@@ -129,9 +129,7 @@ class RealSide:
         content: int64 `[tiles]`, see `Assignment.pair`.
     """
 
-    def __init__(
-        self, lr: Tensor, offsets: Tensor, network: torch.nn.Module, recipe: Recipe, instance_id: str
-    ) -> None:
+    def __init__(self, lr: Tensor, offsets: Tensor, network: torch.nn.Module, recipe: Recipe, instance_id: str) -> None:
         self.recipe = recipe
         self.instance_id = instance_id
         limit = recipe.features.real_patches

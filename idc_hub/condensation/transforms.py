@@ -34,7 +34,7 @@ def rlff_rows(channels: int, kernel_size: int, indices: Tensor) -> Tensor:
         IndexError: If an index lies outside `[0, 2C')`.
     """
     size = channels * kernel_size**2
-    if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < 2 * size):
+    if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < 2 * size):
         raise IndexError(f"RLFF row indices must lie in [0, {2 * size}) for {channels} channels, k={kernel_size}.")
     positions = torch.arange(size, device=indices.device)
     # The product reaches C'^2, too coarse an argument for a cosine in float32: reduce it as integers first.

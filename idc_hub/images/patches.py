@@ -3,6 +3,11 @@
 An HR box is always derived from its LR box, never cut on a grid of its own, so a pair cannot drift apart.
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from math import ceil, floor
+
 import numpy as np
 
 
@@ -54,3 +59,27 @@ def cut(lr: np.ndarray, size: int, stride: int, *, tail: bool = True) -> np.ndar
     for patch, (top, left) in zip(patches, places, strict=True):
         patch[:] = lr[top : top + size, left : left + size].transpose(2, 0, 1)
     return patches
+
+
+def synthetic_counts(windows: Sequence[int], ratio: float, rounding: str, minimum: int) -> list[int]:
+    """How many synthetic patches stand for each photograph (algorithm note 6.2).
+
+    Args:
+        windows: Real patches of each photograph, in order.
+        ratio: Synthetic patches per real one, in (0, 1].
+        rounding: `cumulative` gives photograph i `floor(r * sum_to_i) - floor(r * sum_to_(i-1))`, so that all sum to
+            `floor(r * total)`; `floor`, `round` and `ceil` round each photograph on its own.
+        minimum: Patches that every photograph gets at least.
+
+    Returns:
+        One count a photograph.
+    """
+    # The decimal that was written, not its binary neighbour: 0.29 * 100 must be 29.
+    exact = Fraction(str(ratio))
+    if rounding == "cumulative":
+        totals = accumulate(windows, initial=0)
+        shares = [floor(exact * after) - floor(exact * before) for before, after in pairwise(totals)]
+    else:
+        rule = {"floor": floor, "ceil": ceil, "round": lambda value: floor(value + Fraction(1, 2))}[rounding]
+        shares = [rule(exact * count) for count in windows]
+    return [max(share, minimum) for share in shares]

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -93,24 +92,21 @@ def train(
     began = time.monotonic() - seconds
     losses: list[Tensor] = []
     for step in range(start + 1, recipe.steps + 1):
-        images = draw_batch(pairs, recipe, network.scale, step)
-        mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        lr, hr = (_to_float(batch[mine], accelerator.device) for batch in images)
         state.optimiser.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
         state.optimiser.zero_grad()
-        loss = _loss(model, lr, hr, recipe)
+        loss = _loss(model, draw_batch(pairs, recipe, network.scale, step), recipe, accelerator)
         accelerator.backward(loss)
         state.optimiser.step()
         state.average.update_parameters(network)
-
         losses.append(loss.detach())
         seconds = time.monotonic() - began
-        if accelerator.is_main_process and (step % recipe.log_every == 0 or step == recipe.steps):
-            mean = torch.stack(losses).mean().item()
+        if step % recipe.log_every == 0 or step == recipe.steps:
+            mean = _mean(losses, step, accelerator)
             losses.clear()
-            _log(folder, step=step, loss=mean, learning_rate=rate, seconds=round(seconds, 1))
-            if progress:
-                progress(step, mean)
+            if accelerator.is_main_process:
+                _log(folder, step=step, loss=mean, learning_rate=rate, seconds=round(seconds, 1))
+                if progress:
+                    progress(step, mean)
         if accelerator.is_main_process and step % recipe.checkpoint_every == 0 and step < recipe.steps:
             state.write(folder, step, seconds)
 
@@ -156,11 +152,27 @@ def _to_float(images: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _loss(model: nn.Module, lr: Tensor, hr: Tensor, recipe: TrainingRecipe) -> Tensor:
+def _loss(
+    model: nn.Module, batch: tuple[np.ndarray, np.ndarray], recipe: TrainingRecipe, accelerator: Accelerator
+) -> Tensor:
+    """L1 over this process's share of the batch."""
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    lr, hr = (_to_float(images[mine], accelerator.device) for images in batch)
     # Not Accelerate's own mixed precision: that is one setting for the whole life of a Python process.
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
         sr = model(lr)
     return l1_loss(sr.float(), hr)
+
+
+def _mean(losses: list[Tensor], step: int, accelerator: Accelerator) -> float:
+    """The mean of the losses of all processes."""
+    mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    if not math.isfinite(mean):
+        raise NetworkError(
+            f"The loss is {mean} at step {step}: the training diverged.",
+            hint="Train again with a lower learning rate.",
+        )
+    return mean
 
 
 def _check(folder: Path, pairs: Sequence[Pair], scale: int, recipe: TrainingRecipe, num_processes: int) -> None:
@@ -218,7 +230,7 @@ class _State:
         facts = self.identity | {"step": step, "seconds": seconds}
         temporary = folder / (CHECKPOINT + ".tmp")
         save_file(tensors, temporary, metadata={"idc": json.dumps(facts, sort_keys=True)})
-        os.replace(temporary, folder / CHECKPOINT)
+        temporary.replace(folder / CHECKPOINT)
 
     def resume(self, folder: Path) -> tuple[int, float]:
         """Take up the folder's checkpoint, if there is one; returns the steps done and their seconds."""
@@ -253,10 +265,5 @@ class _State:
 
 
 def _log(folder: Path, **facts: float) -> None:
-    if not math.isfinite(facts["loss"]):
-        raise NetworkError(
-            f"The loss is {facts['loss']} at step {facts['step']}: the training diverged.",
-            hint="Train again with a lower learning rate.",
-        )
     with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(facts) + "\n")

@@ -56,7 +56,7 @@ class EDSR(nn.Module):
         self.feature_channels = channels
         self.arguments = {"channels": channels, "blocks": blocks, "residual_scale": residual_scale}
 
-        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels, residual_scale) for _ in range(blocks)))
         self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)

@@ -92,11 +92,13 @@ def save(network: EDSR, folder: str | Path, **info: Any) -> None:
         "name": network.name,
         "scale": network.scale,
     }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     # One metadata key at most: with two their order, and so the bytes, would differ from run to run.
     # Not safetensors' save_file, which makes files that nobody else may read.
-    (folder / WEIGHTS).write_bytes(serialise(weights, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary = folder / (WEIGHTS + ".tmp")
+    temporary.write_bytes(serialise(weights, metadata={"format": "pt"}))
+    temporary.replace(folder / WEIGHTS)
 
 
 def weights_sha256(spec: str | Path, *, scale: int = 4) -> str:

@@ -21,6 +21,7 @@ NOTE = "<!-- idc-hub writes what stands between these two marks; everything else
 
 _REPLACED_KEYS = ("license", "size_categories", "configs", "dataset_info")  # must fit the files, or nothing loads
 _UNITED_KEYS = ("tags",)
+_PLAIN_YAML = "Write it as plain `key: value` lines between two lines of ---."
 _MARK = re.compile(r"^<!-- idc:(begin|end) -->[ \t]*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A\s*^---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
 _FEATURES = [
@@ -77,7 +78,7 @@ def merge_card(existing: str, ours: str) -> str:
         ours: A card that `render_card` made without `existing`.
 
     Returns:
-        The merged card, with "\n" line ends.
+        The merged card; its lines end as on Linux.
 
     Raises:
         RunError: The front matter of `existing` is not a plain YAML mapping, or its marks do not match.
@@ -93,7 +94,11 @@ def merge_card(existing: str, ours: str) -> str:
             continue
         if key not in theirs or theirs[key] != value:
             texts[key] = _dump({key: value}) + _trailing_comments(texts.get(key, ""))
-    return f"---\n{''.join(texts.values())}---\n{_merge_body(body, our_body)}"
+            theirs = {**theirs, key: value}
+    merged = "".join(texts.values())
+    if _parse(merged)[1] != theirs:  # an anchor, for one, can tie a key of ours to one of theirs
+        raise RunError("The metadata at the top of README.md cannot be merged.", _PLAIN_YAML)
+    return f"---\n{merged}---\n{_merge_body(body, our_body)}"
 
 
 def _split(card: str) -> tuple[str, str]:
@@ -108,16 +113,15 @@ def _parse(front: str) -> tuple[dict[str, str], dict[str, Any]]:
 
     Only texts survive untouched: YAML that is loaded and dumped again loses its comments and can change its meaning.
     """
-    hint = "Write it as plain `key: value` lines between two lines of ---."
     try:
         values = yaml.safe_load(front) or {}
         node = yaml.compose(front, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise RunError(f"The metadata at the top of README.md is not YAML ({error}).", hint) from error
+        raise RunError(f"The metadata at the top of README.md is not YAML ({error}).", _PLAIN_YAML) from error
     if node is None:
         return {"": front}, {}
     if not isinstance(node, yaml.MappingNode) or node.flow_style or len(node.value) != len(values):
-        raise RunError("The metadata at the top of README.md is not a list of different keys.", hint)
+        raise RunError("The metadata at the top of README.md is not a list of different keys.", _PLAIN_YAML)
     starts = [key.start_mark.index for key, _ in node.value]
     texts = {"": front[: starts[0]]}
     for (key, _), start, end in zip(node.value, starts, [*starts[1:], len(front)], strict=True):

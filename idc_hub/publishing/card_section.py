@@ -18,7 +18,7 @@ from idc_hub.storage import parquet
 from idc_hub.storage.manifest import Manifest
 
 _REMEDY = "Pull the repository again."
-_TOLD_ELSEWHERE = ("photographs", "windows", "held_out", "held_out_random", "results")
+_TOLD_ABOVE = ("photographs", "windows", "steps", "worker_seconds", "held_out", "held_out_random", "results")
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def read_versions(repo: Path, manifest: Manifest) -> list[Version]:
     return sorted(versions, key=lambda version: (version.default, version.date), reverse=True)
 
 
-def render_section(
-    repo: Path, manifest: Manifest, versions: list[Version], repo_id: str | None, title: str
-) -> str:
+def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo_id: str | None, title: str) -> str:
     """The Markdown between the marks.
 
     Args:
@@ -102,12 +100,12 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701 (Markdown: `text` escapes)
+        autoescape=False,  # it is for HTML; the `text` filter escapes Markdown and HTML alike
     )
     environment.filters |= {
         "text": _escape,
         "number": lambda value: f"{value:,}",
-        "size": lambda count: f"{count / 1e6:,.1f} MB",
+        "size": lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB",
         "string_literal": lambda value: json.dumps(value, ensure_ascii=False),
         "shell": lambda value: shlex.quote(" ".join(value.split())),
     }
@@ -126,21 +124,21 @@ def _making(manifest: Manifest, recipe: dict[str, Any]) -> list[tuple[str, str]]
     source = str(_lookup(recipe, "source", "path") or "")
     source = Path(source).name if Path(source).is_absolute() else source  # a place on somebody's machine
     windows = _number(facts.get("windows"))
-    rows = [
-        ("Photographs", [facts.get("photographs"), source and f"from {source}"]),
-        ("Real LR patches", [windows, _grid(recipe, manifest.patch_size)]),
-        ("Synthetic LR patches", [manifest.patches, windows and f"({100 * manifest.patches / windows:.3g} %)"]),
-        ("Feature network", [_lookup(recipe, "features", "network"), _digest(recipe)]),
-        ("Preset", [_lookup(recipe, "preset")]),
-        ("First patches", [_lookup(recipe, "optimiser", "initial")]),
-    ]
-    labels = {"steps": "Steps a photograph", "worker_seconds": "Computing time, all workers"}
+    rows: dict[str, list[Any]] = {
+        "Photographs": [facts.get("photographs"), source and f"(source: {source})"],
+        "Real LR patches": [windows, _grid(recipe, manifest.patch_size)],
+        "Synthetic LR patches": [manifest.patches, windows and f"({100 * manifest.patches / windows:.3g} %)"],
+        "Feature network": [_lookup(recipe, "features", "network"), _digest(recipe)],
+        "Preset": [_lookup(recipe, "preset")],
+        "First patches": [_lookup(recipe, "optimiser", "initial")],
+        "Steps for each photograph": [facts.get("steps")],
+        "Computing time of all workers": [_duration(facts.get("worker_seconds"))],
+    }
     for key, value in sorted(facts.items()):
-        if key not in _TOLD_ELSEWHERE and isinstance(value, str | int | float):
-            shown = _duration(value) if key.endswith("seconds") else value
-            rows.append((labels.get(key, key.replace("_", " ").capitalize()), [shown]))
-    told = ((label, [_number_text(part) for part in parts if part not in (None, "")]) for label, parts in rows)
-    return [(label, " ".join(parts)) for label, parts in told if parts]
+        if key not in _TOLD_ABOVE and isinstance(value, str | int | float):
+            rows[key.replace("_", " ").capitalize()] = [value]
+    told = {label: [_shown(part) for part in parts if part not in (None, "")] for label, parts in rows.items()}
+    return [(label, " ".join(parts)) for label, parts in told.items() if parts]
 
 
 def _grid(recipe: dict[str, Any], size: int) -> str:
@@ -153,8 +151,10 @@ def _digest(recipe: dict[str, Any]) -> str | None:
     return f"(SHA-256 {str(digest)[:12]}…)" if digest else None
 
 
-def _duration(seconds: Any) -> str:
-    minutes, seconds = divmod(round(_number(seconds) or 0), 60)
+def _duration(seconds: Any) -> str | None:
+    if _number(seconds) is None:
+        return None
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
@@ -164,7 +164,7 @@ def _number(value: Any) -> int | float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _number_text(value: Any) -> str:
+def _shown(value: Any) -> str:
     return f"{value:,}" if _number(value) is not None else str(value)
 
 
@@ -173,7 +173,7 @@ def _is_plain(version: str) -> bool:
 
 
 def _results(rows: Any) -> list[dict[str, Any]]:
-    """The rows of a results table: dicts with the same keys in every row, which are the columns."""
+    """The rows of a results table; the keys of the first are its columns."""
     return [row for row in rows if isinstance(row, dict) and row] if isinstance(rows, list) else []
 
 

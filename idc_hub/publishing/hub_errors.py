@@ -39,7 +39,7 @@ def hub_sentences(repo_id: str, revision: str | None = None) -> Iterator[None]:
 
 def refused(repo_id: str, reason: object) -> HubError:
     """The Hub's own words about something that it does not accept."""
-    return HubError(f"The Hub does not accept this for {repo_id}: {_without_tokens(str(reason))}")
+    return HubError(f"The Hub does not accept this for {repo_id}: {_without_tokens(reason)}")
 
 
 def _sentence(error: BaseException, repo_id: str, revision: str | None) -> HubError | None:
@@ -65,10 +65,12 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None) -> HubEr
         return _sentence(error.__cause__, repo_id, revision)
     if isinstance(error, httpx.TransportError | LocalEntryNotFoundError):
         return HubError(f"The connection to {constants.ENDPOINT} failed ({type(error).__name__}).", AGAIN)
+    if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):
+        return HubError(f"The Hub's storage could not be used: {_without_tokens(error)}.", AGAIN)
     if isinstance(error, json.JSONDecodeError):
         return HubError(f"{constants.ENDPOINT} did not answer as a Hub does.", "Check HF_ENDPOINT, or wait a while.")
     if isinstance(error, ValueError) and str(error).startswith("LFS batch API returned errors"):
-        return refused(repo_id, one_line(error))
+        return refused(repo_id, error)
     return None
 
 
@@ -86,13 +88,14 @@ def _http_sentence(error: HfHubHTTPError, repo_id: str) -> HubError:
         return HubError(f"{repo_id} changed on the Hub while it was being pushed, several times in a row.", AGAIN)
     if status == 429:
         headers = error.response.headers
-        wait = re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) or re.search(r"\d+", headers.get("Retry-After", ""))
-        seconds = f"{wait[wait.lastindex or 0]} seconds" if wait else "some minutes"
-        return HubError(f"The Hub's rate limit is reached ({words}).", f"Wait {seconds}. {AGAIN}")
+        told = re.search(r"(?:\bt=|^)(\d+)$", headers.get("RateLimit") or headers.get("Retry-After") or "")
+        wait = f"{told[1]} seconds" if told else "some minutes"
+        return HubError(f"The Hub's rate limit is reached ({words}).", f"Wait {wait}. {AGAIN}")
     if status >= 500:
         return HubError(f"The Hub is in trouble: it answered {status} ({words}).", AGAIN)
     return refused(repo_id, words)
 
 
-def _without_tokens(text: str) -> str:
-    return re.sub(r"hf_\w+", "hf_…", " ".join(text.split()))
+def _without_tokens(words: object) -> str:
+    """Somebody else's words without access tokens and without the signatures in addresses."""
+    return re.sub(r"hf_\w+", "hf_…", re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", one_line(words)))

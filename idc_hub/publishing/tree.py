@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import yaml
@@ -21,7 +22,7 @@ _OURS = re.compile(
     r"README\.md|idc\.json|recipe\.yaml"
     r"|lr/(?:lr-\d{5}-of-\d{5}\.safetensors|lr\.safetensors\.index\.json)"
     r"|data/(?P<hr_version>[a-z0-9][a-z0-9-]*)/train-\d{5}-of-\d{5}\.parquet"
-    r"|report/\w[\w-]*\.(?:png|html)",
+    r"|report/\w[\w.-]*\.(?:png|html)",
     re.ASCII,
 )
 
@@ -51,7 +52,7 @@ def own_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_repository(folder: Path) -> Manifest:
+def check_repository(folder: Path) -> dict[str, Any]:
     """Hold a repository tree to its idc.json as a consumer will see it: `load_dataset` of every config.
 
     Each config is loaded in a fresh temporary cache, which takes about as much room as its parquet files.
@@ -60,7 +61,7 @@ def check_repository(folder: Path) -> Manifest:
         folder: `repo/` of a Run.
 
     Returns:
-        Its idc.json.
+        What was found right: name, lr_digest, instances, patches, default, hr_versions (their names).
 
     Raises:
         RunError: Something is missing, damaged, or not what idc.json or the card says.
@@ -87,7 +88,14 @@ def check_repository(folder: Path) -> Manifest:
                 f"{folder}: config {version} has {rows} rows, {MANIFEST} says {manifest.patches}.",
                 "Run `idc regenerate` for this HR version again.",
             )
-    return manifest
+    return {
+        "name": manifest.name,
+        "lr_digest": manifest.lr_digest,
+        "instances": manifest.instances,
+        "patches": manifest.patches,
+        "default": manifest.default,
+        "hr_versions": sorted(versions),
+    }
 
 
 def listed(names: Iterable[str]) -> str:
@@ -95,9 +103,9 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks, and not more of it than a sentence can hold."""
-    text = " ".join(str(error).split())
+def one_line(words: object) -> str:
+    """Somebody else's words, such as an error's, without line breaks and control characters, and at most 300 long."""
+    text = "".join(c for c in " ".join(str(words).split()) if c.isprintable())
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

@@ -58,7 +58,9 @@ class _Reader:
     def active(self) -> list[tuple[str, dict[str, Any]]]:
         """Photographs under way, with their last logged values."""
         return [
-            (name, last) for name, last in self.last.items() if name not in self.done and last["event"] in ("start", "log")
+            (name, last)
+            for name, last in self.last.items()
+            if name not in self.done and last["event"] in ("start", "log")
         ]
 
 

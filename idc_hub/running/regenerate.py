@@ -148,9 +148,7 @@ def _make_rows(
         yield from _finished(waiting, len(waiting))
 
 
-def _finished(
-    waiting: deque[tuple[str, int, Future[bytes], Future[bytes]]], count: int
-) -> Iterator[parquet.Row]:
+def _finished(waiting: deque[tuple[str, int, Future[bytes], Future[bytes]]], count: int) -> Iterator[parquet.Row]:
     for _ in range(count):
         instance_id, index, lr_png, hr_png = waiting.popleft()
         yield parquet.Row(instance_id, index, lr_png.result(), hr_png.result())

@@ -135,10 +135,10 @@ def _real_patches(share: Share, source: Source, recipe: Recipe) -> tuple[torch.T
     from idc_hub.images.patches import windows
     from idc_hub.images.sources import load_lr_patches
 
-    grid = {"size": recipe.patches.size, "stride": recipe.patches.stride, "tail": recipe.patches.tail}
+    size, stride, tail = recipe.patches.size, recipe.patches.stride, recipe.patches.tail
     instance, scale = share.instance, recipe.scale
-    lr = load_lr_patches(source, instance, scale=scale, **grid)
-    offsets = windows(instance.height // scale, instance.width // scale, **grid)
+    lr = load_lr_patches(source, instance, scale=scale, size=size, stride=stride, tail=tail)
+    offsets = windows(instance.height // scale, instance.width // scale, size, stride, tail=tail)
     return torch.from_numpy(lr), torch.tensor(offsets)
 
 

@@ -13,7 +13,7 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
 
     The parent folder must exist.
     """
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.partial")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -36,7 +36,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """Hand out an empty folder that takes the place of `folder` when the block ends without an exception.
 
     After an exception, Ctrl-C included, `folder` is as it was and nothing else is left. A killed process may
-    leave a hidden `.NAME-*.partial` folder behind, which the next call for the same folder removes.
+    leave a hidden `.NAME.*.partial` folder behind, which the next call for the same folder removes.
 
     Args:
         folder: What to make or replace; its parents are made.
@@ -45,16 +45,16 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         The temporary folder, beside `folder` so that a rename is enough.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.parent.glob(f".{folder.name}-*.partial"):
+    for abandoned in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(abandoned, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.partial")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     temporary.mkdir()
     try:
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         # No portable call swaps two folders: for an instant the old one is only there under its hidden name.
-        replaced = temporary.with_name(temporary.name.replace(".partial", "-old.partial"))
+        replaced = temporary.with_name(temporary.name.replace(".partial", ".old.partial"))
         if folder.exists():
             folder.rename(replaced)
         try:

@@ -140,7 +140,8 @@ class Manifest:
             problem = self._version_problem(name, version)
             if problem:
                 return f"HR version {name!r}: {problem}"
-        if self.default not in self.hr_versions if self.hr_versions else self.default is not None:
+        allowed: list[str | None] = [*self.hr_versions] or [None]
+        if self.default not in allowed:
             return f"default {self.default!r} is not one of its HR versions"
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ def pack(run: Run, facts: dict[str, Any], packages: dict[str, str]) -> Manifest:
     if before is not None and before.lr_digest == digest:
         manifest = before
     else:
+        # HR patches of other LR patches would be pairs that do not fit.
+        shutil.rmtree(run.repo / "data", ignore_errors=True)
         manifest = Manifest(
             name=recipe.name,
             scale=recipe.scale,

@@ -19,9 +19,7 @@ from idc_hub.errors import RunError
 from idc_hub.storage.atomic import replace_folder
 from idc_hub.storage.manifest import is_instance_id
 
-FEATURES = Features(
-    {"instance_id": Value("string"), "patch_index": Value("int32"), "lr": Image(), "hr": Image()}
-)
+FEATURES = Features({"instance_id": Value("string"), "patch_index": Value("int32"), "lr": Image(), "hr": Image()})
 
 _CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 _KEY_COLUMNS = ["instance_id", "patch_index"]
@@ -211,9 +209,7 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         raise RunError(f"{path} is truncated or damaged ({error}).", _REMEDY) from error
 
 
-def _rows_of_group(
-    path: Path, file: pq.ParquetFile, group: int, instances: Collection[str] | None
-) -> Iterator[Row]:
+def _rows_of_group(path: Path, file: pq.ParquetFile, group: int, instances: Collection[str] | None) -> Iterator[Row]:
     for batch in file.iter_batches(batch_size=64, row_groups=[group]):
         for entry in batch.to_pylist():
             if instances is not None and entry["instance_id"] not in instances:

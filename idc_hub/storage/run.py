@@ -355,35 +355,6 @@ def patches_sha256(patches: Tensor) -> str:
     return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def shares_of_patches(windows: list[int], ratio: float, rounding: str, minimum: int) -> list[int]:
-    """How many synthetic patches stand for each photograph (algorithm note 6.2).
-
-    Args:
-        windows: Real patches of each photograph, in order.
-        ratio: Synthetic patches per real one, in (0, 1].
-        rounding: `cumulative` gives photograph i `floor(r * sum_to_i) - floor(r * sum_to_(i-1))`, so that all sum to
-            `floor(r * total)`; `floor`, `round` and `ceil` round each photograph on its own.
-        minimum: Patches that every photograph gets at least.
-
-    Returns:
-        One count a photograph.
-    """
-    from fractions import Fraction
-    from math import ceil, floor
-
-    # The decimal that was written, not its binary neighbour: 0.29 * 100 must be 29.
-    exact = Fraction(str(ratio))
-    if rounding == "cumulative":
-        totals = [0]
-        for count in windows:
-            totals.append(totals[-1] + count)
-        shares = [floor(exact * b) - floor(exact * a) for a, b in zip(totals, totals[1:], strict=False)]
-    else:
-        rule = {"floor": floor, "ceil": ceil, "round": lambda value: floor(value + Fraction(1, 2))}[rounding]
-        shares = [rule(exact * count) for count in windows]
-    return [max(share, minimum) for share in shares]
-
-
 def _share(count: int, notes: list[str], **found: Any) -> Share:
     return Share(Instance(notes=tuple(notes), **found), count)
 

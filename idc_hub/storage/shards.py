@@ -172,9 +172,7 @@ def verify_lr(folder: Path, manifest: Manifest) -> None:
         instances += 1
         patches += len(tensor)
         if tensor.shape[2:] != (manifest.patch_size, manifest.patch_size):
-            raise RunError(
-                f"{folder}: {instance_id!r} has patches of another size than idc.json says.", _REMEDY
-            )
+            raise RunError(f"{folder}: {instance_id!r} has patches of another size than idc.json says.", _REMEDY)
     if digest.hexdigest() != manifest.lr_digest:
         raise RunError(f"{folder} holds other patches than idc.json says: their digest differs.", _REMEDY)
     if (instances, patches) != (manifest.instances, manifest.patches):
@@ -200,9 +198,7 @@ def _checked(patches: Iterable[tuple[str, np.ndarray | torch.Tensor]]) -> Iterat
             yield instance_id, array
 
 
-def _fill_shards(
-    instances: Iterable[tuple[str, np.ndarray]], max_bytes: int
-) -> Iterator[dict[str, np.ndarray]]:
+def _fill_shards(instances: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> Iterator[dict[str, np.ndarray]]:
     shard: dict[str, np.ndarray] = {}
     size = 0
     for instance_id, array in instances:

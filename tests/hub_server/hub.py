@@ -98,13 +98,23 @@ class Hub:
             raise Refusal(404, "Repository not found", "RepoNotFound")
         return repository
 
-    def writable(self, request: Request, kind: str, repo: str) -> Repository:
-        """A repository that the request may change."""
-        repository = self.readable(request, kind, repo)
+    def logged_in(self, request: Request) -> Account:
+        """The account of the request's token; 401 without one."""
         account = self.account(request)
         if account is None:
             raise Refusal(401, "Invalid username or password.")
-        if not account.may_write(repo):
+        return account
+
+    def proposable(self, request: Request, kind: str, repo: str) -> Repository:
+        """A repository that the request may open a pull request on."""
+        repository = self.readable(request, kind, repo)
+        self.logged_in(request)
+        return repository
+
+    def writable(self, request: Request, kind: str, repo: str) -> Repository:
+        """A repository that the request may change."""
+        repository = self.readable(request, kind, repo)
+        if not self.logged_in(request).may_write(repo):
             raise Refusal(403, f"Forbidden: you don't have the rights to write to {repo}")
         return repository
 
@@ -117,9 +127,7 @@ class Hub:
 
     def whoami(self, request: Request) -> Response:
         """Name, organisations and the role of the token."""
-        account = self.account(request)
-        if account is None:
-            raise Refusal(401, "Invalid username or password.")
+        account = self.logged_in(request)
         orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in account.organisations]
         token = {"accessToken": {"displayName": "test", "role": account.role}, "type": "access_token"}
         return as_json({"type": "user", "name": account.name, "orgs": orgs, "auth": token})
@@ -133,9 +141,7 @@ class Hub:
 
     def _named(self, request: Request) -> tuple[Account, str, str]:
         """Account, kind and id that a body with name, organization and type speaks of."""
-        account, body = self.account(request), request.json()
-        if account is None:
-            raise Refusal(401, "Invalid username or password.")
+        account, body = self.logged_in(request), request.json()
         owner = body.get("organization") or account.name
         return account, body.get("type") or "model", f"{owner}/{body['name']}"
 
@@ -319,17 +325,15 @@ class Hub:
 
     def preupload(self, request: Request, kind: str, repo: str, revision: str) -> Response:
         """Which files go to LFS, and what stands at their paths now."""
-        asked = self.readable if request.flag("create_pr") else self.writable
+        asked = self.proposable if request.flag("create_pr") else self.writable
         repository = asked(request, kind, repo)
         return uploads.preupload(repository, self.revision(repository, revision), request.json())
 
     def commit(self, request: Request, kind: str, repo: str, revision: str) -> Response:
         """One commit, on a branch or as a new pull request."""
         pull_request = request.flag("create_pr")
-        repository = (self.readable if pull_request else self.writable)(request, kind, repo)
-        account = self.account(request)
-        if account is None:
-            raise Refusal(401, "Invalid username or password.")
+        repository = (self.proposable if pull_request else self.writable)(request, kind, repo)
+        account = self.logged_in(request)
         lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
         sha, number = uploads.commit(repository, revision, lines, account.name, pull_request)
         web = f"{self.url}/{repository.prefix}{repo}"
@@ -344,13 +348,17 @@ class Hub:
         )
 
     def lfs_batch(self, request: Request, kind: str, repo: str) -> Response:
-        """Where to upload which objects. Those that are there need no action."""
-        repository = self.writable(request, kind, repo)
-        return uploads.lfs_batch(repository, request.json(), self.blobs, self.url)
+        """Where to upload which objects. Those that are there need no action.
+
+        For a pull request the client names no ref, and whoever may read the repository may upload.
+        """
+        body = request.json()
+        repository = self.writable(request, kind, repo) if "ref" in body else self.proposable(request, kind, repo)
+        return uploads.lfs_batch(repository, body, self.blobs, self.url)
 
     def lfs_verify(self, request: Request, kind: str, repo: str) -> Response:
         """200 when an object has arrived."""
-        return uploads.lfs_verify(self.writable(request, kind, repo), request.json())
+        return uploads.lfs_verify(self.proposable(request, kind, repo), request.json())
 
     def lfs_complete(self, request: Request, kind: str, repo: str) -> Response:
         """Joins the parts of a multipart upload. Comes without a token: its address is signed."""

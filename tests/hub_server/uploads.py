@@ -113,7 +113,7 @@ def commit(
 
 def _apply(repository: Repository, tree: Tree, key: str, value: dict[str, Any]) -> None:
     """Applies one line of a commit to the tree."""
-    path = value["path"]
+    path = value["path"].removesuffix("/") if key == "deletedFolder" else value["path"]
     if not path or path.startswith("/") or any(part in ("", ".", "..", ".git") for part in path.split("/")):
         raise Refusal(400, f"Invalid path: {path!r}")
     if key == "file":
@@ -134,8 +134,7 @@ def _apply(repository: Repository, tree: Tree, key: str, value: dict[str, Any]) 
             raise Refusal(400, f"{path} was announced with {value['size']} bytes and has {size}.")
         tree[path] = lfs_entry(value["oid"], size)
     elif key in ("deletedFile", "deletedFolder"):
-        folder = f"{path.rstrip('/')}/"
-        gone = [p for p in tree if (p == path if key == "deletedFile" else p.startswith(folder))]
+        gone = [p for p in tree if (p == path if key == "deletedFile" else p.startswith(f"{path}/"))]
         if not gone:
             raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
         for name in gone:

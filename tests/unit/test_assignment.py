@@ -119,9 +119,7 @@ def test_hungarian_pairing_has_the_least_total() -> None:
     distances = squared(syn, real)
     total = sum(distances[s, int(assignment.partner[s])] for s in range(5))
     best_first = min(sum(distances[s, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4), 3))
-    best_second = min(
-        sum(distances[s + 3, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4, 9), 2)
-    )
+    best_second = min(sum(distances[s + 3, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4, 9), 2))
     assert total == pytest.approx(best_first + best_second, rel=1e-6)
 
 

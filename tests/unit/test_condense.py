@@ -47,7 +47,7 @@ def recipe(**changes: Any) -> Recipe:
         "source": {"path": "photographs"},
         "patches": {"size": SIZE, "stride": STRIDE},
         "transform": {"kernel_size": 3, "channels": 12},
-        "loss": {"frequencies": 16, "bank_size": 3},
+        "loss": {"frequencies": 16, "bank_size": 3, "row_norm": "row", "group_reduction": "sum"},
         "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
         "optimiser": {"steps": 20, "initial": "noise"},
         "workers": {"checkpoint_every": 7, "log_every": 5},

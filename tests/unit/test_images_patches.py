@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from idc_hub.images.patches import cut, hr_box, windows
+from idc_hub.images.patches import cut, hr_box, synthetic_counts, windows
 
 
 def test_a_div2k_image_has_150_windows():
@@ -59,3 +59,24 @@ def test_the_hr_box_is_the_lr_box_times_the_scale():
         patch = hr[box[0] : box[2], box[1] : box[3]]
         assert np.array_equal(patch[::3, ::3], lr[top : top + 4, left : left + 4])
         assert patch.shape == (12, 12)
+
+
+def test_shares_sum_to_the_floor_of_the_total_and_differ_by_one_at_most() -> None:
+    # DIV2K's total of windows at x4 is 120,765 (paper, section 4); a tenth of them are 12,076.
+    windows = [150] * 700 + [135] * 116 + [105]
+    assert sum(windows) == 120_765
+    counts = synthetic_counts(windows, 0.1, "cumulative", 0)
+    assert sum(counts) == 12_076
+    assert set(counts[:700]) == {15}
+    assert set(counts[700:816]) == {13, 14}
+    assert sum(synthetic_counts(windows, 0.01, "cumulative", 0)) == 1_207
+
+
+@pytest.mark.parametrize(("rounding", "expected"), [("floor", [13, 0, 1]), ("round", [14, 0, 2]), ("ceil", [14, 1, 2])])
+def test_other_roundings_treat_each_photograph_alone(rounding: str, expected: list[int]) -> None:
+    assert synthetic_counts([135, 4, 15], 0.1, rounding, 0) == expected
+
+
+def test_a_ratio_is_the_decimal_that_was_written() -> None:
+    assert synthetic_counts([100], 0.29, "floor", 0) == [29]
+    assert synthetic_counts([3, 3], 0.1, "cumulative", 1) == [1, 1]

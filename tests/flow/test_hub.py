@@ -1,0 +1,406 @@
+"""`push` with the real client in processes of their own, over HTTP, against the server in tests/hub_server."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_tree, pixels, sha256, write_prose
+from tests.hub_server import HubServer
+
+KEYS = [["bird", 0], ["bird", 1], ["bird", 2], ["house", 0], ["zebra", 0], ["zebra", 1]]
+OURS = {
+    "README.md",
+    "idc.json",
+    "recipe.yaml",
+    "lr/lr-00001-of-00001.safetensors",
+    "lr/lr.safetensors.index.json",
+    "data/edsr/train-00000-of-00002.parquet",
+    "data/edsr/train-00001-of-00002.parquet",
+}
+
+
+def commits(hub: HubServer, repo_id: str) -> int:
+    """Number of commits, without the one that makes .gitattributes."""
+    return len(hub.dataset(repo_id).history()) - 1
+
+
+def edit_card(client: Client, repo_id: str, text: str) -> None:
+    """What somebody does who edits the page on the Hub."""
+    client("api", method="upload_file", repo_id=repo_id, repo_type="dataset", path_in_repo="README.md", text=text)
+
+
+class TestRelease:
+    def test_what_was_pushed_loads_in_every_way(
+        self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0, "swinir-m": 1})
+        done = alice("push", folder=tree, repo_id="alice/release", license="mit")
+        assert (done["tag"], done["private"], done["deletions"]) == ("v1.0.0", True, [])
+        assert set(done["uploads"]) == set(done["files"]) > OURS
+        repository = hub.dataset("alice/release")
+        assert repository.refs["refs/heads/main"] == repository.refs["refs/tags/v1.0.0"] == done["commit"]
+        assert commits(hub, "alice/release") == 1
+        assert set(repository.tree()) == set(done["files"]) | {".gitattributes"}
+
+        consumer = make_client("hf_alice")
+        assert consumer("configs", repo_id="alice/release") == ["edsr", "swinir-m"]
+        default = consumer("load", repo_id="alice/release")
+        assert default["columns"] == ["instance_id", "patch_index", "lr", "hr"]
+        assert default["keys"] == KEYS
+        assert default["pixels"] == pixels(lr_patches(0), 0)
+        second = consumer("load", repo_id="alice/release", name="swinir-m")
+        assert (second["keys"], second["pixels"]) == (KEYS, pixels(lr_patches(0), 1))
+        assert consumer("load", repo_id="alice/release", revision="v1.0.0") == default
+        assert consumer("load", repo_id="alice/release", name="swinir-m", streaming=True) == second
+        assert not [seen for seen in hub.log if seen.origin == "blobs" and seen.with_token]
+
+    def test_private_means_that_others_see_nothing(self, alice: Client, bob: Client, tmp_path: Path) -> None:
+        alice("push", folder=make_tree(tmp_path / "repo", {"edsr": 0}), repo_id="alice/hidden", license="mit")
+        with pytest.raises(Refused, match="no dataset alice/hidden"):
+            bob("pull", repo_id="alice/hidden", run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_bare_name_goes_to_the_own_account(self, hub: HubServer, bob: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        done = bob("push", folder=tree, repo_id="bare-name", license="mit", public=True)
+        assert (done["repo_id"], done["private"]) == ("bob/bare-name", False)
+        assert not hub.dataset("bob/bare-name").meta["private"]
+
+    def test_nothing_changed_makes_no_commit(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=tree, repo_id="alice/twice", license="mit")
+        before = hub.dataset("alice/twice").refs
+        hub.forget()
+        again = alice("push", folder=tree, repo_id="alice/twice")
+        assert (again["commit"], again["uploads"], again["tag"], again["card_diff"]) == (None, [], "v1.0.0", "")
+        assert hub.dataset("alice/twice").refs == before
+        assert not hub.seen("PUT")
+        assert not hub.seen("POST")
+
+    def test_a_dry_run_changes_nothing(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        before = files_below(tree)
+        planned = alice("push", folder=tree, repo_id="alice/planned", license="mit", dry_run=True)
+        assert set(planned["uploads"]) == OURS
+        assert planned["files"]["recipe.yaml"] == (tree / "recipe.yaml").stat().st_size
+        assert "+license: mit" in planned["card_diff"]
+        assert (planned["commit"], planned["tag"]) == (None, None)
+        assert hub.state.find("dataset", "alice/planned") is None
+        assert not hub.seen("POST")
+        assert not hub.seen("PUT")
+        assert files_below(tree) == before
+
+
+class TestNextRelease:
+    def test_a_new_hr_version_costs_its_own_bytes_only(
+        self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/grows", license="mit")
+        first = hub.dataset("alice/grows").refs["refs/heads/main"]
+        hub.forget()
+        more = make_tree(tmp_path / "two", {"edsr": 0, "swinir-m": 1})
+        done = alice("push", folder=more, repo_id="alice/grows")
+        new = {f"data/swinir-m/train-0000{k}-of-00002.parquet" for k in (0, 1)}
+        assert set(done["uploads"]) == new | {"README.md", "idc.json"}
+        assert set(hub.sent()) == {sha256(more / path) for path in new}
+        assert (done["tag"], commits(hub, "alice/grows")) == ("v1.1.0", 2)
+        assert hub.dataset("alice/grows").refs["refs/tags/v1.0.0"] == first
+        consumer = make_client("hf_alice")
+        assert consumer("load", repo_id="alice/grows", name="swinir-m")["pixels"] == pixels(lr_patches(0), 1)
+        with pytest.raises(Refused, match="swinir-m"):
+            consumer("load", repo_id="alice/grows", name="swinir-m", revision="v1.0.0")
+
+    def test_new_lr_patches_replace_our_files_and_no_others(
+        self, hub: HubServer, alice: Client, tmp_path: Path
+    ) -> None:
+        old = make_tree(tmp_path / "old", {"edsr": 0, "bicubic": 1})
+        (old / "report").mkdir()
+        (old / "report" / "contact-sheet.png").write_bytes(b"\x89PNG" + bytes(20))
+        alice("push", folder=old, repo_id="alice/anew", license="mit")
+        theirs = {"notes.md": "mine", "data/own/train-00000-of-00001.parquet": "rows", "lr/thoughts.txt": "mine"}
+        for path, text in theirs.items():
+            alice("api", method="upload_file", repo_id="alice/anew", repo_type="dataset", path_in_repo=path, text=text)
+        done = alice("push", folder=make_tree(tmp_path / "new", {"edsr": 0}, seed=1), repo_id="alice/anew")
+        assert done["tag"] == "v2.0.0"
+        gone = {f"data/bicubic/train-0000{k}-of-00002.parquet" for k in (0, 1)} | {"report/contact-sheet.png"}
+        assert set(done["deletions"]) == gone
+        assert set(hub.dataset("alice/anew").tree()) == OURS | set(theirs) | {".gitattributes"}
+
+    def test_another_default_is_a_minor_and_prose_a_patch_release(
+        self, hub: HubServer, alice: Client, tmp_path: Path
+    ) -> None:
+        tree = make_tree(tmp_path / "one", {"edsr": 0, "bicubic": 1})
+        alice("push", folder=tree, repo_id="alice/steps", license="mit")
+        (tree / "README.md").write_text(write_prose((tree / "README.md").read_text(), "Written here."))
+        done = alice("push", folder=tree, repo_id="alice/steps")
+        assert (done["tag"], done["uploads"]) == ("v1.0.1", ["README.md"])
+        assert "Written here." in hub.dataset("alice/steps").read("README.md").decode()
+        turned = make_tree(tmp_path / "two", {"bicubic": 1, "edsr": 0})
+        done = alice("push", folder=turned, repo_id="alice/steps")
+        assert done["tag"] == "v1.1.0"
+        assert set(done["uploads"]) == {"README.md", "idc.json"}
+        card = hub.dataset("alice/steps").read("README.md").decode()
+        assert "Written here." in card
+        assert "default: true" in card.split("config_name: bicubic")[1].split("config_name")[0]
+
+    def test_a_version_that_only_the_hub_has_is_not_lost(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        both = make_tree(tmp_path / "both", {"edsr": 0, "swinir-m": 1})
+        alice("push", folder=both, repo_id="alice/shared", license="mit")
+        with pytest.raises(Refused, match="lacks: swinir-m") as caught:
+            alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/shared")
+        assert caught.value.exit_code == 4
+        assert "idc pull" in caught.value.message
+        assert commits(hub, "alice/shared") == 1
+
+
+class TestCard:
+    def test_what_its_user_wrote_on_the_hub_survives(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=tree, repo_id="alice/prose", license="mit")
+        card = hub.dataset("alice/prose").read("README.md").decode()
+        edited = write_prose(card.replace("---\n", "---\nviewer: false  # slow\n", 1), "Please cite my paper.")
+        edit_card(alice, "alice/prose", edited)
+        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        alice("push", folder=more, repo_id="alice/prose")
+        merged = hub.dataset("alice/prose").read("README.md")
+        assert b"viewer: false  # slow\n" in merged
+        assert merged.decode().endswith("Please cite my paper.\n")
+        assert b"config_name: bicubic" in merged
+        assert b"license: mit" in merged
+        assert (more / "README.md").read_bytes() == merged
+
+    def test_an_untouched_page_needs_no_release(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=tree, repo_id="alice/page", license="mit")
+        edit_card(alice, "alice/page", write_prose((tree / "README.md").read_text(), "Only on the Hub."))
+        done = alice("push", folder=tree, repo_id="alice/page")
+        assert (done["commit"], done["tag"]) == (None, "v1.0.0")
+        assert "Only on the Hub." in (tree / "README.md").read_text()
+
+    def test_edits_in_two_places_are_a_question_not_a_guess(
+        self, hub: HubServer, alice: Client, tmp_path: Path
+    ) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=tree, repo_id="alice/torn", license="mit")
+        card = (tree / "README.md").read_text()
+        edit_card(alice, "alice/torn", write_prose(card, "There."))
+        (tree / "README.md").write_text(write_prose(card, "Here."))
+        with pytest.raises(Refused, match="edited both"):
+            alice("push", folder=tree, repo_id="alice/torn")
+        assert (tree / "README.md").read_text().endswith("Here.\n")
+        assert hub.dataset("alice/torn").read("README.md").endswith(b"There.\n")
+
+    def test_a_page_that_was_there_before_is_kept(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        alice("api", method="create_repo", repo_id="alice/page-first", repo_type="dataset")
+        edit_card(alice, "alice/page-first", "---\nlicense: mit\n---\n\nComing soon.\n")
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        done = alice("push", folder=tree, repo_id="alice/page-first")
+        card = hub.dataset("alice/page-first").read("README.md").decode()
+        assert done["tag"] == "v1.0.0"
+        assert card.endswith("\nComing soon.\n")
+        assert "license: mit" in card
+
+
+class TestTrouble:
+    def test_somebody_else_commits_in_between(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/race", license="mit")
+        repository = hub.dataset("alice/race")
+
+        def edit() -> None:
+            head, card = repository.refs["refs/heads/main"], repository.read("README.md").decode()
+            entry = repository.put_blob(write_prose(card, "In between.").encode())
+            repository.add_commit("refs/heads/main", repository.tree() | {"README.md": entry}, "x", "carol", head)
+
+        hub.forget()
+        hook = hub.inject("hook", method="POST", path="/alice/race/commit/", hook=edit)
+        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        done = alice("push", folder=more, repo_id="alice/race")
+        assert hook.fired == 1
+        assert [seen.status for seen in hub.seen("POST", "/commit/")] == [412, 200]
+        assert [commit["author"] for commit in repository.history()] == ["alice", "carol", "alice", "alice"]
+        assert repository.read("README.md").endswith(b"In between.\n")
+        assert done["tag"] == "v1.1.0"
+        assert set(hub.sent().values()) == {(more / path).stat().st_size for path in done["uploads"] if "data/" in path}
+
+    def test_a_race_that_is_lost_every_time_is_a_sentence(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        fault = hub.inject("status", method="POST", path="/alice/busy/commit/", status=412, times=99)
+        with pytest.raises(Refused, match="alice/busy changed on the Hub") as caught:
+            alice("push", folder=tree, repo_id="alice/busy", license="mit")
+        assert (fault.fired, caught.value.exit_code) == (5, 4)
+        hub.forget()
+        done = alice("push", folder=tree, repo_id="alice/busy", license="mit")
+        assert done["tag"] == "v1.0.0"
+        assert hub.sent() == {}
+
+    @pytest.mark.parametrize("what", ["commit", "tag"])
+    def test_an_answer_that_got_lost(self, hub: HubServer, alice: Client, tmp_path: Path, what: str) -> None:
+        fault = hub.inject("lost", method="POST", path=f"/alice/lost-{what}/{what}/")
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        done = alice("push", folder=tree, repo_id=f"alice/lost-{what}", license="mit")
+        refs = hub.dataset(f"alice/lost-{what}").refs
+        assert fault.fired == 1
+        assert set(done["uploads"]) == OURS
+        assert refs == {"refs/heads/main": done["commit"], "refs/tags/v1.0.0": done["commit"]}
+        assert commits(hub, f"alice/lost-{what}") == 1
+
+    def test_a_commit_that_fails_once_is_tried_again(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        hub.inject("status", method="POST", path="/alice/stumbles/commit/", status=500)
+        done = alice("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/stumbles", license="mit")
+        assert done["tag"] == "v1.0.0"
+        assert commits(hub, "alice/stumbles") == 1
+
+    def test_a_release_that_could_not_be_tagged_is_tagged_by_the_next_push(
+        self, hub: HubServer, alice: Client, tmp_path: Path
+    ) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        hub.inject("status", method="POST", path="/alice/untagged/tag/", status=403)
+        with pytest.raises(Refused, match="could not be tagged"):
+            alice("push", folder=tree, repo_id="alice/untagged", license="mit")
+        head = hub.dataset("alice/untagged").refs["refs/heads/main"]
+        again = alice("push", folder=tree, repo_id="alice/untagged")
+        assert (again["commit"], again["tag"]) == (None, "v1.0.0")
+        assert hub.dataset("alice/untagged").refs["refs/tags/v1.0.0"] == head
+
+    def test_a_killed_upload_leaves_the_old_release_and_continues(
+        self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/killed", license="mit")
+        head = hub.dataset("alice/killed").refs["refs/heads/main"]
+        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1, "swinir-m": 2})
+        hub.forget()
+        stuck = hub.inject("delay", method="POST", path="/alice/killed.git/info/lfs", seconds=3600, skip=7)
+        victim = make_client("hf_alice")
+        victim.start("push", folder=more, repo_id="alice/killed")
+        deadline = time.monotonic() + 60
+        while not stuck.fired and time.monotonic() < deadline:
+            time.sleep(0.02)
+        victim.kill()
+        arrived = {oid for oid in hub.sent() if hub.dataset("alice/killed").lfs_path(oid).exists()}
+        new = {
+            sha256(more / f"data/{v}/train-0000{k}-of-00002.parquet") for v in ("bicubic", "swinir-m") for k in (0, 1)
+        }
+        assert stuck.fired
+        assert 0 < len(arrived) < len(new)
+        assert hub.dataset("alice/killed").refs["refs/heads/main"] == head
+        consumer = make_client("hf_alice")
+        assert consumer("load", repo_id="alice/killed")["pixels"] == pixels(lr_patches(0), 0)
+
+        hub.forget()
+        done = alice("push", folder=more, repo_id="alice/killed")
+        assert set(hub.sent()) == new - arrived
+        assert done["tag"] == "v1.1.0"
+        assert commits(hub, "alice/killed") == 2
+
+    def test_the_rate_limit_says_how_long_to_wait(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        hub.inject(
+            "status", method="POST", path="/alice/limited/commit/", status=429, headers={"RateLimit": '"api";r=0;t=77'}
+        )
+        with pytest.raises(Refused, match=r"rate limit.*Wait 77 seconds") as caught:
+            alice("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/limited", license="mit")
+        assert caught.value.exit_code == 4
+
+
+class TestRefusals:
+    """Each is one sentence with exit code 4 (2 for a missing argument), and nothing was sent."""
+
+    @pytest.mark.parametrize(
+        ("token", "repo_id", "words"),
+        [
+            ("hf_wrong_secret", "alice/new", "does not know this token"),
+            ("hf_s\u00e9cret\u2026", "alice/new", "token holds characters"),
+            ("hf_two\nlines", "alice/new", "token holds characters"),
+            ("hf_alice_reads", "alice/new", "does not let this token.*the write role"),
+            ("hf_bob", "alice/new", "does not let this token.*alice"),
+            ("hf_bob", "lab/new", "does not let this token.*lab"),
+            ("hf_bob", "alice/theirs", "does not let this token.*--create-pr"),
+            ("hf_alice", "alice/a--b", "no name for a dataset"),
+            ("hf_alice", "alice/notes.ipynb", "does not accept this.*Invalid repo name"),
+            ("hf_alice", "alice/pictures", "not a dataset made by idc"),
+        ],
+    )
+    def test_push(self, hub: HubServer, alice: Client, tmp_path: Path, token: str, repo_id: str, words: str) -> None:
+        for repo, path in (("alice/theirs", "README.md"), ("alice/pictures", "cat.txt")):
+            if hub.state.find("dataset", repo) is None:
+                alice("api", method="create_repo", repo_id=repo, repo_type="dataset")
+                alice("api", method="upload_file", repo_id=repo, repo_type="dataset", path_in_repo=path, text="meow")
+        hub.forget()
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        with pytest.raises(Refused, match=words) as caught:
+            alice("push", folder=tree, repo_id=repo_id, license="mit", token=token)
+        assert (caught.value.kind, caught.value.exit_code) == ("HubError", 4)
+        assert "hf_" not in caught.value.message
+        assert token not in alice.stderr.read_text()
+        assert not hub.seen("PUT")
+        assert not hub.seen("POST", "/commit/")
+
+    def test_no_token(self, hub: HubServer, make_client: Callable[..., Client], tmp_path: Path) -> None:
+        nobody = make_client(None)
+        with pytest.raises(Refused, match=r"no Hugging Face token.*HF_TOKEN.*hf auth login") as caught:
+            nobody("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/x", license="mit")
+        assert caught.value.exit_code == 4
+        assert not hub.log
+        with pytest.raises(Refused, match=r"no dataset alice/nowhere.*HF_TOKEN"):
+            nobody("pull", repo_id="alice/nowhere", run_dir=tmp_path / "run")
+
+    def test_offline(self, make_client: Callable[..., Client], tmp_path: Path) -> None:
+        offline = make_client("hf_alice", HF_HUB_OFFLINE="1")
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        with pytest.raises(Refused, match="HF_HUB_OFFLINE") as caught:
+            offline("push", folder=tree, repo_id="alice/x", license="mit")
+        assert caught.value.exit_code == 4
+        unreachable = make_client("hf_alice", HF_ENDPOINT="http://127.0.0.1:9")
+        with pytest.raises(Refused, match=r"connection to http://127.0.0.1:9 failed"):
+            unreachable("pull", repo_id="alice/x", run_dir=tmp_path / "run")
+
+    def test_the_default_transport_without_its_storage(
+        self, hub: HubServer, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        xet = make_client("hf_alice", HF_HUB_DISABLE_XET="0")
+        with pytest.raises(Refused, match=r"storage could not be used.*xet-write-token.*Run the same") as caught:
+            xet("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/xet", license="mit")
+        assert caught.value.exit_code == 4
+        assert commits(hub, "alice/xet") == 0
+
+    def test_no_licence(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match=r"without a licence.*--license") as caught:
+            alice("push", folder=make_tree(tmp_path / "repo", {"edsr": 0}), repo_id="alice/unlicensed")
+        assert caught.value.exit_code == 2
+        assert hub.state.find("dataset", "alice/unlicensed") is None
+
+    def test_a_licence_that_the_hub_does_not_know(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        with pytest.raises(Refused, match=r'does not accept.*"license.*cc-by-4.0'):
+            alice("push", folder=tree, repo_id="alice/odd-licence", license="do-as-you-like")
+        assert hub.state.find("dataset", "alice/odd-licence") is None
+
+    def test_a_tree_that_does_not_load_is_not_sent(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0, "bicubic": 1})
+        (tree / "data/bicubic/train-00001-of-00002.parquet").write_bytes(b"PAR1 and then nothing")
+        with pytest.raises(Refused, match="cannot load config bicubic") as caught:
+            alice("push", folder=tree, repo_id="alice/broken", license="mit")
+        assert (caught.value.kind, caught.value.exit_code) == ("RunError", 1)
+        assert not hub.log
+
+
+class TestPullRequest:
+    def test_bob_adds_a_version_to_the_set_of_alice(
+        self, hub: HubServer, alice: Client, bob: Client, tmp_path: Path
+    ) -> None:
+        tree = make_tree(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=tree, repo_id="alice/open", license="mit", public=True)
+        before = hub.dataset("alice/open").refs
+        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        done = bob("push", folder=more, repo_id="alice/open", create_pr=True)
+        assert done["pull_request"] == f"{hub.url}/datasets/alice/open/discussions/1"
+        assert done["tag"] is None
+        refs = hub.dataset("alice/open").refs
+        assert refs == before | {"refs/pr/1": done["commit"]}
+        assert "data/bicubic/train-00000-of-00002.parquet" in hub.dataset("alice/open").tree("refs/pr/1")
+
+    def test_there_must_be_something_to_open_it_on(self, bob: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        with pytest.raises(Refused, match="no dataset alice/void to open a pull request on"):
+            bob("push", folder=tree, repo_id="alice/void", license="mit", create_pr=True)

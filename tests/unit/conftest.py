@@ -1,0 +1,88 @@
+"""Fixtures for the tests of storage, regeneration and publishing: a small repository tree, and teachers for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from idc_hub.networks.teachers import Teacher
+from idc_hub.storage.manifest import Manifest
+from idc_hub.storage.shards import write_shards
+
+RECIPE = """\
+name: sample-x2
+preset: default
+scale: 2
+source:
+  path: photographs
+patches:
+  size: 8
+  stride: 4
+features:
+  network: edsr-small
+  weights_sha256: {digest}
+optimiser:
+  steps: 300
+  initial: real
+""".format(digest="f" * 64)
+
+
+@pytest.fixture
+def instances() -> dict[str, np.ndarray]:
+    """LR patches of three photographs: uint8 [n, 3, 8, 8]."""
+    random = np.random.default_rng(7)
+    return {
+        name: random.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+        for name, count in (("bridge", 2), ("cat", 3), ("tower", 1))
+    }
+
+
+@pytest.fixture
+def repo(tmp_path: Path, instances: dict[str, np.ndarray]) -> Path:
+    """A repository tree as it is packed: LR shards, idc.json and recipe.yaml, and no HR version yet."""
+    folder = tmp_path / "repo"
+    metadata = {"format": "idc", "format_version": 1, "scale": 2, "lr_hash": "a" * 64}
+    digest = write_shards(folder / "lr", instances.items(), metadata=metadata)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    Manifest(
+        name="sample-x2",
+        scale=2,
+        patch_size=8,
+        lr_hash="a" * 64,
+        lr_digest=digest,
+        instances=3,
+        patches=6,
+        packages={"idc-hub": "0.1.0", "torch": "2.13.0+cpu"},
+        condensation={"photographs": 3, "windows": 120, "steps": 300, "worker_seconds": 75.2},
+    ).save(folder)
+    return folder
+
+
+def repeat(lr: Tensor, *, times: int = 2) -> Tensor:
+    """Nearest-neighbour upscaling: uint8 [B, 3, h, w] to [B, 3, times*h, times*w]."""
+    return lr.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+
+
+def invert(lr: Tensor) -> Tensor:
+    """Another teacher's answer: the negative of `repeat`."""
+    return 255 - repeat(lr)
+
+
+@pytest.fixture
+def make_teacher() -> Callable[..., Teacher]:
+    """A function that makes teachers of scale 2: `make_teacher("repeat")` and `make_teacher("invert")`."""
+
+    def make(answer: str, /, **changes: object) -> Teacher:
+        facts: dict = {
+            "name": answer,
+            "kind": "network",
+            "scale": 2,
+            "weights_sha256": {"repeat": "1" * 64, "invert": "2" * 64}[answer],
+            "licence": "Apache-2.0",
+            "upscale": {"repeat": repeat, "invert": invert}[answer],
+        }
+        return Teacher(**(facts | changes))
+
+    return make

@@ -1,0 +1,373 @@
+"""The card: metadata that loads, facts that are true, text that cannot be hijacked, and a user's own words kept."""
+
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
+
+from idc_hub.errors import RunError
+from idc_hub.networks.teachers import Teacher
+from idc_hub.publishing.card import BEGIN, END, merge_card, render_card, write_card
+from idc_hub.running.regenerate import regenerate
+from idc_hub.storage.manifest import Manifest
+from idc_hub.storage.parquet import Row, write_rows
+
+MakeTeacher = Callable[..., Teacher]
+
+USER_CARD = """\
+---
+# The licence was agreed with the photographers.
+license: cc-by-4.0
+language:
+- no          # Norwegian captions; YAML takes this word for a boolean
+pretty_name: "Bridges: a set"
+tags: [bridges, x2]
+version: 1.10
+configs:
+- config_name: stale
+  data_files: gone/*
+
+# Contact before use.
+extra_gated_prompt: |-
+  # Terms
+  license: be nice
+---
+Words before.
+
+<!-- idc:begin -->
+old facts
+<!-- idc:end -->
+
+## My own section
+
+| a | b |
+| - | - |
+Trailing   spaces.\x20\x20
+"""
+
+
+@pytest.fixture
+def published(repo: Path, make_teacher: MakeTeacher) -> Path:
+    """A tree with two HR versions: `nearest`, the default, and the newer `negative`."""
+    regenerate(repo, make_teacher("repeat"), "nearest", date="2026-11-01")
+    regenerate(repo, make_teacher("invert"), "negative", date="2026-11-02", set_default=False)
+    return repo
+
+
+def metadata(card: str) -> dict[str, Any]:
+    return DatasetCard(card).data.to_dict()
+
+
+def change(repo: Path, **fields: Any) -> None:
+    manifest = Manifest.load(repo)
+    for name, value in fields.items():
+        setattr(manifest, name, value)
+    manifest.save(repo)
+
+
+def to_html(card: str) -> str:
+    body = re.sub(r"\A---\n.*?^---\n", "", card, flags=re.MULTILINE | re.DOTALL)
+    return MarkdownIt("commonmark").enable("table").render(body)
+
+
+def test_the_metadata_has_what_the_hub_looks_for(published: Path) -> None:
+    data = metadata(render_card(published, license="cc-by-4.0"))
+    assert data["license"] == "cc-by-4.0"
+    assert data["task_categories"] == ["image-to-image"]
+    assert {"super-resolution", "dataset-condensation", "dataset-distillation", "x2"} <= set(data["tags"])
+    assert data["size_categories"] == ["n<1K"]
+    assert data["source_datasets"] == ["extended"]
+    assert data["annotations_creators"] == ["machine-generated"]
+    assert "sample-x2" in data["pretty_name"]
+
+
+def test_without_a_licence_none_is_claimed(published: Path) -> None:
+    assert "license" not in metadata(render_card(published))
+
+
+def test_every_version_is_a_config_with_true_counts_and_one_is_the_default(published: Path) -> None:
+    data = metadata(render_card(published))
+    assert data["configs"] == [
+        {
+            "config_name": "nearest",
+            "default": True,
+            "data_files": [{"split": "train", "path": "data/nearest/train-*"}],
+        },
+        {"config_name": "negative", "data_files": [{"split": "train", "path": "data/negative/train-*"}]},
+    ]
+    info = {entry["config_name"]: entry for entry in data["dataset_info"]}
+    for name in ("nearest", "negative"):
+        on_disk = sum(path.stat().st_size for path in (published / "data" / name).iterdir())
+        assert info[name]["download_size"] == on_disk
+        assert info[name]["splits"][0]["num_examples"] == 6
+        assert 0 < info[name]["dataset_size"] == info[name]["splits"][0]["num_bytes"] < on_disk
+        assert [feature["dtype"] for feature in info[name]["features"]] == ["string", "int32", "image", "image"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (12_000, "10K<n<100K"), (100_000, "100K<n<1M"), (10**9, "n>1B")],
+)
+def test_the_size_category_follows_the_number_of_pairs(repo: Path, rows: int, category: str) -> None:
+    change(repo, patches=rows)
+    assert metadata(render_card(repo))["size_categories"] == [category]
+
+
+def test_without_an_hr_version_there_is_nothing_to_load(repo: Path) -> None:
+    card = render_card(repo)
+    assert "configs" not in metadata(card)
+    assert "load_dataset(" not in card
+    assert "No HR version" in card
+
+
+def test_the_facts_stand_on_the_page(published: Path) -> None:
+    card = render_card(published, repo_id="ada/bridges")
+    for fact in (
+        "6 pairs",
+        "120 patches of 3 photographs",
+        "×2",
+        'load_dataset("ada/bridges", split="train")',
+        'load_dataset("ada/bridges", "negative", split="train")',
+        "idc condense ada/bridges",
+        'pip install "idc-hub==0.1.0"',
+        "idc pull ada/bridges --run-dir runs/sample-x2",
+        "idc push runs/sample-x2 ada/bridges",
+        "(5 %)",
+        "1 min 15 s",
+        "torch 2.13.0+cpu",
+        "1" * 12,
+        "2" * 12,
+        "2505.21099",
+        "Not measured yet",
+        Manifest.load(published).lr_digest[:12],
+    ):
+        assert fact in card, fact
+    sections = re.findall(r"^## (.*)$", card, flags=re.MULTILINE)
+    assert sections == [
+        "Load it",
+        "HR versions",
+        "What it is worth",
+        "How it was made",
+        "Add an HR version",
+        "Limits and licence",
+        "Citation",
+    ]
+
+
+def test_the_versions_table_marks_the_default(published: Path) -> None:
+    html = to_html(render_card(published))
+    rows = re.findall(r"<tr>\n<td>.*?</tr>", html, flags=re.DOTALL)
+    assert [re.findall(r"<code>([\w-]+)</code>", row)[0] for row in rows] == ["nearest", "negative"]
+    assert ["(default)" in row for row in rows] == [True, False]
+
+
+def test_a_measured_result_replaces_the_warning(published: Path) -> None:
+    results = [{"set": "this", "Set14 PSNR (Y, border 2)": 27.04}, {"set": "whole | all"}]
+    change(published, condensation={"results": results, "held_out": 0.0482, "held_out_random": 0.137})
+    card = render_card(published)
+    assert "Not measured yet" not in card
+    assert "27.04" in to_html(card)
+    assert "<td>whole | all</td>" in to_html(card)
+    assert "0.0482" in card
+    assert "0.137" in card
+
+
+def test_pictures_are_shown_where_they_are(published: Path) -> None:
+    assert "![" not in render_card(published)
+    (published / "report").mkdir()
+    for name in ("patches.png", "a b](x).png", "notes.txt"):
+        (published / "report" / name).touch()
+    assert re.findall(r"!\[.*?\]\((.*?)\)", render_card(published)) == ["report/patches.png"]
+
+
+def test_a_place_on_the_authors_machine_is_not_told(published: Path) -> None:
+    (published / "recipe.yaml").write_text("source: {path: /home/ada/secret-project/photos}\n")
+    card = render_card(published)
+    assert "secret-project" not in card
+    assert "photos" in card
+
+
+def test_a_card_is_made_with_the_same_bytes_again_and_without_any_network(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert render_card(published) == render_card(published)
+
+
+HOSTILE = (
+    "x|y `z` <script>alert(1)</script> ![i](http://e.test/p) *b*\n---\n<!-- idc:end -->\n# h\nconfigs: \"'{{ 7 * 7 }}"
+)
+
+
+def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: Path, make_teacher: MakeTeacher) -> None:
+    plain = render_card(published)
+    regenerate(published, make_teacher("repeat", name=HOSTILE, licence=HOSTILE, weights_sha256="3" * 64), "third")
+    change(
+        published,
+        default="nearest",
+        packages={HOSTILE: HOSTILE, HOSTILE + "2": "1.0", "idc-hub": '0"; rm -rf ~; "'},
+        condensation={"device": HOSTILE, HOSTILE: HOSTILE, "steps": HOSTILE, "photographs": HOSTILE}
+        | {"windows": HOSTILE, "held_out": HOSTILE, "worker_seconds": HOSTILE, "results": [{HOSTILE: HOSTILE}]},
+    )
+    recipe = {"preset": HOSTILE, "source": {"path": HOSTILE}, "features": {"network": HOSTILE}, "patches": HOSTILE}
+    (published / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = render_card(published)
+    assert metadata(card).keys() == metadata(plain).keys()
+    assert metadata(card)["configs"][0]["config_name"] == "nearest"
+    assert (card.count(f"\n{BEGIN}\n"), card.count(f"\n{END}\n")) == (1, 1)
+    html = to_html(card)
+    for element in ("<script", "<img", "<h1>h", "49", "rm -rf"):
+        assert element not in html, element
+    assert html.count("<h1>") == 1
+    for row in re.findall(r"<tr>.*?</tr>", html, flags=re.DOTALL):
+        assert row.count("</td>") + row.count("</th>") in (1, 7)  # results have one column, versions seven
+    assert merge_card(card, card) == card
+
+
+def test_a_hostile_repository_id_stays_inside_its_string(published: Path) -> None:
+    card = render_card(published, repo_id='a"b; rm -rf ~\n```\n# h')
+    html = to_html(card)
+    assert html.count("<h1>") == 1
+    assert r'load_dataset("a\"b; rm -rf ~\n```\n# h", split="train")' in card
+    assert "idc condense 'a\"b; rm -rf ~ ``` # h'" in card
+
+
+def test_a_pretty_name_of_the_users_is_the_heading(published: Path) -> None:
+    card = render_card(published, existing=USER_CARD)
+    assert "\n# Bridges: a set\n" in card
+
+
+def test_what_the_user_wrote_survives_letter_by_letter(published: Path) -> None:
+    merged = render_card(published, existing=USER_CARD)
+    for text in (
+        "# The licence was agreed with the photographers.\nlicense: cc-by-4.0\n",
+        "language:\n- no          # Norwegian captions; YAML takes this word for a boolean\n",
+        'pretty_name: "Bridges: a set"\n',
+        "version: 1.10\n",
+        "\n# Contact before use.\nextra_gated_prompt: |-\n  # Terms\n  license: be nice\n",
+        "---\nWords before.\n",
+        "\n## My own section\n\n| a | b |\n| - | - |\nTrailing   spaces.  \n",
+    ):
+        assert text in merged, text
+    assert "old facts" not in merged
+    assert merged.index("Words before.") < merged.index(BEGIN) < merged.index(END) < merged.index("## My own")
+
+
+def test_our_keys_are_brought_up_to_date_and_tags_are_united(published: Path) -> None:
+    before, after = metadata(USER_CARD), metadata(render_card(published, existing=USER_CARD))
+    assert [config["config_name"] for config in after["configs"]] == ["nearest", "negative"]
+    assert after["tags"][:2] == ["bridges", "x2"]
+    assert "super-resolution" in after["tags"]
+    assert len(after["tags"]) == len(set(after["tags"]))
+    for key in ("license", "language", "pretty_name", "version", "extra_gated_prompt"):
+        assert after[key] == before[key]
+    assert after["task_categories"] == ["image-to-image"]
+
+
+def test_a_licence_that_is_given_replaces_the_one_there(published: Path) -> None:
+    merged = render_card(published, existing=USER_CARD, license="mit")
+    assert metadata(merged)["license"] == "mit"
+    assert "cc-by" not in merged
+
+
+EXISTING = {
+    "the user's": USER_CARD,
+    "empty": "",
+    "prose only": "# A title\n\nSome words.\n",
+    "prose without a line end": "Some words.",
+    "front matter only": "---\nlicense: mit\n---\n",
+    "front matter without a line end": "---\nlicense: mit\n---",
+    "empty front matter": "---\n---\nSome words.\n",
+    "only comments": "---\n# nothing yet\n---\nSome words.\n",
+    "odd line ends": USER_CARD.replace("\n", "\r\n"),
+    "a byte order mark": "\ufeff" + USER_CARD,
+    "a rule in the prose": "Some words.\n\n---\n\nlicense: mine\n\n---\n",
+    "one tag": "---\ntags: bridges\n---\nSome words.\n",
+    "odd keys": "---\n2024: x\n? [a]\n: b\n---\nSome words.\n".replace("? [a]\n: b\n", "'a b': c\n"),
+    "quoted text that looks like keys": "---\nnote: 'first\n\n  tags: x\n\n  last'\nlicense: mit\n---\nWords.\n",
+}
+
+
+@pytest.mark.parametrize("existing", EXISTING.values(), ids=EXISTING.keys())
+def test_merging_keeps_foreign_keys_and_prose_and_twice_is_once(published: Path, existing: str) -> None:
+    ours = render_card(published)
+    merged = merge_card(existing, ours)
+    assert merge_card(merged, ours) == merged
+    unix = existing.removeprefix("\ufeff").replace("\r\n", "\n")
+    match = re.match(r"---\n(.*?)^---(?:\n|\Z)", unix, flags=re.MULTILINE | re.DOTALL)
+    keys = yaml.safe_load(match[1]) or {} if match else {}
+    result = yaml.safe_load(merged.split("---\n")[1])
+    for key in keys.keys() - {"configs", "tags"}:
+        assert result[key] == keys[key]
+    assert metadata(ours).keys() <= result.keys()
+    prose = unix[match.end() :] if match else unix
+    outside = re.sub(f"{BEGIN}.*?{END}", "", merged, flags=re.DOTALL)
+    for line in prose.splitlines():
+        assert line in outside or line in (BEGIN, "old facts", END)
+
+
+def test_a_card_without_marks_gets_our_section_first(published: Path) -> None:
+    merged = render_card(published, existing="# A title\n\nSome words.\n")
+    assert merged.index(END) < merged.index("# A title")
+
+
+@pytest.mark.parametrize("marks", [[BEGIN], [END], [END, BEGIN], [BEGIN, BEGIN, END], [BEGIN, END, BEGIN, END]])
+def test_marks_that_do_not_match_are_refused_before_words_are_lost(published: Path, marks: list[str]) -> None:
+    with pytest.raises(RunError, match="Leave one of each"):
+        render_card(published, existing="\n\nwords\n\n".join(["", *marks, ""]))
+
+
+def test_marks_inside_a_sentence_are_words(published: Path) -> None:
+    words = f"Delete {BEGIN} and {END} to write all of it yourself.\n"
+    assert render_card(published, existing=words).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("front", "sentence"),
+    [
+        ("license: [", "is not YAML"),
+        ("when: 2024-13-45", "is not YAML"),
+        ("- a\n- b", "not a list of different keys"),
+        ("{license: mit}", "not a list of different keys"),
+        ("license: mit\nlicense: gpl", "not a list of different keys"),
+        ("words", "not a list of different keys"),
+        ("tags: &mine [a]\nother: *mine", "is not YAML"),
+    ],
+)
+def test_metadata_that_cannot_be_taken_apart_is_a_sentence(published: Path, front: str, sentence: str) -> None:
+    with pytest.raises(RunError, match=sentence):
+        render_card(published, existing=f"---\n{front}\n---\n")
+
+
+def test_a_version_with_other_rows_than_idc_json_says_is_refused(published: Path) -> None:
+    write_rows(published / "data" / "negative", [Row("cat", 0, b"x", b"x")])
+    with pytest.raises(RunError, match="1 rows, not 6"):
+        render_card(published)
+
+
+@pytest.mark.parametrize(("recipe", "sentence"), [("a: [", "is not YAML"), ("- a", "is not a recipe")])
+def test_a_damaged_recipe_is_a_sentence(published: Path, recipe: str, sentence: str) -> None:
+    (published / "recipe.yaml").write_text(recipe)
+    with pytest.raises(RunError, match=sentence):
+        render_card(published)
+
+
+def test_writing_the_card_keeps_what_stands_in_the_tree(published: Path) -> None:
+    write_card(published, license="mit")
+    path = published / "README.md"
+    path.write_text(path.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
+    write_card(published, repo_id="ada/bridges")
+    card = path.read_text(encoding="utf-8")
+    assert card.endswith(f"{END}\n\nMine.\n")
+    assert metadata(card)["license"] == "mit"
+    assert "ada/bridges" in card

@@ -1,0 +1,481 @@
+"""The command line: what it accepts, prints and ends with. What the verbs do is tested where they live."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from rich.console import Console
+
+from idc_cli import output
+from idc_cli.main import app, main
+from idc_hub.errors import HubError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
+from idc_hub.recipe import Recipe, bundled_recipes
+from idc_hub.running.worker import Interrupted
+
+ROOT = Path(__file__).parents[2]
+
+Result = tuple[int, str, str]
+"""Exit code, stdout, stderr."""
+
+
+@pytest.fixture
+def idc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs `idc` with arguments, as the installed command does."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["idc", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replaces every verb of the API by one that notes its arguments and answers with its name."""
+    noted: dict[str, Any] = {}
+
+    def stand_in(verb: str) -> Callable[..., dict[str, Any]]:
+        def call(*args: object, **kwargs: object) -> dict[str, Any]:
+            noted[verb] = args, kwargs
+            return {"verb": verb, "run": "runs/x", "shares": {"b": 2, "a": 1}, "instances": []}
+
+        return call
+
+    for verb in ("condense", "status", "verify", "regenerate", "push", "pull"):
+        monkeypatch.setattr(f"idc_hub.api.{verb}", stand_in(verb))
+    return noted
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands under a group, with the words that call them."""
+    for name, command in (group or typer.main.get_command(app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def in_a_fresh_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'cli'}", **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+
+
+class TestStart:
+    @pytest.mark.parametrize("arguments", [["--help"], ["condense", "--help"], ["--version"], ["recipes", "ls"]])
+    def test_nothing_heavy_is_imported(self, arguments: list[str]) -> None:
+        code = f"""
+import sys, idc_hub, idc_cli.main
+sys.argv = ["idc", *{arguments!r}]
+try:
+    idc_cli.main.main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+heavy = {{"torch", "datasets", "accelerate", "diffusers", "pyarrow", "skimage", "scipy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+        result = in_a_fresh_python(code)
+        assert result.returncode == 0, result.stderr
+
+    def test_help_names_all_exit_codes(self, idc: Callable[..., Result]) -> None:
+        code, out, _ = idc("--help")
+        assert code == 0
+        for error in (RunError, ImageError, NetworkError, RecipeError, IncompleteError, HubError):
+            assert f"  {error.exit_code}  " in out
+        assert "130  Ctrl-C (143: SIGTERM)" in out
+
+    def test_the_version(self, idc: Callable[..., Result]) -> None:
+        from importlib.metadata import version
+
+        assert idc("--version") == (0, f"idc-hub {version('idc-hub')}\n", "")
+
+    def test_without_a_command_there_is_help(self, idc: Callable[..., Result]) -> None:
+        code, out, err = idc()
+        assert code == 2
+        assert "condense" in out + err
+
+
+class TestHelpPages:
+    @pytest.mark.parametrize(
+        ("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+    )
+    def test_examples_can_be_typed(self, path: tuple[str, ...], command: Any) -> None:
+        heading, *lines = command.epilog.splitlines()
+        assert heading == "[bold]Examples[/bold]"
+        assert lines
+        for line in lines:
+            words = shlex.split(line)
+            assert words[: len(path) + 1] == ["idc", *path]
+            command.make_context(path[-1], words[len(path) + 1 :])  # ends with a usage error if it is wrong
+
+    @pytest.mark.parametrize(
+        ("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+    )
+    def test_every_option_is_explained(self, path: tuple[str, ...], command: Any) -> None:
+        assert command.help
+        assert all(parameter.help for parameter in command.params if hasattr(parameter, "help"))
+
+    def test_a_page(self, idc: Callable[..., Result]) -> None:
+        code, out, _ = idc("condense", "-h")
+        assert code == 0
+        assert "[default: ($IDC_RUNS or ./runs, and the name)]" in out
+        assert "section.key=value" in out
+
+
+class TestUsageErrors:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["condens"],
+            ["condense"],
+            ["condense", "quickstart", "--bogus"],
+            ["condense", "quickstart", "--num-processes", "0"],
+            ["push", "runs/x", "org/x"],  # no licence
+            ["pull", "org/x"],  # no directory
+            ["regenerate", "runs/x", "--teacher", "bicubic"],  # no name
+            ["evaluate", "bicubic", "--testset", "x", "--scale", "5"],
+            ["recipes", "cp", "quickstart"],
+        ],
+    )
+    def test_exit_code_2_before_anything_starts(
+        self, arguments: list[str], idc: Callable[..., Result], calls: dict[str, Any]
+    ) -> None:
+        code, out, err = idc(*arguments)
+        assert (code, out) == (2, "")
+        assert "Error" in err
+        assert not calls
+
+    def test_recipe_errors_list_everything(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, out, err = idc("condense", "small-x4", "loss.alhpa=1", "patches.size=big")
+        assert (code, out) == (2, "")
+        first, second, third = err.splitlines()
+        assert first.startswith("error: small-x4.yaml  source.path is missing. ")
+        assert second == "       override loss.alhpa=1  loss.alhpa is not a recipe key. Did you mean loss.alpha?"
+        assert third == "       override patches.size=big  patches.size is big; it should be a number."
+        assert not calls
+
+    def test_training_settings_are_checked_first(self, idc: Callable[..., Result]) -> None:
+        code, _, err = idc("train", "edsr-small", "--data", "nowhere", "--out", "x", "stps=3", "crop=big")
+        assert code == 2
+        assert "stps is not a recipe key. Did you mean steps?" in err
+        assert "override crop=big  crop is big; it should be a valid integer" in err
+
+
+class TestEndings:
+    @pytest.mark.parametrize(
+        ("error", "code", "message"),
+        [
+            (RunError("runs/x is damaged.", "Pull it again."), 1, "error: runs/x is damaged. Pull it again.\n"),
+            (ImageError("a.png is cut off."), 1, "error: a.png is cut off.\n"),
+            (NetworkError("No such network."), 1, "error: No such network.\n"),
+            (RecipeError("one\ntwo"), 2, "error: one\n       two\n"),
+            (IncompleteError("2 of 9 failed."), 3, "error: 2 of 9 failed.\n"),
+            (HubError("The Hub said [no]."), 4, "error: The Hub said [no].\n"),
+            (Interrupted(signal.SIGINT), 130, "error: interrupted (SIGINT)."),
+            (Interrupted(signal.SIGTERM), 143, "error: interrupted (SIGTERM)."),
+            (KeyboardInterrupt(), 130, ""),
+            (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\n"),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+    )
+    def test_errors_become_sentences_and_exit_codes(
+        self,
+        error: BaseException,
+        code: int,
+        message: str,
+        idc: Callable[..., Result],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(run_dir: Path) -> None:
+            raise error
+
+        monkeypatch.delenv("IDC_DEBUG", raising=False)
+        monkeypatch.setattr("idc_hub.api.status", fail)
+        found, out, err = idc("status", "runs/x")
+        assert (found, out) == (code, "")
+        assert err.startswith(message)
+        assert "Traceback" not in err
+        assert ("IDC_DEBUG=1" in err) == isinstance(error, ZeroDivisionError)
+
+    def test_debugging_shows_the_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("IDC_DEBUG", "1")
+        monkeypatch.setattr(sys, "argv", ["idc", "recipes", "show", "nothing"])
+        with pytest.raises(RecipeError):
+            main()
+
+
+class TestVerbs:
+    def test_condense(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, out, err = idc(
+            *("condense", "quickstart", "seed=3", "optimiser.steps=1k", "--run-dir", "here"),
+            *("--num-processes", "4", "--restart", "--dry-run", "-q"),
+        )
+        assert code == 0
+        (recipe,), options = calls["condense"]
+        assert recipe == Recipe.load("quickstart", ["seed=3", "optimiser.steps=1000"])
+        assert options == {
+            "run_dir": Path("here"),
+            "num_processes": 4,
+            "restart": True,
+            "dry_run": True,
+            "progress": False,
+        }
+        assert out == "verb\tcondense\nrun\truns/x\nshares\t\n  b: 2\n  a: 1\ninstances\t-\n"
+        assert err == ""
+
+    def test_condense_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, _, err = idc("condense", "quickstart")
+        assert code == 0
+        assert calls["condense"][1] == {
+            "run_dir": None,
+            "num_processes": None,
+            "restart": False,
+            "dry_run": False,
+            "progress": True,
+        }
+        assert "Next: idc push runs/x YOUR_NAME/quickstart --license LICENCE" in err
+
+    def test_regenerate(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        assert idc("regenerate", "org/x", "--teacher", "t", "--name", "n", "--no-set-default")[0] == 0
+        options = {"teacher": "t", "name": "n", "run_dir": None, "set_default": False, "progress": True}
+        assert calls["regenerate"] == (("org/x",), options)
+
+    def test_push(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        assert idc("push", "runs/x", "org/x", "--license", "mit")[0] == 0
+        args, options = calls["push"]
+        assert args == (Path("runs/x"), "org/x")
+        assert options["license"] == "mit"
+        assert not options["public"]  # private unless somebody says otherwise
+        assert not options["dry_run"]
+        idc("push", "runs/x", "org/x", "--license", "mit", "--public", "--dry-run", "--create-pr", "--token", "t")
+        options = calls["push"][1]
+        assert options["public"]
+        assert options["dry_run"]
+        assert options["create_pr"]
+        assert options["token"] == "t"
+
+    def test_pull(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        assert idc("pull", "org/x", "--run-dir", "d", "--revision", "v1.0.0")[0] == 0
+        assert calls["pull"] == (("org/x",), {"run_dir": Path("d"), "revision": "v1.0.0", "token": None})
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "condense quickstart --json",
+            "status runs/x --json",
+            "verify runs/x --json",
+            "regenerate runs/x --teacher t --name n --json",
+            "push runs/x org/x --license mit --json",
+            "pull org/x --run-dir d --json",
+        ],
+    )
+    def test_json(self, line: str, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, out, err = idc(*line.split())
+        assert code == 0
+        assert json.loads(out)["verb"] == line.split()[0]
+        assert err == ""
+
+    def test_status_is_a_table(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+        entry = {"id": "0001", "state": "failed", "patches": 15, "step": 400, "steps": 20000, "error": "no [memory]"}
+        monkeypatch.setattr("idc_hub.api.status", lambda run: {"run": str(run), "failed": 1, "instances": [entry]})
+        assert idc("status", "runs/x")[1].splitlines() == [
+            "run\truns/x",
+            "failed\t1",
+            "",
+            "photograph\tstate\tpatches\tsteps\terror",
+            "0001\tfailed\t15\t400/20000\tno [memory]",
+        ]
+
+
+class TestTerminal:
+    @pytest.fixture(autouse=True)
+    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(output, "stdout", Console(force_terminal=True, no_color=True, width=30, highlight=False))
+
+    def test_facts_are_aligned_and_long_lists_cut(self, capsys: pytest.CaptureFixture[str]) -> None:
+        output.print_facts(
+            {"a": 1234567, "long": "x [y] " * 9, "b": 0.123456, "c": None, "d": True, "e": list(range(25))}
+        )
+        lines = [re.sub(r"\x1b\[\d*m", "", line) for line in capsys.readouterr().out.splitlines()]
+        assert lines[:5] == ["a     1,234,567", "long  " + "x [y] " * 9, "b     0.1235", "c     -", "d     yes"]
+        assert lines[5:7] == ["e     ", "  0"]
+        assert lines[-1] == "  and 5 more (all of them with --json)"
+        assert len(lines) == 27
+
+    def test_tables_fold_and_keep_brackets(self, capsys: pytest.CaptureFixture[str]) -> None:
+        output.print_table(("id", "error"), [("0001", "CUDA out of [memory] once more")])
+        out = capsys.readouterr().out
+        assert "[memory]" in out
+        assert "\t" not in out
+        assert max(map(len, re.sub(r"\x1b\[\d*m", "", out).splitlines())) <= 30
+
+
+class TestRecipes:
+    def test_ls(self, idc: Callable[..., Result]) -> None:
+        code, out, _ = idc("recipes", "ls", "--json")
+        assert code == 0
+        assert [entry["name"] for entry in json.loads(out)] == list(bundled_recipes())
+        assert "quickstart\tFive photographs" in idc("recipes", "ls")[1]
+
+    def test_show_keeps_the_comments(self, idc: Callable[..., Result]) -> None:
+        text = bundled_recipes()["quickstart"].read_text(encoding="utf-8")
+        assert "#" in text
+        assert idc("recipes", "show", "quickstart") == (0, text, "")
+
+    def test_check(self, idc: Callable[..., Result], tmp_path: Path) -> None:
+        recipe = Recipe.load("small-x4", ["source.path=photos"])
+        code, out, _ = idc("recipes", "check", "small-x4", "source.path=photos", "--json")
+        assert code == 0
+        assert json.loads(out) == {"lr_hash": recipe.lr_hash, "recipe": recipe.model_dump(mode="json")}
+        _, out, _ = idc("recipes", "check", "small-x4", "source.path=photos")
+        assert out.startswith(f"# lr_hash: {recipe.lr_hash}\n")
+        (tmp_path / "full.yaml").write_text(out, encoding="utf-8")
+        assert Recipe.load(tmp_path / "full.yaml") == recipe
+
+    def test_check_says_what_is_wrong(self, idc: Callable[..., Result]) -> None:
+        code, out, err = idc("recipes", "check", "small-x4")
+        assert (code, out) == (2, "")
+        assert "source.path is missing" in err
+
+    def test_cp(self, idc: Callable[..., Result], tmp_path: Path) -> None:
+        target = tmp_path / "new" / "my.yaml"
+        original = bundled_recipes()["small-x4"].read_bytes()
+        assert idc("recipes", "cp", "small-x4", target)[0] == 0
+        assert target.read_bytes() == original
+        target.write_text("mine")
+        code, _, err = idc("recipes", "cp", "small-x4", target)
+        assert code == 2
+        assert f"{target} exists already." in err
+        assert target.read_text() == "mine"
+        assert idc("recipes", "cp", "small-x4", target, "--force")[0] == 0
+        assert target.read_bytes() == original
+
+    def test_cp_into_a_folder(self, idc: Callable[..., Result], tmp_path: Path) -> None:
+        assert idc("recipes", "cp", "quickstart", tmp_path)[0] == 0
+        assert Recipe.load(tmp_path / "quickstart.yaml").name == "quickstart"
+
+
+class TestSurroundings:
+    def test_env_tells_no_secret(self) -> None:
+        result = in_a_fresh_python(
+            "import sys; sys.argv = ['idc', 'env', '--json']; from idc_cli.main import main; main()",
+            HF_TOKEN="hf_topsecret",
+            HF_ENDPOINT="https://me:password@hub.example/path?key=hidden",
+        )
+        assert result.returncode == 0, result.stderr
+        facts = json.loads(result.stdout)
+        assert facts["token"] is True
+        assert facts["hub"] == "https://hub.example/path"
+        assert facts["packages"]["torch"]
+        for secret in ("topsecret", "password", "hidden"):
+            assert secret not in result.stdout + result.stderr
+
+    def test_env_without_a_token(self, tmp_path: Path) -> None:
+        result = in_a_fresh_python(
+            "import sys; sys.argv = ['idc', 'env']; from idc_cli.main import main; main()",
+            HF_TOKEN="",
+            HF_HOME=str(tmp_path),
+        )
+        assert "token\tno\n" in result.stdout
+
+    def test_teachers(self, idc: Callable[..., Result]) -> None:
+        code, out, _ = idc("teachers", "ls", "--json")
+        assert code == 0
+        found = json.loads(out)
+        assert {"bicubic", "edsr-small"} <= {entry["name"] for entry in found}
+        code, out, _ = idc("teachers", "show", "edsr-small", "--json")
+        assert code == 0
+        assert json.loads(out) in found
+        code, _, err = idc("teachers", "show", "edsr-smal")
+        assert code == 1
+        assert "Did you mean 'edsr-small'?" in err
+
+
+class TestTraining:
+    @pytest.fixture
+    def photographs(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "photographs"
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for name in ("a", "b"):
+            Image.fromarray(rng.integers(0, 256, (65, 70, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        return folder
+
+    def test_photographs(self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]) -> None:
+        line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "net", "--json"]
+        code, out, err = idc(*line, "steps=2", "crop=8", "batch_size=2", "learning_rate=1e-4")
+        assert code == 0, err
+        assert json.loads(out)["pairs"] == 2
+        assert json.loads(out)["recipe"]["learning_rate"] == 1e-4
+        assert "step 2/2" in err
+        assert json.loads((tmp_path / "net" / "config.json").read_text())["scale"] == 4
+
+        code, out, err = idc("evaluate", tmp_path / "net", "--testset", photographs, "--border", "2", "--json")
+        assert code == 0, err
+        assert list(json.loads(out)["protocols"]) == ["x4, RGB, border 2, 8-bit", "x4, Y, border 2, 8-bit"]
+
+    def test_evaluate_bicubic(self, photographs: Path, idc: Callable[..., Result]) -> None:
+        """The numbers are those of the library's own pieces, put together by hand."""
+        from idc_hub.images.metrics import Protocol, psnr
+        from idc_hub.images.resize import imresize
+
+        protocol = Protocol("y", 4, 4)
+        values = []
+        for path in sorted(photographs.iterdir()):
+            hr = np.asarray(Image.open(path))[:64, :68]
+            values.append(psnr(imresize(imresize(hr, 1 / 4), 4), hr, protocol))
+        code, out, err = idc("evaluate", "bicubic", "--testset", photographs)
+        assert code == 0, err
+        (row,) = [line.split("\t") for line in out.splitlines() if line.startswith(str(protocol))]
+        assert float(row[1]) == pytest.approx(sum(values) / 2, abs=1e-3)
+
+    def test_a_condensed_set(self, tmp_path: Path, idc: Callable[..., Result]) -> None:
+        from idc_hub.images.files import encode_png
+        from idc_hub.storage.manifest import Manifest
+        from idc_hub.storage.parquet import Row, write_rows
+
+        repo = tmp_path / "run" / "repo"
+        lr, hr = np.full((8, 8, 3), 9, np.uint8), np.full((32, 32, 3), 9, np.uint8)
+        size = write_rows(repo / "data" / "v", [Row("a", k, encode_png(lr), encode_png(hr)) for k in range(3)])
+        teacher = {"name": "t", "kind": "bicubic", "scale": 4, "weights_sha256": None, "licence": None}
+        version = {
+            "teacher": teacher,
+            "lr_digest": "0" * 64,
+            "date": "2026-01-01",
+            "patches": 3,
+            "bytes": size.file_bytes,
+        }
+        Manifest("mine", 4, 8, "0" * 64, "0" * 64, 1, 3, "v", {"v": version}).save(repo)
+        settings = ["steps=1", "crop=8", "batch_size=1"]
+        for number, path in enumerate((tmp_path / "run", repo)):
+            line = ["train", "edsr-small", "--data", path, "--out", tmp_path / str(number), *settings, "--json"]
+            code, out, err = idc(*line)
+            assert code == 0, err
+            assert json.loads(out)["pairs"] == 3
+        code, _, err = idc(
+            "train", "edsr-small", "--data", repo, "--hr-version", "w", "--out", tmp_path / "x", *settings
+        )
+        assert code == 1
+        assert "has no HR version w. Its HR versions: v." in err
+
+    def test_photographs_have_no_hr_version(
+        self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]
+    ) -> None:
+        line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "x", "--hr-version", "v"]
+        code, _, err = idc(*line)
+        assert code == 2
+        assert "is no condensed set" in err

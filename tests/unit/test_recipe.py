@@ -1,0 +1,535 @@
+"""Recipes: what they accept, what they refuse and how they say it, and what their hash covers."""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from idc_hub import recipe_reader
+from idc_hub.errors import HubError, RecipeError
+from idc_hub.recipe import PAPER, Recipe, bundled_recipes, find_recipe
+
+MINIMAL = {"name": "mine", "source": {"path": "photos"}}
+LR_SECTIONS = ("patches", "features", "transform", "loss", "assignment", "optimiser")
+DIGEST = "ab" * 32
+
+
+def make(**sections: Any) -> Recipe:
+    return Recipe.from_dict({**MINIMAL, **sections})
+
+
+def problems(text: str, tmp_path: Path, *overrides: str) -> list[str]:
+    """Lines of the RecipeError that a file with `text` causes, without the folder's name."""
+    path = tmp_path / "my.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path, overrides)
+    return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+def complaint(**sections: Any) -> str:
+    with pytest.raises(RecipeError) as caught:
+        make(**sections)
+    return str(caught.value)
+
+
+class TestSchedule:
+    """Appendix C.1: 20k steps, 4k warm-up, 25 events every 400 steps, decays at 15k, 17k and 19k."""
+
+    def test_events_of_the_paper(self) -> None:
+        steps = make().assignment.event_steps(20_000)
+        assert steps[:-1] == tuple(4000 + 400 * (k - 1) for k in range(1, 26))
+        assert steps[-2:] == (13_600, 14_000)  # the last grouping, and the pairing that follows it
+
+    def test_milestones_of_the_paper(self) -> None:
+        assert make().optimiser.milestone_steps() == (15_000, 17_000, 19_000)
+
+    def test_short_runs_keep_the_fractions(self) -> None:
+        recipe = make(optimiser={"steps": 300}, assignment={"events": 5, "interval": 0.1})
+        assert recipe.assignment.event_steps(300) == (60, 90, 120, 150, 180, 210)
+        assert recipe.optimiser.milestone_steps() == (225, 255, 285)
+
+    @pytest.mark.parametrize("steps", [50, 51, 77, 99, 170, 333])
+    def test_every_event_has_a_step_of_its_own(self, steps: int) -> None:
+        found = make(optimiser={"steps": steps}).assignment.event_steps(steps)
+        assert len(set(found)) == 26
+        assert max(found) <= steps
+
+    def test_too_few_steps(self) -> None:
+        assert "assignment.interval 0.02 is less than one of 49 optimiser.steps" in complaint(
+            optimiser={"steps": 49, "milestones": [0.5]}
+        )
+
+    def test_events_that_end_too_late(self) -> None:
+        assert "41 assignment.events last from step 4000 to 20400" in complaint(assignment={"events": 41})
+        make(assignment={"events": 40})  # 0.2 + 40 x 0.02 = 1
+
+    @pytest.mark.parametrize("milestones", [[0.9, 0.8], [0.8, 0.8], [0.80001, 0.80002]])
+    def test_milestones_that_do_not_increase(self, milestones: list[float]) -> None:
+        assert "should increase" in complaint(optimiser={"milestones": milestones})
+
+    @pytest.mark.parametrize("milestone", [0, 1, 1.5, -0.1])
+    def test_milestones_outside_the_run(self, milestone: float) -> None:
+        assert "optimiser.milestones[1] is" in complaint(optimiser={"milestones": [0.5, milestone]})
+
+
+class TestPresets:
+    def test_what_the_paper_says(self) -> None:
+        recipe = make(preset="paper")
+        assert recipe.loss.pair_weight == 300_000
+        assert recipe.loss.draws == "fresh"
+        assert recipe.transform.rows == "literal"
+        assert recipe.transform.padding == "zero"
+        assert recipe.optimiser.initial == "noise"
+        assert (recipe.loss.alpha, recipe.loss.beta) == (0.2, 0.8)
+
+    def test_the_default(self) -> None:
+        recipe = make()
+        assert (recipe.loss.pair_weight, recipe.loss.draws, recipe.transform.rows) == (3000, "bank", "unique")
+        assert (recipe.transform.padding, recipe.optimiser.initial) == ("reflect", "real")
+
+    def test_written_keys_win(self) -> None:
+        recipe = make(preset="paper", loss={"pair_weight": 5})
+        assert recipe.loss.pair_weight == 5
+        assert recipe.loss.draws == "fresh"
+
+    def test_preset_on_the_command_line(self) -> None:
+        recipe = Recipe.load("quickstart", ["preset=paper"])
+        assert recipe.loss.pair_weight == 300_000
+        assert recipe.loss.frequencies == 256  # from the file
+
+    def test_the_label_alone_changes_no_hash(self) -> None:
+        written_out = yaml.safe_load(make(preset="paper").to_yaml())
+        assert Recipe.from_dict({**written_out, "preset": "default"}).lr_hash == make(preset="paper").lr_hash
+
+    def test_paper_names_keys_that_exist(self) -> None:
+        for section, values in PAPER.items():
+            assert values.keys() <= set(make().model_dump()[section])
+
+
+class TestSpellings:
+    @pytest.mark.parametrize("spelling", ["1e-2", "1E-2", "0.01", ".01", 0.01, "10e-3"])
+    def test_real_numbers(self, spelling: object) -> None:
+        assert make(optimiser={"learning_rate": spelling}).optimiser.learning_rate == 0.01
+
+    @pytest.mark.parametrize("spelling", ["20k", "2e4", 20_000, 20_000.0, "0.02M", "20000"])
+    def test_whole_numbers(self, spelling: object) -> None:
+        assert make(optimiser={"steps": spelling}).optimiser.steps == 20_000
+
+    def test_suffixes(self) -> None:
+        assert make(loss={"pair_weight": "300k"}).loss.pair_weight == 300_000
+        assert make(loss={"pair_weight": "1.5M"}).loss.pair_weight == 1_500_000
+
+    @pytest.mark.parametrize(("spelling", "value"), [("on", True), ("YES", True), ("off", False), (False, False)])
+    def test_switches(self, spelling: object, value: bool) -> None:
+        assert make(patches={"tail": spelling}).patches.tail is value
+
+    def test_yaml_reads_none_as_a_word_and_null_as_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "r.yaml"
+        path.write_text("name: r\nsource: {path: p, revision: null}\nfeatures: {statistics: none}\npatches:\n")
+        recipe = Recipe.load(path)
+        assert recipe.features.statistics == "none"
+        assert recipe.source.revision is None
+        assert recipe.patches == make().patches  # an empty section
+
+    def test_one_pattern_is_a_list_of_one(self) -> None:
+        assert Recipe.load("quickstart", ["source.include=*.png"]).source.include == ("*.png",)
+
+    @pytest.mark.parametrize("layer", [1, "3", "first", "last", "body"])
+    def test_layers(self, layer: object) -> None:
+        expected = int(layer) if layer in (1, "3") else layer  # type: ignore[call-overload]
+        assert make(features={"layer": layer}).features.layer == expected
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("section", "key", "value", "sentence"),
+        [
+            ("patches", "size", "1.5", "patches.size is 1.5; it should be a whole number."),
+            ("patches", "size", True, "patches.size is true; it should be a number."),
+            ("patches", "size", None, "patches.size is null; it should be a number."),
+            ("patches", "size", 0, "patches.size is 0; it should be greater than or equal to 1."),
+            ("patches", "size", "64px", "patches.size is 64px; it should be a number."),
+            ("patches", "size", "1e999999999", "it should be a number."),
+            ("patches", "ratio", 0, "patches.ratio is 0; it should be greater than 0."),
+            ("patches", "ratio", 1.1, "patches.ratio is 1.1; it should be less than or equal to 1."),
+            ("patches", "tail", 1, "patches.tail is 1; it should be true or false."),
+            ("loss", "alpha", float("nan"), "it should be a finite number."),
+            ("loss", "pair_weight", "1e999", "it should be a finite number."),
+            ("loss", "row_norm", "rows", "loss.row_norm is rows; it should be 'row', 'global' or 'none'."),
+            ("transform", "kernel_size", 6, "transform.kernel_size is 6; it should be odd."),
+            ("features", "layer", 0, "the number of a block, from 1 on."),
+            ("features", "weights_sha256", "AB" * 32, "it should be 64 hexadecimal digits."),
+            ("source", "path", 2024, 'source.path is 2024; it should be text: put it in quotes, "2024".'),
+            ("source", "path", "", "source.path is"),
+            ("source", "include", ["a.png", 7], "source.include[1] is 7; it should be text"),
+            ("teacher", "hr_version", "data", "it should be another name"),
+            ("teacher", "hr_version", "EDSR", "it should be made of lower case letters"),
+        ],
+    )
+    def test_values(self, section: str, key: str, value: object, sentence: str) -> None:
+        sections = {section: {**MINIMAL.get(section, {}), key: value}}  # type: ignore[dict-item]
+        assert sentence in complaint(**sections)
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("scale", 5), ("seed", -1), ("seed", 2**63), ("name", "Mine"), ("name", "../x")]
+    )
+    def test_top_level_values(self, key: str, value: object) -> None:
+        assert f"{key} is {value};" in complaint(**{key: value})
+
+    @pytest.mark.parametrize(
+        ("sections", "sentence"),
+        [
+            ({"patches": {"stride": 65}}, "patches.stride 65 is more than patches.size 64"),
+            ({"patches": {"size": 5, "stride": 1}}, "transform.kernel_size 7 is more than patches.size 5"),
+            ({"assignment": {"tile": 65}}, "assignment.tile 65 does not fit into a feature map of 64 x 64"),
+            (
+                {"assignment": {"tile": 59}, "transform": {"padding": "valid"}},
+                "assignment.tile 59 does not fit into a feature map of 58 x 58",
+            ),
+            ({"loss": {"alpha": 0, "beta": 0}}, "nothing would be compared"),
+            (
+                {"loss": dict.fromkeys(("instance_weight", "group_weight", "pair_weight"), 0)},
+                "nothing would be optimised",
+            ),
+        ],
+    )
+    def test_values_that_contradict_each_other(self, sections: dict[str, Any], sentence: str) -> None:
+        assert sentence in complaint(**sections)
+
+    def test_the_constructor_checks_too(self) -> None:
+        with pytest.raises(ValueError, match="does not fit"):
+            Recipe(name="mine", source={"path": "p"}, assignment={"tile": 65})  # type: ignore[arg-type]
+
+    def test_recipes_do_not_change(self) -> None:
+        with pytest.raises(ValueError, match="frozen"):
+            make().patches.size = 3  # type: ignore[misc]
+
+
+class TestMessages:
+    def test_all_problems_at_once_with_their_lines(self, tmp_path: Path) -> None:
+        text = """\
+name: mine
+source: {path: photos}
+features:
+  kernal_size: 3
+patches:
+  size: abc
+  ratio: 0.1
+  ratio: 2
+assignment:
+  events: 60
+featurs: {}
+"""
+        assert problems(text, tmp_path, "loss.alhpa=1", "optimiser.gamma=yes") == [
+            "my.yaml:4  features.kernal_size is not a recipe key. Did you mean transform.kernel_size?",
+            "my.yaml:6  patches.size is abc; it should be a number.",
+            "my.yaml:8  patches.ratio stands here again; the first is in line 7.",
+            "my.yaml:8  patches.ratio is 2; it should be less than or equal to 1.",
+            "my.yaml:10  60 assignment.events last from step 4000 to 28000 of 20000 optimiser.steps. "
+            "Keep warmup + events x interval at 1 or below.",
+            "my.yaml:11  featurs is not a recipe key. Did you mean features?",
+            "override loss.alhpa=1  loss.alhpa is not a recipe key. Did you mean loss.alpha?",
+            "override optimiser.gamma=yes  optimiser.gamma is true; it should be a number.",
+        ]
+
+    def test_a_value_that_is_wrong_causes_no_contradictions(self, tmp_path: Path) -> None:
+        text = "name: mine\nsource: {path: p}\npatches: {size: x, stride: 500}\n"
+        assert problems(text, tmp_path) == ["my.yaml:3  patches.size is x; it should be a number."]
+
+    @pytest.mark.parametrize("text", ["name: mine", "name: mine\nsource: {limit: 3}", "name: mine\nsource:"])
+    def test_a_missing_source(self, text: str, tmp_path: Path) -> None:
+        (line,) = problems(text, tmp_path)
+        assert "source.path is missing. Where the photographs are: a folder, a zip" in line
+        assert "source.path=..." in line
+
+    def test_sections_that_are_none(self, tmp_path: Path) -> None:
+        (line,) = problems("name: mine\nsource: {path: p}\nworkers: 5", tmp_path)
+        assert line == (
+            "my.yaml:3  workers is 5; it should be a section with the keys threads, checkpoint_every, log_every."
+        )
+
+    def test_keys_of_another_section_and_of_none(self, tmp_path: Path) -> None:
+        text = "name: mine\nsource: {path: p}\nsteps: 3\nloss: {zzz: 1}\n1: x\n"
+        lines = problems(text, tmp_path)
+        assert lines[0] == "my.yaml:3  steps is not a recipe key. Did you mean optimiser.steps?"
+        assert lines[1].startswith("my.yaml:4  loss.zzz is not a recipe key. Keys of loss: alpha, beta,")
+        assert lines[2].startswith("my.yaml:5  1 is not a recipe key. Keys: name, preset,")
+
+    @pytest.mark.parametrize(
+        ("text", "start"),
+        [
+            ("name: [1, 2", "my.yaml:1  is not YAML: "),
+            ("name: mine\n\tscale: 4", "my.yaml:2  is not YAML: "),
+            ("name: !!python/object/apply:os.getcwd []", "my.yaml:1  is not YAML: "),
+            ("a: 1\n---\nb: 2", "my.yaml:2  is not YAML: "),
+            ("name: 2024-99-99", "my.yaml  is not YAML: "),
+            ("- a\n- b", "my.yaml holds no recipe keys."),
+            ("just words", "my.yaml holds no recipe keys."),
+            ("", "my.yaml holds no recipe keys."),
+            ("a: &x [1]\nb: *x", "my.yaml uses a YAML alias"),
+            ("[" * 90_000, "my.yaml is nested more deeply"),
+            ("a" * 100_001, "my.yaml is larger than a recipe can be"),
+        ],
+    )
+    def test_files_that_are_no_recipes(self, text: str, start: str, tmp_path: Path) -> None:
+        assert problems(text, tmp_path)[0].startswith(start)
+
+    def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "my.yaml"
+        path.write_bytes(b"name: \xff\xfe")
+        with pytest.raises(RecipeError, match="is not YAML"):
+            Recipe.load(path)
+
+    @pytest.mark.parametrize("override", ["patches", "patches=3", "=3", ""])
+    def test_overrides_that_are_none(self, override: str) -> None:
+        with pytest.raises(RecipeError, match=re.escape(f"override {override}  should read section.key=value")):
+            Recipe.load("quickstart", [override])
+
+    def test_overrides_of_keys_that_do_not_exist(self) -> None:
+        with pytest.raises(
+            RecipeError, match=r"override patchs\.size=3  patchs is not a recipe key\. Did you mean pat"
+        ):
+            Recipe.load("quickstart", ["patchs.size=3"])
+        with pytest.raises(RecipeError, match=r"loss\.alpha\.x is not a recipe key\. Did you mean loss\.alpha\?"):
+            Recipe.load("quickstart", ["loss.alpha.x=3"])
+
+    @pytest.mark.parametrize("path", ["*.png", "photos #1", "#1", "a: b", "[x] photos", "C:\\photos"])
+    def test_paths_of_any_kind_are_text(self, path: str) -> None:
+        assert Recipe.load("quickstart", [f"source.path={path}"]).source.path == path
+
+    def test_no_such_recipe(self, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match="Did you mean quickstart"):
+            Recipe.load("quikstart")
+        with pytest.raises(RecipeError, match=r"There is no recipe nowhere/my\.yaml"):
+            Recipe.load("nowhere/my.yaml")
+        with pytest.raises(RecipeError, match=r"holds no recipe\.yaml"):
+            Recipe.load(tmp_path)
+
+
+class TestHash:
+    def test_the_value_is_stable(self) -> None:
+        """Written out by hand: when this fails, all published sets have lost their recipe."""
+        keys = {
+            "scale": 4,
+            "seed": 0,
+            **{"patches.size": 64, "patches.stride": 32, "patches.tail": True, "patches.ratio": 0.1},
+            **{"patches.min_per_image": 0, "patches.rounding": "cumulative"},
+            **{"features.weights_sha256": DIGEST, "features.layer": "first", "features.statistics": "real"},
+            "features.real_patches": None,
+            **{"transform.kernel_size": 7, "transform.channels": 256, "transform.rows": "unique"},
+            **{"transform.replacement": False, "transform.padding": "reflect"},
+            **{"loss.alpha": 0.2, "loss.beta": 0.8, "loss.row_norm": "global", "loss.frequencies": 1024},
+            **{"loss.frequency_scale": 1.0, "loss.draws": "bank", "loss.bank_size": 16},
+            **{"loss.shared_frequencies": True, "loss.instance_weight": 300.0, "loss.group_weight": 300.0},
+            **{"loss.group_reduction": "mean", "loss.pair_weight": 3000.0, "loss.pair_reduction": "mean"},
+            **{"loss.deformation": "none", "loss.deformation_weight": 1.0},
+            **{"assignment.groups": 16, "assignment.tile": 4, "assignment.space": "features"},
+            **{"assignment.quotas": "proportional", "assignment.pairing": "greedy"},
+            **{"assignment.unique_content": False, "assignment.warmup": 0.2, "assignment.interval": 0.02},
+            "assignment.events": 25,
+            **{"optimiser.steps": 20000, "optimiser.learning_rate": 0.01, "optimiser.gamma": 0.1},
+            **{"optimiser.milestones": [0.75, 0.85, 0.95], "optimiser.clamp": "step", "optimiser.initial": "real"},
+        }
+        expected = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+        assert make().with_extractor(DIGEST).lr_hash == expected
+        assert expected == "b8c9189993523105d10f49d015afe6b37bdc798828bb9659702f70cd2f9ca7c3"
+
+    @pytest.mark.parametrize("key", [key for key in make(features={"weights_sha256": DIGEST}).lr_keys() if "." in key])
+    def test_every_key_counts(self, key: str) -> None:
+        section, name = key.split(".")
+        before = make(features={"weights_sha256": DIGEST})
+        value = before.model_dump(mode="json")[section][name]
+        other: dict[str, Any] = {
+            **{"patches.rounding": "ceil", "patches.stride": 16, "features.weights_sha256": "cd" * 32},
+            **{"features.layer": 1, "features.statistics": "own", "features.real_patches": 9},
+            **{"transform.kernel_size": 5, "transform.rows": "literal", "transform.padding": "zero"},
+            **{"loss.row_norm": "none", "loss.draws": "fresh", "loss.group_reduction": "sum"},
+            **{"loss.pair_reduction": "literal", "loss.deformation": "translation", "assignment.space": "transform"},
+            **{"assignment.quotas": "final", "assignment.pairing": "hungarian", "assignment.events": 9},
+            **{"optimiser.milestones": [0.5], "optimiser.clamp": "end", "optimiser.initial": "noise"},
+            **{"assignment.warmup": 0.1, "assignment.interval": 0.01},
+        }
+        changed = other.get(key, not value if isinstance(value, bool) else value * 2 if value else 1)
+        sections = {"features": {"weights_sha256": DIGEST}}
+        after = make(**{**sections, section: {**sections.get(section, {}), name: changed}})
+        assert after.lr_hash != before.lr_hash
+        assert [line.split()[0] for line in before.differing(after)] == [key]
+
+    @pytest.mark.parametrize("change", [{"scale": 2}, {"seed": 1}, {"features": {"network": "edsr"}}])
+    def test_scale_seed_and_an_unknown_extractor_count(self, change: dict[str, Any]) -> None:
+        assert make(**change).lr_hash != make().lr_hash
+
+    def test_all_keys_of_the_sections_are_covered(self) -> None:
+        values = make().model_dump()
+        expected = {f"{section}.{key}" for section in LR_SECTIONS for key in values[section]} | {"scale", "seed"}
+        assert make().lr_keys().keys() == expected
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"name": "other"},
+            {"source": {"path": "elsewhere", "limit": 3}},
+            {"teacher": {"network": "bicubic", "hr_version": "b"}},
+            {"workers": {"threads": 7, "checkpoint_every": 1, "log_every": 1}},
+        ],
+    )
+    def test_what_does_not_count(self, change: dict[str, Any]) -> None:
+        assert make(**change).lr_hash == make().lr_hash
+
+    def test_neither_order_nor_spelling_counts(self, tmp_path: Path) -> None:
+        path = tmp_path / "r.yaml"
+        path.write_text(
+            "optimiser: {gamma: 1e-1, steps: 20k, learning_rate: 1e-2}\nseed: 0\n"
+            "loss:\n  pair_weight: 3k\n  alpha: 2e-1\nsource: {path: x}\nname: r\n"
+        )
+        assert Recipe.load(path).lr_hash == make().lr_hash
+
+    def test_the_digest_stands_for_the_extractor(self) -> None:
+        named = make(features={"network": "somewhere/edsr"}).with_extractor(DIGEST)
+        assert named.lr_hash == make().with_extractor(DIGEST).lr_hash
+        assert named.features.network == "somewhere/edsr"
+
+    def test_another_extractor_is_refused(self) -> None:
+        recipe = make(features={"weights_sha256": DIGEST})
+        assert recipe.with_extractor(DIGEST) == recipe
+        with pytest.raises(RecipeError, match=r"cdcd.* was made with abab"):
+            recipe.with_extractor("cd" * 32)
+
+    def test_differing_reads_from_old_to_new(self) -> None:
+        changed = make(loss={"alpha": 0.5}, seed=7, name="other")
+        assert make().differing(changed) == ["seed 0 -> 7", "loss.alpha 0.2 -> 0.5"]
+
+
+class TestFiles:
+    def test_what_is_written_reads_the_same(self, tmp_path: Path) -> None:
+        recipe = Recipe.load(
+            "quickstart",
+            [
+                "preset=paper",
+                "source.path=1e3 ümlaut: #x",
+                "teacher.hr_version='123'",
+                "features.weights_sha256=" + DIGEST,
+            ],
+        )
+        path = tmp_path / "recipe.yaml"
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        assert Recipe.load(path) == recipe
+        assert Recipe.load(tmp_path) == recipe  # the folder of a Run
+        assert Recipe.load(path).to_yaml() == recipe.to_yaml()
+        assert list(yaml.safe_load(recipe.to_yaml())) == list(Recipe.model_fields)
+
+    def test_a_pulled_run(self, tmp_path: Path) -> None:
+        (tmp_path / "repo").mkdir()
+        (tmp_path / "repo" / "recipe.yaml").write_text(make().to_yaml())
+        assert Recipe.load(tmp_path).name == "mine"
+
+    @pytest.mark.parametrize("name", sorted(bundled_recipes()))
+    def test_bundled_recipes_are_valid(self, name: str) -> None:
+        recipe = Recipe.load(name, ["source.path=photos"])
+        assert recipe.name == name
+        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# ")  # what `idc recipes ls` shows
+
+    def test_bundled_names(self) -> None:
+        assert {"quickstart", "small-x4"} <= bundled_recipes().keys()
+        with pytest.raises(RecipeError, match=r"small-x4\.yaml  source\.path is missing"):
+            Recipe.load("small-x4")
+
+    def test_quickstart_names_photographs_that_are_there(self) -> None:
+        import skimage
+
+        source = Recipe.load("quickstart").source
+        assert source.path == "package:skimage/data"
+        for name in source.include:
+            assert (Path(skimage.__file__).parent / "data" / name).is_file()
+
+    def test_the_readme_tells_the_truth(self) -> None:
+        text = (bundled_recipes()["quickstart"].parent / "README.md").read_text(encoding="utf-8")
+        for name in bundled_recipes():
+            assert f"[`{name}`]({name}.yaml)" in text
+        rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+        assert {(section, key) for section, key, *_ in rows} == {(s, k) for s, keys in PAPER.items() for k in keys}
+        paper, default = make(preset="paper").model_dump(), make().model_dump()
+        for section, key, of_paper, of_default in rows:
+            assert of_paper.replace(",", "") == f"{paper[section][key]}".removesuffix(".0")
+            assert of_default == f"{default[section][key]}".removesuffix(".0")
+
+    def test_every_key_is_described(self) -> None:
+        for name, field in Recipe.model_fields.items():
+            nested = recipe_reader.sections_of(Recipe).get(name)
+            for key, inner in (nested.model_fields if nested else {name: field}).items():
+                assert inner.description, f"{name}.{key}"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+    """A server that answers downloads as the Hub does; maps "org/name" to its recipe.yaml."""
+    recipes: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            match = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/main/recipe\.yaml", self.path)
+            repo = match[1] if match else ""
+            content = recipes.get(repo)
+            self.send_response(200 if content else 503 if repo == "org/down" else 404)
+            if content is None:
+                code = "EntryNotFound" if repo == "org/other" else "RepoNotFound"
+                self.send_header("X-Error-Code", code)
+            else:
+                self.send_header("X-Repo-Commit", "1" * 40)
+                self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if body and content:
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    from huggingface_hub import constants
+
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield recipes
+    server.shutdown()
+    server.server_close()
+
+
+class TestHub:
+    def test_the_recipe_of_a_published_set(self, hub: dict[str, bytes]) -> None:
+        recipe = make(seed=5).with_extractor(DIGEST)
+        hub["org/set"] = recipe.to_yaml().encode()
+        assert Recipe.load("org/set") == recipe
+        assert Recipe.load("org/set", ["source.path=mine"]).lr_hash == recipe.lr_hash
+
+    def test_sets_that_are_none(self, hub: dict[str, bytes]) -> None:
+        with pytest.raises(RecipeError, match="There is no recipe org/nobody: no local file"):
+            Recipe.load("org/nobody")
+        with pytest.raises(RecipeError, match=r"org/other has no recipe\.yaml"):
+            Recipe.load("org/other")
+
+    def test_no_answer(self, hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(HubError, match="org/set could not be fetched"):
+            Recipe.load("org/set")

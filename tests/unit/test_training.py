@@ -1,0 +1,274 @@
+"""Training: the right crops, the right update, exact continuation, and a loss that falls."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+from idc_hub import networks
+from idc_hub.errors import ImageError, NetworkError
+from idc_hub.images.resize import imresize
+from idc_hub.judging.pairs import Pair
+from idc_hub.judging.training import TrainingRecipe, draw_batch, learning_rate, train
+from idc_hub.networks.edsr import EDSR
+
+
+def tiny(seed: int = 0) -> EDSR:
+    torch.manual_seed(seed)
+    return EDSR(channels=8, blocks=1, scale=4)
+
+
+@pytest.fixture(scope="module")
+def photograph() -> list[Pair]:
+    hr = data.astronaut()[:256, 128:384]
+    return [(imresize(hr, 1 / 4), hr)]
+
+
+def recipe(**changes: Any) -> TrainingRecipe:
+    """A short training without decay, so that its length changes nothing else."""
+    settings = {"steps": 12, "batch_size": 2, "crop": 12, "learning_rate": 1e-3, "log_every": 1, "ema": 0.5}
+    return TrainingRecipe(**(settings | {"decay": "milestones", "milestones": ()} | changes))
+
+
+def weights(network: EDSR) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# Crops
+
+
+def numbered_pair(scale: int, height: int, width: int) -> Pair:
+    """An LR image whose pixels are all different, and HR where each of them is a block."""
+    lr = np.zeros((height, width, 3), np.uint8)
+    lr[..., 0], lr[..., 1] = np.mgrid[:height, :width]
+    lr[..., 2] = 77
+    return lr, lr.repeat(scale, 0).repeat(scale, 1)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_hr_crop_lies_on_the_lr_crop_in_every_orientation(scale: int) -> None:
+    pairs = [numbered_pair(scale, 20, 31), numbered_pair(scale, 9, 9)]
+    settings = recipe(batch_size=200, crop=8)
+    lr, hr = draw_batch(pairs, settings, scale, step=1)
+    assert lr.shape == (200, 8, 8, 3)
+    np.testing.assert_array_equal(hr, lr.repeat(scale, 1).repeat(scale, 2))
+
+    corners = set()
+    for crop in lr.astype(int):
+        rows, columns = crop[..., 0], crop[..., 1]
+        top, left = rows.min(), columns.min()
+        assert (rows.max() - top, columns.max() - left) == (7, 7), "a crop is a square piece of the image"
+        corners.add((crop[0, 0, 0] == top, crop[0, 0, 1] == left, crop[0, 1, 0] == crop[0, 0, 0]))
+    assert len(corners) == 8, "all 8 flips and rotations"
+    assert {int(crop[..., 1].max()) for crop in lr} >= {8, 30}, "both images, up to their last column"
+    assert int(lr[..., 0].max()) == 19, "and their last row"
+
+
+def test_what_a_step_draws_depends_on_seed_and_step_alone(photograph: list[Pair]) -> None:
+    draws = [draw_batch(photograph, recipe(seed=seed), 4, step)[0] for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5))]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+    assert not np.array_equal(draws[0], draws[3])
+
+
+# The update
+
+
+def test_learning_rates_by_hand() -> None:
+    cosine = TrainingRecipe(steps=100, learning_rate=0.8, decay="cosine")
+    assert [learning_rate(cosine, done) for done in (0, 25, 50, 100)] == pytest.approx(
+        [0.8, 0.4 + 0.2 * math.sqrt(2), 0.4, 0]
+    )
+    steps = TrainingRecipe(steps=100, learning_rate=0.8, decay="milestones", milestones=(0.5, 0.75), gamma=0.5)
+    assert [learning_rate(steps, done) for done in (0, 49, 50, 74, 75, 99)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
+
+
+def test_one_step_is_one_step_of_adam_on_the_mean_absolute_error(photograph: list[Pair], tmp_path: Path) -> None:
+    lr, hr = draw_batch(photograph, recipe(), 4, step=1)
+    before = tiny()
+    output = before(torch.from_numpy(lr).permute(0, 3, 1, 2) / 255)
+    loss = (output - torch.from_numpy(hr).permute(0, 3, 1, 2) / 255).abs().mean()
+    gradients = torch.autograd.grad(loss, list(before.parameters()))
+
+    trained = train(tiny(), photograph, tmp_path, recipe(steps=1))
+    assert metrics(tmp_path)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    checked = 0
+    for old, new, gradient in zip(before.parameters(), trained.parameters(), gradients, strict=True):
+        # Kingma & Ba, algorithm 1: after one step both bias-corrected moments are those of the gradient itself.
+        expected = old - 1e-3 * gradient / (gradient.abs() + 1e-8)
+        clear = gradient.abs() > 1e-6  # the sign of a vanishing gradient is a matter of rounding
+        assert torch.allclose(new[clear], expected[clear], atol=2e-5)
+        checked += int(clear.sum())
+    assert checked > 0.9 * sum(parameter.numel() for parameter in before.parameters())
+
+
+def test_what_is_saved_is_the_moving_average(photograph: list[Pair], tmp_path: Path) -> None:
+    raw = []
+    for steps in (1, 2, 3, 4):
+        network = tiny()
+        trained = train(network, photograph, tmp_path / str(steps), recipe(steps=steps, ema=0.2))
+        raw.append(weights(network))
+    for key, value in weights(trained).items():
+        average = raw[0][key]
+        for count, new in enumerate(raw[1:], start=1):
+            decay = min(0.2, (1 + count) / (10 + count))  # 2/11, then 0.2
+            average = decay * average + (1 - decay) * new[key]
+        assert torch.allclose(value, average, atol=1e-7)
+        assert not torch.equal(value, raw[-1][key])
+
+
+def test_milestones_lower_the_rate_that_is_used(photograph: list[Pair], tmp_path: Path) -> None:
+    train(tiny(), photograph, tmp_path, recipe(steps=4, milestones=(0.5,), gamma=0.1))
+    assert [line["learning_rate"] for line in metrics(tmp_path)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_training_lowers_the_loss_on_a_photograph(mixed_precision: str, photograph: list[Pair], tmp_path: Path) -> None:
+    settings = recipe(
+        steps=120,
+        batch_size=4,
+        learning_rate=2e-3,
+        ema=0.9,
+        decay="cosine",
+        mixed_precision=mixed_precision,
+        log_every=20,
+    )
+    seen: list[tuple[int, float]] = []
+    trained = train(tiny(), photograph, tmp_path, settings, progress=lambda step, loss: seen.append((step, loss)))
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [20, 40, 60, 80, 100, 120]
+    assert seen == [(line["step"], line["loss"]) for line in lines]
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2
+
+    lr, hr = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in photograph[0])
+    with torch.no_grad():
+        error_before, error_after = ((network(lr) - hr).abs().mean().item() for network in (tiny(), trained))
+    assert error_after < error_before / 2
+    assert all(value.dtype == torch.float32 for value in trained.state_dict().values())
+    assert torch.allclose(networks.load(tmp_path)(lr), trained(lr), atol=1e-5)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+# Interruption
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step: int) -> Callable[[int, float], None]:
+    def progress(done: int, loss: float) -> None:
+        if done == step:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.mark.parametrize("stops", [(8,), (3,), (6, 11)], ids=str)
+def test_an_interrupted_training_continues_to_the_same_bytes(
+    stops: tuple[int, ...], photograph: list[Pair], tmp_path: Path
+) -> None:
+    settings = recipe(decay="cosine", checkpoint_every=5)
+    train(tiny(), photograph, tmp_path / "straight", settings)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            train(tiny(), photograph, tmp_path / "stopped", settings, progress=interrupt_at(stop))
+    # Where there is a checkpoint, the weights of the network that is handed in no longer matter.
+    train(tiny(seed=9 if stops[0] > 5 else 0), photograph, tmp_path / "stopped", settings)
+
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    for one, other in zip(metrics(tmp_path / "stopped"), metrics(tmp_path / "straight"), strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+@pytest.mark.parametrize("change", ["recipe", "pairs", "network"])
+def test_a_checkpoint_of_another_training_is_not_continued(change: str, photograph: list[Pair], tmp_path: Path) -> None:
+    settings = recipe(checkpoint_every=2)
+    with pytest.raises(Interrupted):
+        train(tiny(), photograph, tmp_path, settings, progress=interrupt_at(3))
+    network, pairs = tiny(), photograph
+    if change == "recipe":
+        settings = recipe(checkpoint_every=2, seed=1)
+    elif change == "pairs":
+        pairs = [(lr, 255 - hr) for lr, hr in photograph]
+    else:
+        network = EDSR(channels=8, blocks=2)
+    with pytest.raises(NetworkError, match=f"belongs to another training: another {change}\\."):
+        train(network, pairs, tmp_path, settings)
+
+
+def test_a_trained_network_is_not_overwritten(photograph: list[Pair], tmp_path: Path) -> None:
+    networks.save(tiny(), tmp_path)
+    with pytest.raises(NetworkError, match="already holds a trained network"):
+        train(tiny(), photograph, tmp_path, recipe())
+
+
+# Several processes
+
+
+def test_two_processes_share_each_batch_and_train_the_same_network(photograph: list[Pair], tmp_path: Path) -> None:
+    np.savez(tmp_path / "pair.npz", lr=photograph[0][0], hr=photograph[0][1])
+    settings = recipe(steps=4, batch_size=4)
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import numpy as np, torch
+from idc_hub.judging.training import TrainingRecipe, train
+from idc_hub.networks.edsr import EDSR
+torch.manual_seed(0)
+pair = np.load(r"{tmp_path / "pair.npz"}")
+settings = TrainingRecipe.model_validate_json('{settings.model_dump_json()}')
+train(EDSR(channels=8, blocks=1), [(pair["lr"], pair["hr"])], r"{tmp_path / "two"}", settings)
+""")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    result = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+    together, alone = networks.load(tmp_path / "two"), train(tiny(), photograph, tmp_path / "one", settings)
+    for key, value in weights(alone).items():
+        assert torch.allclose(together.state_dict()[key], value, atol=1e-5)
+        assert not torch.equal(tiny().state_dict()[key], value)
+    losses = [[line["loss"] for line in metrics(tmp_path / folder)] for folder in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+# What cannot be trained
+
+
+def test_pairs_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    lr, hr = np.zeros((16, 16, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+    for pairs, sentence in (
+        ([], "no image to train on"),
+        ([(lr, hr), (lr, hr[:-1])], r"Pair 1 is \(16, 16\) LR and \(63, 64\) HR pixels: not a pair for x4"),
+        ([(lr[:8], hr[:32])], r"Pair 0 has 8x16 LR pixels, less than a crop \(12\)"),
+    ):
+        with pytest.raises(ImageError, match=sentence):
+            train(tiny(), pairs, tmp_path / "out", recipe())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_diverges_says_so(photograph: list[Pair], tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="the training diverged"):
+        train(tiny(), photograph, tmp_path, recipe(learning_rate=1e30))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"step": 5}, {"steps": 0}, {"decay": "linear"}, {"ema": 1.0}, {"crop": 0}], ids=str)
+def test_a_recipe_with_a_wrong_key_or_value_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainingRecipe(**wrong)
