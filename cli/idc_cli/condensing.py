@@ -62,8 +62,16 @@ def condense(
         output.print_json(result)
         return
     output.print_facts(result)
-    if not dry_run and not quiet:
-        output.note(f"\nNext: idc push {result['run']} YOUR_NAME/{checked.name} --license LICENCE")
+    if dry_run or quiet:
+        return
+    repo = f"{result['run']}/repo"
+    output.note(
+        f"""
+Look at    {repo}/report/patches.png and {repo}/README.md
+Load it    load_dataset("{repo}", split="train") was tried and gives {result["patches"]} pairs
+Publish    idc push {result["run"]} YOUR_NAME/{checked.name} --license LICENCE
+Remake HR  idc regenerate {result["run"]} --teacher bicubic --name bicubic"""
+    )
 
 
 @app.command(

@@ -171,6 +171,18 @@ class TestCard:
         assert b"license: mit" in merged
         assert (more / "README.md").read_bytes() == merged
 
+    def test_the_newer_of_two_texts_wins(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path / "one", {"edsr": 0})
+        (tree / "README.md").write_text(write_prose((tree / "README.md").read_text(), "From the start."))
+        alice("push", folder=tree, repo_id="alice/newer", license="mit")
+        edit_card(alice, "alice/newer", write_prose((tree / "README.md").read_text(), "Later, on the Hub."))
+        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        (more / "README.md").write_text(write_prose((more / "README.md").read_text(), "From the start."))
+        alice("push", folder=more, repo_id="alice/newer")
+        card = hub.dataset("alice/newer").read("README.md").decode()
+        assert card.endswith("\nFrom the start.\n\nLater, on the Hub.\n")
+        assert "config_name: bicubic" in card
+
     def test_an_untouched_page_needs_no_release(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         tree = make_tree(tmp_path / "repo", {"edsr": 0})
         alice("push", folder=tree, repo_id="alice/page", license="mit")
