@@ -192,7 +192,7 @@ def push(
     path: str | Path,
     repo_id: str,
     *,
-    license: str,
+    license: str | None = None,
     public: bool = False,
     create_pr: bool = False,
     dry_run: bool = False,

@@ -60,8 +60,12 @@ def push(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A Run, or a repository's folder.", show_default=False)],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
     license: Annotated[
-        str, typer.Option(help="Licence of the set, as the Hub spells it: cc-by-4.0, other, ...", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            help="Licence of the set, as the Hub spells it: cc-by-4.0, other, ...",
+            show_default="what its card already says",
+        ),
+    ] = None,
     public: Annotated[
         bool,
         typer.Option("--public/--private", help="Only matters when the push creates the repository."),
@@ -88,7 +92,17 @@ def push(
     if as_json:
         output.print_json(result)
         return
-    output.print_facts(result)
+    sizes, uploads = result["files"], set(result["uploads"])
+    rows = [("+" if name in uploads else "=", name, f"{size:,}") for name, size in sizes.items()]
+    output.print_table(("", "file", "bytes"), rows + [("-", name, "") for name in result["deletions"]])
+    if result["card_diff"]:
+        print(f"\n{result['card_diff']}")
+    print()
+    output.print_facts({key: result[key] for key in ("url", "private", "commit", "tag", "pull_request") if result[key]})
+    if dry_run:
+        output.note("Dry run: nothing was sent. Files with + would be uploaded, those with - deleted.")
+    elif result["commit"] is None:
+        output.note("The Hub has all of this already: no commit was made.")
 
 
 @app.command(
