@@ -73,7 +73,7 @@ def condense(
 
     begun = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    recipe = recipe.with_extractor(weights_sha256(recipe.features.network, scale=recipe.scale))
+    recipe = recipe.with_extractor(weights_sha256(recipe.features.network, scale=None))
     teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=_device())
     shares = _survey(recipe, progress)
     path = Path(run_dir) if run_dir else Path(os.environ.get("IDC_RUNS", "runs")) / recipe.name

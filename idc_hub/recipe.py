@@ -165,7 +165,7 @@ class Loss(Section):
     """w_group, weight of the distance group by group (equation 7, appendix C.1: 300)."""
     group_reduction: Literal["sum", "mean"] = "mean"
     """Sum the groups' distances (equation 7), or average them: together they then weigh as much as the instance."""
-    pair_weight: Weight = 3000.0
+    pair_weight: Weight = 1000.0
     """w_pair, weight of the L1 distance of pairs (equation 8, appendix C.1: 300k)."""
     pair_reduction: Literal["mean", "literal", "group-mean", "group-mean-twice"] = "mean"
     """How equation 8 is read: one mean over all pairs and elements; elements summed, as printed; elements

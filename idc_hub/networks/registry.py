@@ -46,13 +46,14 @@ def create(name: str, *, scale: int = 4) -> EDSR:
     return network
 
 
-def load(spec: str | Path, *, scale: int = 4) -> EDSR:
+def load(spec: str | Path, *, scale: int | None = 4) -> EDSR:
     """A trained network, in evaluation mode on the CPU.
 
     Args:
         spec: A name whose weights come with the package ("edsr-small"), a folder written by `save`, or the
             id of such a model on the Hub ("org/name"). A name wins over a folder; "./name" is the folder.
-        scale: The scale that is wanted: a network made for another one is refused, never resized.
+        scale: The scale that is wanted: a network made for another one is refused, never resized. None takes
+            whatever scale the network has, which is all that a feature extractor needs.
 
     Raises:
         NetworkError: The network is unknown, damaged, incomplete or made for another scale.
@@ -60,13 +61,13 @@ def load(spec: str | Path, *, scale: int = 4) -> EDSR:
     """
     folder = locate(spec, scale=scale)
     config = read_config(folder)
-    if config["scale"] != scale:
+    if scale not in (None, config["scale"]):
         raise NetworkError(
             f"{spec} is a network for x{config['scale']}, and x{scale} was asked for.",
             hint=f"Set the scale to {config['scale']}, or choose a network made for x{scale}.",
         )
     try:
-        network = ARCHITECTURES[config["architecture"]](**config["arguments"], scale=scale)
+        network = ARCHITECTURES[config["architecture"]](**config["arguments"], scale=config["scale"])
     except (TypeError, ValueError, RuntimeError) as error:
         raise NetworkError(
             f"{folder / CONFIG}: {config['architecture']} cannot be made from these arguments: {error}."
@@ -101,13 +102,13 @@ def save(network: EDSR, folder: str | Path, **info: Any) -> None:
     temporary.replace(folder / WEIGHTS)
 
 
-def weights_sha256(spec: str | Path, *, scale: int = 4) -> str:
+def weights_sha256(spec: str | Path, *, scale: int | None = 4) -> str:
     """SHA-256 of the network's `model.safetensors`, in hex: the digest that the Hub shows for the file."""
     with (locate(spec, scale=scale) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def locate(spec: str | Path, *, scale: int = 4) -> Path:
+def locate(spec: str | Path, *, scale: int | None = 4) -> Path:
     """The folder that holds `config.json` and `model.safetensors`, downloaded from the Hub if need be.
 
     Raises:
@@ -152,13 +153,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _bundled(name: str, scale: int) -> Path:
-    folder = _BUNDLED / f"{name}-x{scale}"
-    if folder.is_dir():
+def _bundled(name: str, scale: int | None) -> Path:
+    for folder in sorted(_BUNDLED.glob(f"{name}-x{scale or '[234]'}")):
         return folder
     bundled = sorted(path.name for path in _BUNDLED.iterdir() if path.is_dir())
     raise NetworkError(
-        f"No weights of {name} for x{scale} come with idc-hub, only {', '.join(bundled)}.",
+        f"No weights of {name}{f' for x{scale}' if scale else ''} come with idc-hub, only {', '.join(bundled)}.",
         hint=f"Train it with `idc train {name}`, or name a folder or a model on the Hub.",
     )
 

@@ -21,10 +21,10 @@ from idc_hub.networks.registry import load, locate, read_config, weights_sha256
 MARGIN = 8
 """LR pixels mirrored around a patch before a network sees it, and cut off again.
 
-Networks pad with zeros, which no photograph has around it: without the margin every HR patch gets a frame,
-44 grey levels deep on flat colours. The mirror repeats the outermost pixel, as MATLAB's `imresize` does: of 60
-patches of photographs the outer 8 HR pixels are then 0.08 dB better than without, while torch's `reflect`,
-whose mirror lies on the outermost pixel, makes them 0.28 dB worse.
+Networks pad with zeros, which no photograph has around it: without the margin HR patches get a frame, 17 grey
+levels deep on a flat colour (edsr-small, x4). The mirror repeats the outermost pixel, as MATLAB's `imresize`
+does. On 60 patches of photographs the outer 8 HR pixels are then as good as without a margin (24.72 against
+24.73 dB); torch's own `reflect`, whose mirror lies on the outermost pixel, makes them 0.6 dB worse.
 """
 
 

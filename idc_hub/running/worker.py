@@ -64,7 +64,7 @@ def work(run: Run, device: torch.device) -> None:
     torch.set_num_threads(run.recipe.workers.threads)
     torch.backends.cudnn.benchmark = False
     recipe = run.recipe
-    network = load(recipe.features.network, scale=recipe.scale).to(device).eval().requires_grad_(False)
+    network = load(recipe.features.network, scale=None).to(device).eval().requires_grad_(False)
     source = open_source(**recipe.source.model_dump())
     with _stop_on_signal() as stopping:
         while left := [share for share in run.shares if not run.is_settled(share)]:

@@ -83,7 +83,7 @@ def test_a_flat_patch_comes_back_without_a_frame() -> None:
         values = hr.int().flatten(2)
         return int((values.amax(2) - values.amin(2)).max())
 
-    assert unevenness(upscale(networks.load("edsr-small"), flat)) > 20, "zero padding should show without a margin"
+    assert unevenness(upscale(networks.load("edsr-small"), flat)) > 10, "zero padding should show without a margin"
     assert unevenness(load_teacher("edsr-small", scale=4)(flat)) <= 2
 
 
