@@ -26,6 +26,9 @@ HELD_OUT_DRAWS = 4
 _CHUNK = 8
 """Real patches transformed at a time; bounds the memory of the precomputation."""
 
+_RMS_PATCHES = 16
+"""Real patches, spread evenly, that the RMS norm of `loss.row_norm: global` is taken from."""
+
 _VARIANCE_EPS = 1e-5
 
 
@@ -103,7 +106,7 @@ class Targets:
     Attributes:
         instance: complex `[T]`, characteristic function of all real rows.
         groups: complex `[M, T]`, of the rows of each group.
-        scale: What a row is divided by under `loss.row_norm: global` (RMS norm of the real rows), else 1.
+        scale: What a row is divided by under `loss.row_norm: global` (RMS norm of real rows), else 1.
     """
 
     instance: Tensor
@@ -305,7 +308,7 @@ class RealSide:
 
     def _rms_norm(self, draw: Draw, statistics: Statistics) -> float:
         total, count = 0.0, 0
-        for piece in self.features.split(_CHUNK):
+        for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(_CHUNK):
             maps = rlff(self.normalise(piece, statistics), draw.rows, self.recipe.transform.padding)
             total += float(maps.double().square().sum())
             count += maps.numel() // maps.shape[1]

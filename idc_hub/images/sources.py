@@ -245,7 +245,7 @@ def load_lr_patches(
 
 
 def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int, tail: bool) -> Instance:
-    if not _is_id(entry.id):
+    if not is_instance_id(entry.id):
         raise ImageError(
             f"{entry.name!r} cannot name an instance: rename it, with at most {MAX_ID_BYTES} bytes before "
             "the suffix and without backslash or control characters."
@@ -264,7 +264,7 @@ def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int, 
     return Instance(entry.id, entry.name, digest, width, height, len(places), photograph.notes)
 
 
-def _is_id(text: str) -> bool:
+def is_instance_id(text: str) -> bool:
     """Whether `text` can be an instance id: it becomes a key, a table cell and part of file names."""
     odd = any(letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
     return not odd and text not in ("", ".", "..") and len(text.encode()) <= MAX_ID_BYTES
@@ -387,7 +387,7 @@ def _open_hub_dataset(
     files = [PurePosixPath(path or "").name for path in stored.flatten()[f"{column}.path"]]
     entries = [Entry(PurePosixPath(file).stem, file) for file in files]
     unique = len({entry.id.casefold() for entry in entries}) == len(entries)
-    if not unique or not all(_is_id(entry.id) for entry in entries):
+    if not unique or not all(is_instance_id(entry.id) for entry in entries):
         digits = max(4, len(str(len(entries))))
         entries = [Entry(f"{row:0{digits}}", f"row {row}") for row in range(len(entries))]
     rows = {entry.name: row for row, entry in enumerate(entries)}

@@ -6,7 +6,6 @@ package versions, and the facts of the condensation that the card tells. Its key
 
 import json
 import re
-import unicodedata
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,6 @@ _HR_VERSION_KEYS = {"teacher", "lr_digest", "date", "patches", "bytes"}
 def is_version_name(name: str) -> bool:
     """Whether an HR version may be called `name`: a-z, 0-9 and "-", but not "data" or "default"."""
     return _VERSION_NAME.fullmatch(name) is not None and name not in _RESERVED_NAMES
-
-
-def is_instance_id(name: str) -> bool:
-    """Whether an instance may be called `name`: one path component, no control characters."""
-    odd = any(letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
-    return not odd and name not in ("", ".", "..") and len(name.encode()) <= 200
 
 
 @dataclass

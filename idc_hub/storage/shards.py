@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from idc_hub.errors import RunError
+from idc_hub.images.sources import is_instance_id
 from idc_hub.storage.atomic import replace_folder
-from idc_hub.storage.manifest import Manifest, is_instance_id
+from idc_hub.storage.manifest import Manifest
 
 INDEX_NAME = "lr.safetensors.index.json"
 
@@ -91,7 +92,8 @@ def write_shards(
             for instance_id, array in shard.items():
                 digest.update(instance_id, array)
                 total += array.nbytes
-            save_file(shard, temporary / f"{len(shards)}.safetensors", metadata=header)
+            # Not save_file, which makes files that nobody but their owner may read.
+            (temporary / f"{len(shards)}.safetensors").write_bytes(save(shard, metadata=header))
             shards.append(list(shard))
         weight_map = {}
         for number, instance_ids in enumerate(shards):
