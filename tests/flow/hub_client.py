@@ -49,11 +49,11 @@ def load(repo_id: str, name: str | None = None, revision: str | None = None, str
     return {"columns": list(rows.features), "keys": keys, "pixels": pixels.hexdigest()}
 
 
-def configs(repo_id: str) -> list[str]:
+def configs(repo_id: str, revision: str | None = None) -> list[str]:
     """The configs of a dataset."""
     import datasets
 
-    return sorted(datasets.get_dataset_config_names(repo_id))
+    return sorted(datasets.get_dataset_config_names(repo_id, revision=revision))
 
 
 def api(method: str, **arguments: Any) -> None:

@@ -67,6 +67,11 @@ def lr_bytes(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "instances").glob("*.safetensors"))}
 
 
+def metrics(run: Path) -> list[dict[str, Any]]:
+    texts = [path.read_text() for path in (run / "metrics").iterdir()]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
 def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -98,7 +103,7 @@ def undisturbed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A Run of one worker that nothing interrupts."""
     folder = tmp_path_factory.mktemp("undisturbed")
     idc(
-        "condense", recipe(folder, photographs, steps=400), "--run-dir", folder / "run", "--num-processes", 1, "--quiet"
+        "condense", recipe(folder, photographs, steps=250), "--run-dir", folder / "run", "--num-processes", 1, "--quiet"
     )
     return folder / "run"
 
@@ -127,19 +132,14 @@ def test_a_run_holds_patches_and_a_dataset_that_loads(undisturbed: Path) -> None
 def test_two_workers_write_the_same_bytes_as_one(undisturbed: Path, photographs: Path, tmp_path: Path) -> None:
     made = idc(
         "condense",
-        recipe(tmp_path, photographs, steps=400),
+        recipe(tmp_path, photographs, steps=250),
         "--run-dir",
         tmp_path / "run",
         "--num-processes",
         2,
         "--json",
     )
-    pids = {
-        json.loads(line)["pid"]
-        for path in (tmp_path / "run/metrics").iterdir()
-        for line in path.open()
-        if '"pid"' in line
-    }
+    pids = {line["pid"] for line in metrics(tmp_path / "run") if line["event"] == "start"}
     assert len(pids) == 2, "one worker did everything"
     assert lr_bytes(tmp_path / "run") == lr_bytes(undisturbed)
     index = json.loads((undisturbed / "repo/lr/lr.safetensors.index.json").read_text())
@@ -152,7 +152,7 @@ def test_kill_9_in_the_middle_of_an_image_costs_nothing_finished(
 ) -> None:
     run = tmp_path / "run"
     number = 1 if victim == "the only worker" else 2
-    command = ("condense", recipe(tmp_path, photographs, steps=400), "--run-dir", run, "--num-processes", number)
+    command = ("condense", recipe(tmp_path, photographs, steps=250), "--run-dir", run, "--num-processes", number)
     process = start(*command)
     wait_for(lambda: under_way(run))
     family = psutil.Process(process.pid).children(recursive=True)
@@ -177,7 +177,7 @@ def test_kill_9_in_the_middle_of_an_image_costs_nothing_finished(
 
 def test_ctrl_c_saves_the_state_and_exits_130(undisturbed: Path, photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = ("condense", recipe(tmp_path, photographs, steps=400), "--run-dir", run, "--num-processes", 1)
+    command = ("condense", recipe(tmp_path, photographs, steps=250), "--run-dir", run, "--num-processes", 1)
     process = start(*command)
     wait_for(lambda: under_way(run))
     process.send_signal(signal.SIGINT)
@@ -194,7 +194,7 @@ def test_sigterm_with_two_workers_saves_and_exits_143(photographs: Path, tmp_pat
     process.terminate()
     assert process.wait(timeout=60) == 143
     assert not any(child.is_running() and child.status() != "zombie" for child in family)
-    stops = [line for path in (run / "metrics").iterdir() for line in path.open() if '"stop"' in line]
+    stops = [line for line in metrics(run) if line["event"] == "stop"]
     assert stops, "no worker saved its state"
 
 
@@ -207,7 +207,7 @@ def test_running_a_finished_run_again_changes_nothing(undisturbed: Path, photogr
         }
 
     before = files()
-    idc("condense", recipe(tmp_path, photographs, steps=400), "--run-dir", undisturbed, "--num-processes", 1, "--quiet")
+    idc("condense", recipe(tmp_path, photographs, steps=250), "--run-dir", undisturbed, "--num-processes", 1, "--quiet")
     after = files()
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == []
@@ -216,7 +216,7 @@ def test_running_a_finished_run_again_changes_nothing(undisturbed: Path, photogr
 def test_a_run_of_another_recipe_is_refused_with_the_keys_that_differ(
     undisturbed: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    path = recipe(tmp_path, photographs, steps=400)
+    path = recipe(tmp_path, photographs, steps=250)
     before = lr_bytes(undisturbed)
     refused = idc("condense", path, "loss.alpha=0.5", "seed=3", "--run-dir", undisturbed, check=False)
     assert refused.returncode == 2
@@ -230,7 +230,7 @@ def test_other_photographs_are_refused_by_name(undisturbed: Path, photographs: P
     fewer.mkdir()
     for name in ("astronaut", "coffee"):
         (fewer / f"{name}.png").write_bytes((photographs / f"{name}.png").read_bytes())
-    refused = idc("condense", recipe(tmp_path, fewer, steps=400), "--run-dir", undisturbed, check=False)
+    refused = idc("condense", recipe(tmp_path, fewer, steps=250), "--run-dir", undisturbed, check=False)
     assert refused.returncode == 2
     assert "missing now: chelsea" in " ".join(refused.stderr.split())
 
@@ -259,7 +259,7 @@ def test_a_photograph_that_fails_is_recorded_and_the_others_are_kept(photographs
     for path in photographs.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     run = tmp_path / "run"
-    command = ("condense", recipe(tmp_path, folder, steps=400), "--run-dir", run, "--num-processes", 1)
+    command = ("condense", recipe(tmp_path, folder, steps=250), "--run-dir", run, "--num-processes", 1)
     process = start(*command)
     wait_for(lambda: under_way(run))
     original = (folder / "coffee.png").read_bytes()
