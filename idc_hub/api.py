@@ -99,9 +99,10 @@ def condense(
         launch(run, processes)
     _require_finished(run)
     facts = _facts(run, processes)
-    manifest = pack(run, facts, _packages())
     name = recipe.teacher.hr_version or teacher.name
-    _add_version(run.repo, teacher, name, set_default=name not in manifest.hr_versions, progress=progress)
+    with run.repository_lock():
+        manifest = pack(run, facts, _packages())
+        _add_version(run.repo, teacher, name, set_default=name not in manifest.hr_versions, progress=progress)
     return {
         **summary,
         "lr_digest": manifest.lr_digest,
@@ -199,11 +200,13 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> dict[str, Any]:
-    """Publish the repository tree of a Run in one commit and tag it; see `publishing.hub.push`."""
+    """Publish the repository tree of a Run, or a network, in one commit and tag it; see `publishing.hub.push`."""
     from idc_hub.publishing import hub
+    from idc_hub.publishing.network_release import is_network
 
+    folder = Path(path)
     return hub.push(
-        repository(Path(path)),
+        folder if is_network(folder) else repository(folder),
         repo_id,
         license=license,
         public=public,

@@ -7,6 +7,7 @@ tiles of their group.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,10 @@ def kmeans(descriptors: Tensor, groups: int, seed: int) -> tuple[Tensor, Tensor]
     rng = np.random.default_rng(seed)
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for _ in range(KMEANS_RESTARTS):
-        centroids, labels = kmeans2(data, min(groups, len(data)), iter=KMEANS_STEPS, minit="++", rng=rng)
+        with warnings.catch_warnings():
+            # An empty cluster keeps its centroid, and its group stays empty: that is all we need to know.
+            warnings.filterwarnings("ignore", message="One of the clusters is empty")
+            centroids, labels = kmeans2(data, min(groups, len(data)), iter=KMEANS_STEPS, minit="++", rng=rng)
         inertia = float(np.square(data - centroids[labels]).sum())
         if best is None or inertia < best[0]:
             best = inertia, centroids, labels

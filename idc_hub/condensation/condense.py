@@ -8,6 +8,7 @@ real ones (Eq. 8). Local patches ("tiles") join groups and pairs progressively (
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ def condense_instance(
 
     Raises:
         Stopped: After `should_stop` said so and the state was handed to `checkpoint`.
+        ValueError: If a term of the loss is not finite when it is logged.
     """
     begun = time.monotonic()
     device = next(network.parameters()).device
@@ -399,6 +401,8 @@ def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
 def _measure(terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]) -> dict[str, float]:
     """Values of the terms and norms of their weighted gradients in the pixels; three backward passes."""
     line = {term: float(value.detach()) for term, value in terms.items()}
+    if not all(map(math.isfinite, line.values())):
+        raise ValueError(f"The loss is not finite at step {state.step + 1}: {line}. Try a lower learning rate.")
     for term, value in weighted(terms, recipe).items():
         gradient = torch.autograd.grad(value, state.patches, retain_graph=True)[0]
         norms[term].append(float(gradient.norm()))

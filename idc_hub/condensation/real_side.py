@@ -30,6 +30,7 @@ _RMS_PATCHES = 16
 """Real patches, spread evenly, that the RMS norm of `loss.row_norm: global` is taken from."""
 
 _VARIANCE_EPS = 1e-5
+_NORM_EPS = 1e-6
 
 
 def seed_of(*parts: object) -> int:
@@ -312,7 +313,8 @@ class RealSide:
             maps = rlff(self.normalise(piece, statistics), draw.rows, self.recipe.transform.padding)
             total += float(maps.double().square().sum())
             count += maps.numel() // maps.shape[1]
-        return (total / count) ** 0.5
+        # A photograph of one colour has no features at all; nothing is divided by nothing.
+        return max((total / count) ** 0.5, _NORM_EPS)
 
     def _content(self, offsets: Tensor) -> Tensor:
         """Number the real tiles so that tiles that show the same pixels share a number, if the recipe wants it."""

@@ -151,9 +151,13 @@ class Run:
         """The repository tree."""
         return self.path / "repo"
 
-    def lock(self, name: str) -> FileLock:
-        """The lock of a photograph, or of the whole tree (`repo`); the system frees it when its process dies."""
-        return FileLock(self.path / "locks" / f"{name}.lock", timeout=0)
+    def lock(self, instance_id: str) -> FileLock:
+        """The lock of a photograph, not waited for; the system frees it when its process dies."""
+        return FileLock(self.path / "locks" / f"{instance_id}.lock", timeout=0)
+
+    def repository_lock(self) -> FileLock:
+        """The lock of the repository tree, waited for: two commands on one Run must not both write it."""
+        return FileLock(self.path / "locks" / ".repository.lock")
 
     def instance_file(self, instance_id: str) -> Path:
         """Where the finished patches of a photograph stand."""

@@ -104,5 +104,5 @@ def test_a_life(hub: HubServer, make_client: Callable[..., Client], tmp_path: Pa
     assert reader("configs", repo_id="bob/life") == ["bicubic", "bicubic-again", "edsr-small"]
     for name in ("bicubic", "bicubic-again", "edsr-small"):
         assert reader("load", repo_id="bob/life", name=name)["pixels"] == pixels(taken / "data" / name)
-    with pytest.raises(AssertionError, match="no right|403|not allowed|permission|write"):
+    with pytest.raises(AssertionError, match=r"no right|403|not allowed|permission|write"):
         idc("hf_bob", "push", "pulled", "alice/life", "--license", "cc0-1.0")

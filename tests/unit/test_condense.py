@@ -248,6 +248,27 @@ def test_every_switch_changes_the_result(key: str, value: object) -> None:
     assert not torch.equal(changed.patches, condense(recipe()).patches)
 
 
+@pytest.mark.parametrize("row_norm", ["row", "global", "none"])
+def test_a_photograph_of_one_colour_stays_that_colour(row_norm: str) -> None:
+    patches, places = photograph()
+    flat = torch.full_like(patches, 77)
+    spec = recipe(loss__row_norm=row_norm, optimiser__initial="real", transform__padding="valid")
+    condensed = condense_instance(flat, places, 2, SmallNetwork(), spec, "flat")
+    inner = condensed.patches[..., 4:-4, 4:-4].float()
+    assert float(inner.mean()) == pytest.approx(77, abs=4)
+    assert float((inner - 77).abs().max()) <= 25  # Adam's steps are as large as ever where nothing pulls
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_not_a_picture() -> None:
+    class Broken(SmallNetwork):
+        def features(self, lr: Tensor, layer: int | str) -> Tensor:
+            return super().features(lr, layer) * (float("nan") if lr.requires_grad else 1)
+
+    patches, places = photograph()
+    with pytest.raises(ValueError, match="not finite"):
+        condense_instance(patches, places, 2, Broken(), recipe(), "broken")
+
+
 def test_the_schedule_groups_and_pairs_everything_in_time() -> None:
     lines: list[dict[str, float]] = []
     condense(recipe(workers__log_every=1), log=lines.append)
