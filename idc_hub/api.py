@@ -64,7 +64,7 @@ def condense(
         NetworkError: If the extractor or the teacher cannot be loaded or has another scale.
         IncompleteError: If photographs failed or workers died; the same call continues.
     """
-    from idc_hub.networks import weights_sha256
+    from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
     from idc_hub.running.launch import default_num_processes, launch
     from idc_hub.running.progress import show_progress
@@ -73,7 +73,9 @@ def condense(
 
     begun = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    recipe = recipe.with_extractor(weights_sha256(recipe.features.network, scale=None))
+    spec = recipe.features
+    extractor = load_extractor(spec.network, spec.layer, scale=recipe.scale, size=recipe.patches.size)
+    recipe = recipe.with_extractor(extractor.weights_sha256)
     teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=_device())
     shares = _survey(recipe, progress)
     path = Path(run_dir) if run_dir else Path(os.environ.get("IDC_RUNS", "runs")) / recipe.name
@@ -155,16 +157,18 @@ def regenerate(
     run_dir: str | Path | None = None,
     set_default: bool = True,
     progress: bool = True,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Add an HR version to a condensed set, one's own or one from the Hub; LR is not touched.
 
     Args:
         run_or_repo: A Run, a repository tree, or the id of a dataset repository on the Hub.
-        teacher: What makes HR: a bundled name, `bicubic`, a folder or a Hub id.
+        teacher: What makes HR: a bundled name, `bicubic`, a folder, a weights file, a Hub id or `package.module:build`.
         name: Name of the HR version, the config that consumers load.
         run_dir: Where to pull a Hub repository to; `$IDC_RUNS` or `runs`, and its name, by default.
         set_default: Make it the version that `load_dataset` gives without a config name.
         progress: Show progress on stderr.
+        **settings: `steps`, `guidance`, `prompt` and `seed` of a diffusion teacher.
 
     Returns:
         `repo`, `hr_version`, `patches`, `bytes`.
@@ -184,7 +188,7 @@ def regenerate(
         pull(str(run_or_repo), run_dir=target)
         path = target
     repo = repository(path)
-    upscaler = load_teacher(teacher, scale=Manifest.load(repo).scale, device=_device())
+    upscaler = load_teacher(teacher, scale=Manifest.load(repo).scale, device=_device(), **settings)
     added = _add_version(repo, upscaler, name, set_default=set_default, progress=progress)
     return {"repo": str(repo), "hr_version": name, **added}
 

@@ -8,6 +8,7 @@ lists. A key that is written out wins over either.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -49,14 +50,14 @@ from idc_hub.recipe_reader import (
 
 
 def _layer(value: object) -> int | str:
-    if isinstance(value, str) and value in ("first", "last", "body"):
+    if isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.\w+)*", value):
         return value
     try:
         block = whole(value)
     except ValueError:
         block = 0
     if block < 1:
-        raise ValueError("should be first, last, body or the number of a block, from 1 on")
+        raise ValueError("should be first, last, body, the path of a module or the number of a block, from 1 on")
     return block
 
 
@@ -112,12 +113,13 @@ class Features(Section):
     """The network f whose feature maps are matched (section 3.1, appendix C.1)."""
 
     network: Text = "edsr-small"
-    """The feature extractor: a bundled name, a folder or a Hub id."""
+    """The feature extractor: a bundled name, a folder, a Hub id, a checkpoint file or package.module:build."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of the extractor's weights file; null: filled in when a Run begins."""
-    layer: Annotated[int | Literal["first", "last", "body"], BeforeValidator(_layer)] = "first"
+    layer: Annotated[int | str, BeforeValidator(_layer)] = "first"
     """Whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
-    body, which ends with the closing convolution and the skip. Early blocks see colour best."""
+    body, which ends with the closing convolution and the skip. Early blocks see colour best. Of any network: the
+    path of an inner module, such as layers.3 (as PyTorch's `named_modules` counts)."""
     statistics: Literal["real", "own", "joint", "none"] = "real"
     """Whose mean and deviation normalise the channels of the feature maps (batch normalisation, section 3.2):
     those of the real patches, each side's own, those of both together, or nobody's."""
@@ -237,7 +239,8 @@ class TeacherChoice(Section):
     """What makes HR patches from the finished LR patches. Not part of `lr_hash`: HR can always be remade."""
 
     network: Text = "edsr-small"
-    """The upsampling network (section 3.1, second stage): a bundled name, `bicubic`, a folder or a Hub id."""
+    """The upsampling network (section 3.1, second stage): a bundled name, `bicubic`, a folder, a Hub id, a
+    checkpoint file or package.module:build."""
     hr_version: Annotated[Name, AfterValidator(_version_name)] | None = None
     """Name of the HR version, a config on the Hub; null: the teacher's name."""
 

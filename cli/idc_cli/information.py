@@ -83,7 +83,7 @@ def list_teachers(as_json: JsonOption = False) -> None:
     """List the teachers that come with idc-hub; any trained network is one, too."""
     from idc_hub.errors import NetworkError
     from idc_hub.networks import NETWORKS
-    from idc_hub.networks.teachers import load_teacher
+    from idc_hub.networks.teachers import KINDS, load_teacher
 
     found: list[dict[str, Any]] = []
     for name in ("bicubic", *NETWORKS):
@@ -99,7 +99,9 @@ def list_teachers(as_json: JsonOption = False) -> None:
         ("teacher", "scale", "kind", "licence"),
         [(entry["name"], f"x{entry['scale']}", entry["kind"], entry["licence"]) for entry in found],
     )
-    output.note("A folder made by `idc train`, or such a model on the Hub, is a teacher, too.")
+    output.note("\nWhat --teacher may name:")
+    for kind, what in KINDS.items():
+        output.note(f"  {kind:<13} {what}")
 
 
 @teachers.command("show", epilog=examples("idc teachers show edsr-small", "idc teachers show networks/mine --json"))

@@ -33,14 +33,25 @@ def regenerate(
         bool,
         typer.Option("--set-default/--no-set-default", help="Let `load_dataset` give this version without a name."),
     ] = True,
+    steps: Annotated[int | None, typer.Option(min=1, help="Diffusion teachers: denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Diffusion teachers: guidance scale.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Diffusion teachers: text prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Diffusion teachers: seed of the noise.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Add an HR version made by another teacher; the LR patches stay as they are."""
     from idc_hub import api
 
+    given = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
     result = api.regenerate(
-        run_or_repo, teacher=teacher, name=name, run_dir=run_dir, set_default=set_default, progress=not quiet
+        run_or_repo,
+        teacher=teacher,
+        name=name,
+        run_dir=run_dir,
+        set_default=set_default,
+        progress=not quiet,
+        **{key: value for key, value in given.items() if value is not None},
     )
     if as_json:
         output.print_json(result)
@@ -54,15 +65,16 @@ def regenerate(
         "idc push runs/quickstart you/condensed-quickstart --license cc0-1.0 --dry-run",
         "idc push runs/quickstart you/condensed-quickstart --license cc0-1.0",
         "idc push runs/div2k-x4 org/condensed-div2k-x4 --license other --create-pr",
+        "idc push networks/mine you/swinir-light-x4 --license apache-2.0 --public",
     ),
 )
 def push(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A Run, or a repository's folder.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A Run, or a network's folder.", show_default=False)],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
     license: Annotated[
         str | None,
         typer.Option(
-            help="Licence of the set, as the Hub spells it: cc-by-4.0, other, ...",
+            help="Licence of what is pushed, as the Hub spells it: cc-by-4.0, other, ...",
             show_default="what its card already says",
         ),
     ] = None,
@@ -76,7 +88,7 @@ def push(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a set on the Hub in one commit, after every HR version was loaded from the folder."""
+    """Publish a set, or a trained network as a model, on the Hub: one commit, after everything was loaded once."""
     from idc_hub import api
 
     result = api.push(

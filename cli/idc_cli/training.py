@@ -1,9 +1,10 @@
-"""idc train, evaluate: what a set is worth."""
+"""idc train, evaluate: what a set is worth; idc networks: weights from elsewhere."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,18 +12,21 @@ from idc_cli import output
 from idc_cli.options import JsonOption, QuietOption, ScaleOption, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from idc_hub.judging.pairs import Pair
-    from idc_hub.judging.training import TrainingRecipe
 
 app = typer.Typer()
+networks = typer.Typer(no_args_is_help=True, help="Bring in weights that others have published.")
+app.add_typer(networks, name="networks", rich_help_panel="Judge")
 
 
 @app.command(
     rich_help_panel="Judge",
     epilog=examples(
         "idc train edsr-small --data runs/quickstart --out networks/mine",
-        "idc train edsr-baseline --data photos --out networks/whole steps=20000",
-        "idc train edsr --data org/condensed-x4 --hr-version swinir-m --out networks/mine",
+        "idc train swinir-light --data DIV2K_train_HR --recipe swinir-light-x4 --out networks/light accumulate=2",
+        "idc train edsr --data org/condensed-x4 --hr-version swinir-m --out networks/mine --num-processes 4",
     ),
 )
 def train(
@@ -41,11 +45,25 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the trained network.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="key=value ...", help="How to train: steps=20000, crop=48, learning_rate=2e-4 ..."),
+        typer.Argument(metavar="key=value ...", help="Values that win over the recipe's: steps=20k, crop=48 ..."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="How to train: a name (edsr-baseline-x4, swinir-light-x4, ...: recipes/README.md) or a YAML file.",
+            show_default="20,000 steps of 16 crops",
+        ),
     ] = None,
     scale: ScaleOption = 4,
     hr_version: Annotated[
         str | None, typer.Option(help="HR version of a condensed set.", show_default="the set's own default")
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one for each GPU, or 1 on the CPU")
+    ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, trackio or wandb, besides metrics.jsonl; may be repeated.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -54,39 +72,50 @@ def train(
 
     The same command continues a training that was interrupted.
     """
-    recipe = _training_recipe(overrides or [])
+    from idc_hub.judging.training_recipe import TrainingRecipe
 
-    import torch
+    settings = TrainingRecipe.load(recipe, overrides or ())
 
-    from idc_hub.judging.training import train as train_network
-    from idc_hub.networks import NETWORKS, create, load
+    from idc_hub.running.train import train_network
 
-    pairs = _read_pairs(data, scale, hr_version)
-    torch.manual_seed(recipe.seed)
-    student = create(network, scale=scale) if network in NETWORKS else load(network, scale=scale)
+    pairs, facts = _read_data(data, scale, hr_version)
 
     def progress(step: int, loss: float) -> None:
-        output.note(f"step {step}/{recipe.steps}  loss {loss:.5f}")
+        output.note(f"step {step}/{settings.steps}  loss {loss:.5f}")
 
-    train_network(student, pairs, out, recipe, progress=None if quiet else progress)
-    result = {"network": str(out), "pairs": len(pairs), "scale": scale, "recipe": recipe.model_dump(mode="json")}
+    train_network(
+        network,
+        pairs,
+        out,
+        settings,
+        scale=scale,
+        num_processes=num_processes,
+        data=facts,
+        trackers=tracker or (),
+        progress=None if quiet else progress,
+    )
+    result = {"network": str(out), "pairs": len(pairs), "scale": scale, "recipe": settings.model_dump(mode="json")}
     if as_json:
         output.print_json(result)
         return
     output.print_facts(result)
+    output.note(f"\nMeasure  idc evaluate {out} --scale {scale} --testset FOLDER --save")
+    output.note(f"Publish  idc push {out} YOUR_NAME/NAME --license LICENCE")
 
 
 @app.command(
     rich_help_panel="Judge",
     epilog=examples(
-        "idc evaluate networks/mine --testset Set14/HR",
-        "idc evaluate bicubic --testset Set14/HR --lr Set14/LR_x4 --border 2",
+        "idc evaluate networks/mine --testset Set14 --save",
+        "idc evaluate bicubic --testset Set14/HR --lr Set14/LR_x4 --border 2 --border 4",
     ),
 )
 def evaluate(
     network: Annotated[
         str,
-        typer.Argument(metavar="NETWORK_OR_PATH", help="A name, `bicubic`, a folder or a Hub id.", show_default=False),
+        typer.Argument(
+            metavar="NETWORK_OR_PATH", help="A network or any other teacher (`idc teachers ls`).", show_default=False
+        ),
     ],
     testset: Annotated[str, typer.Option(help="HR images: a folder, a zip, a Hub dataset.", show_default=False)],
     lr: Annotated[
@@ -94,56 +123,83 @@ def evaluate(
     ] = None,
     scale: ScaleOption = 4,
     border: Annotated[
-        int | None, typer.Option(min=0, help="Pixels left out on each side.", show_default="the scale")
+        list[int] | None,
+        typer.Option(min=0, help="Pixels left out on each side; may be repeated.", show_default="2, and the scale"),
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the result in the network's folder, for its model card.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure PSNR and SSIM on a test set, in RGB and in luma, each number under its protocol."""
+    """Measure PSNR and SSIM on a test set, in RGB and in luma side by side, each number under its protocol."""
     import torch
 
+    from idc_hub.errors import RecipeError
     from idc_hub.images.metrics import Protocol
     from idc_hub.judging.evaluation import evaluate as evaluate_network
+    from idc_hub.judging.evaluation import save_result
     from idc_hub.networks import load
+    from idc_hub.networks.foreign import kind_of
     from idc_hub.networks.teachers import load_teacher
 
-    cut = scale if border is None else border
-    protocols = [Protocol("rgb", cut, scale), Protocol("y", cut, scale)]
+    if save and not Path(network).is_dir():
+        raise RecipeError(f"{network} is no folder to keep a result in.", "Leave --save out.")
+    borders = sorted(set(border or (2, scale)))
+    protocols = [Protocol(channel, cut, scale) for cut in borders for channel in ("rgb", "y")]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    upscaler = load_teacher(network, scale=scale) if network == "bicubic" else load(network, scale=scale).to(device)
-    result = {"network": network, **evaluate_network(upscaler, testset, protocols, lr_location=lr)}
+    ours = network != "bicubic" and kind_of(network)[0] == "network"
+    upscaler = load(network, scale=scale).to(device) if ours else load_teacher(network, scale=scale, device=device)
+    measured = evaluate_network(upscaler, testset, protocols, lr_location=lr)
+    if save:
+        save_result(Path(network), measured)
+    result = {"network": network, **measured}
     if as_json:
         output.print_json(result)
         return
     output.print_facts({key: result[key] for key in ("network", "testset", "images")})
-    rows = [
-        (protocol, f"{table['psnr']:.3f}", f"{table['ssim']:.4f}") for protocol, table in result["protocols"].items()
-    ]
-    output.print_table(("protocol", "PSNR (dB)", "SSIM"), rows)
+    print()
+    tables = result["protocols"].values()
+    names = next(iter(tables))["per_image"]
+    rows = [(name, *(_figures(table["per_image"][name]) for table in tables)) for name in names]
+    rows.append(("mean", *map(_figures, tables)))
+    output.print_table(("PSNR (dB) / SSIM", *result["protocols"]), rows)
 
 
-def _training_recipe(overrides: list[str]) -> TrainingRecipe:
-    """Read `key=value` as the settings of a training; raises RecipeError with everything that is wrong."""
-    from pydantic import ValidationError
+@networks.command(
+    "import",
+    epilog=examples(
+        "idc networks import 002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4.pth swinir-light --out weights/swinir-light-x4",
+        "idc networks import swinir_x2.safetensors swinir-m --out weights/swinir-m-x2 --scale 2 --license apache-2.0",
+    ),
+)
+def import_network(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .safetensors, or a .pth of tensors only.", show_default=False)
+    ],
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="The name of the network.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the network.", show_default=False)],
+    scale: ScaleOption = 4,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the weights, noted beside them.", show_default="not noted")
+    ] = None,
+) -> None:
+    """Make a network's folder from a published state dict; nothing in the file is run."""
+    from idc_hub.networks.published import import_weights
 
-    from idc_hub.judging.training import TrainingRecipe
-    from idc_hub.recipe_reader import Draft, explain
-
-    draft = Draft("training", sections=())
-    for override in overrides:
-        draft.override(override)
-    try:
-        recipe = TrainingRecipe.model_validate(draft.values)
-    except ValidationError as error:
-        for key, sentence in explain(error, TrainingRecipe):
-            draft.complain(key, sentence)
-        draft.raise_problems()
-        raise
-    draft.raise_problems()
-    return recipe
+    import_weights(file, network, out, scale=scale, **({"licence": license} if license else {}))
+    output.note(f"{out} is a network for x{scale}: name it as a teacher, as an extractor, or for `idc evaluate`.")
 
 
-def _read_pairs(data: str, scale: int, hr_version: str | None) -> list[Pair]:
-    """Open what `--data` names: a Run or repository tree, a condensed set on the Hub, or photographs."""
+def _figures(measured: dict[str, Any]) -> str:
+    return f"{measured['psnr']:.3f} / {measured['ssim']:.4f}"
+
+
+def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair], dict[str, str]]:
+    """Open what `--data` names: a Run or repository tree, a condensed set on the Hub, or photographs.
+
+    Returns:
+        The pairs, and what they are. A local path is named by its last part: it is for a card that others read.
+    """
     from idc_hub.errors import RecipeError
     from idc_hub.images.sources import PACKAGE_PREFIX
     from idc_hub.judging.pairs import read_pairs
@@ -151,19 +207,20 @@ def _read_pairs(data: str, scale: int, hr_version: str | None) -> list[Pair]:
     path = Path(data)
     for tree in (path / "repo", path):
         if (tree / "idc.json").is_file():
-            return _pairs_of_tree(tree, hr_version)
-    if not path.exists() and data.count("/") == 1 and not data.startswith(PACKAGE_PREFIX):
+            return _pairs_of_tree(tree, scale, hr_version)
+    of_hub = not path.exists() and data.count("/") == 1 and not data.startswith(PACKAGE_PREFIX)
+    if of_hub:
         pairs = _pairs_of_hub_set(data, hr_version)
         if pairs is not None:
-            return pairs
+            return pairs, {"hub": data, **({"hr_version": hr_version} if hr_version else {})}
     if hr_version:
         raise RecipeError(f"{data} is no condensed set: it has no HR version {hr_version}.", "Leave --hr-version out.")
-    return list(read_pairs(data, scale).values())
+    name = data if of_hub or data.startswith(PACKAGE_PREFIX) else path.resolve().name
+    return list(read_pairs(data, scale).values()), {"hub" if of_hub else "photographs": name}
 
 
-def _pairs_of_tree(tree: Path, hr_version: str | None) -> list[Pair]:
-    from idc_hub.errors import RunError
-    from idc_hub.images.files import decode_png
+def _pairs_of_tree(tree: Path, scale: int, hr_version: str | None) -> tuple[list[Pair], dict[str, str]]:
+    from idc_hub.errors import RecipeError, RunError
     from idc_hub.storage.manifest import Manifest
     from idc_hub.storage.parquet import read_rows
 
@@ -172,13 +229,15 @@ def _pairs_of_tree(tree: Path, hr_version: str | None) -> list[Pair]:
     if version not in manifest.hr_versions:
         names = ", ".join(manifest.hr_versions) or "none yet"
         raise RunError(f"{tree} has no HR version {version}.", f"Its HR versions: {names}.")
-    return [(decode_png(row.lr_png), decode_png(row.hr_png)) for row in read_rows(tree / "data" / version)]
+    if manifest.scale != scale:
+        raise RecipeError(f"{tree} is a set for x{manifest.scale}, not for x{scale}.", f"Say --scale {manifest.scale}.")
+    pairs = _decoded((row.lr_png, row.hr_png) for row in read_rows(tree / "data" / version))
+    return pairs, {"condensed_set": manifest.name, "hr_version": version, "lr_digest": manifest.lr_digest}
 
 
 def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None:
     """The pairs of a dataset on the Hub, None if it has no columns `lr` and `hr`."""
     import datasets
-    import numpy as np
 
     from idc_hub.errors import HubError
 
@@ -190,4 +249,20 @@ def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None
         ) from error
     if not {"lr", "hr"} <= set(rows.column_names):
         return None
-    return [(np.asarray(row["lr"].convert("RGB")), np.asarray(row["hr"].convert("RGB"))) for row in rows]
+    rows = rows.select_columns(["lr", "hr"])
+    for column in ("lr", "hr"):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    return _decoded((row["lr"]["bytes"], row["hr"]["bytes"]) for row in rows)
+
+
+def _decoded(rows: Iterable[tuple[bytes, bytes]]) -> list[Pair]:
+    """Pairs from the bytes of their image files; the decoder works in several threads at once."""
+    from idc_hub.images.files import read_image
+    from idc_hub.images.sources import MAX_THREADS
+
+    def decode(row: tuple[int, tuple[bytes, bytes]]) -> Pair:
+        number, (lr, hr) = row
+        return read_image(lr, f"LR of row {number}").pixels, read_image(hr, f"HR of row {number}").pixels
+
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        return list(pool.map(decode, enumerate(rows)))

@@ -1,5 +1,6 @@
 """PSNR and SSIM of a network or a teacher on a test set, each number under its Protocol."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +11,10 @@ from torch import nn
 
 from idc_hub.images.metrics import Protocol, psnr, ssim
 from idc_hub.judging.pairs import read_pairs
+from idc_hub.networks import weights_sha256
 from idc_hub.networks.teachers import Teacher, upscale
+
+RESULTS = "results.json"
 
 
 def evaluate(
@@ -51,6 +55,20 @@ def evaluate(
         "images": len(pairs),
         "protocols": {protocol: _table(per_image) for protocol, per_image in scores.items()},
     }
+
+
+def save_result(folder: Path, result: dict[str, Any]) -> None:
+    """Keep what `evaluate` found in the folder of the network, where its model card is made from.
+
+    `results.json` holds `{"weights_sha256", "results"}`: for every test set the newest result. Those of other
+    weights are dropped.
+    """
+    path, digest = folder / RESULTS, weights_sha256(folder, scale=None)
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    earlier = kept["results"] if kept.get("weights_sha256") == digest else []
+    results = [old for old in earlier if old["testset"] != result["testset"]] + [result]
+    facts = {"weights_sha256": digest, "results": sorted(results, key=lambda entry: entry["testset"])}
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _table(per_image: dict[str, tuple[float, float]]) -> dict[str, Any]:

@@ -9,113 +9,98 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.optim import Adam
-from torch.optim.swa_utils import AveragedModel
 
-from idc_hub.errors import ImageError, NetworkError
+from idc_hub.errors import ImageError, NetworkError, RecipeError
+from idc_hub.judging.crops import Batch, draw_batch, prefetch, turned
 from idc_hub.judging.pairs import Pair
+from idc_hub.judging.training_recipe import TrainingRecipe
 from idc_hub.networks import save
-from idc_hub.networks.edsr import EDSR
-from idc_hub.networks.registry import WEIGHTS
+from idc_hub.networks.registry import WEIGHTS, Network
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
-
-
-class TrainingRecipe(BaseModel):
-    """How to train. The crop is in LR pixels; milestones are fractions of the steps.
-
-    `checkpoint_every` and `log_every` are steps; `ema` is the decay of the averaged weights.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(default=20_000, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    crop: int = Field(default=48, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    decay: Literal["cosine", "milestones"] = "cosine"
-    milestones: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
-    gamma: float = Field(default=0.5, gt=0, le=1)
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-    mixed_precision: Literal["no", "bf16"] = "no"
-    checkpoint_every: int = Field(default=1_000, ge=1)
-    log_every: int = Field(default=100, ge=1)
+CHECKPOINT, METRICS, FACTS = "checkpoint.safetensors", "metrics.jsonl", "training.yaml"
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def train(
-    network: EDSR,
+    network: Network,
     pairs: Sequence[Pair],
     folder: str | Path,
     recipe: TrainingRecipe,
     *,
+    data: Mapping[str, Any] | None = None,
+    trackers: Sequence[str] = (),
     progress: Callable[[int, float], None] | None = None,
-) -> EDSR:
+) -> Network:
     """Train `network`, save the averaged weights in `folder`, and return the network that has them.
 
     A folder that holds a checkpoint is continued, bit for bit on a CPU with the same number of threads. Under
     Accelerate's launcher the processes share each batch. `metrics.jsonl` gets a line every `log_every` steps:
-    step, mean loss since the line before, learning rate, seconds so far.
+    step, mean loss since the line before, learning rate, seconds so far; the trackers get the same. At the end
+    `training.yaml` says how the weights were made. Torch's global generator is seeded anew at every step.
 
     Args:
         network: The network to start from, fresh or trained. It is changed.
         pairs: uint8 images, all of the network's scale; each is drawn equally often.
-        folder: Gets the network, `metrics.jsonl` and, until the end, the checkpoint.
+        folder: Gets the network, `training.yaml`, `metrics.jsonl` and, until the end, the checkpoint.
         recipe: How to train.
+        data: What the pairs are, in plain words and figures, for `training.yaml`.
+        trackers: Which of `TRACKERS` to report to as well; tensorboard's files go into `folder`.
         progress: Called with the step and the loss whenever a line of metrics is written.
 
     Raises:
         NetworkError: The folder holds a finished network or another training, or the loss is not finite.
         ImageError: A pair does not fit the scale or is smaller than the crop.
+        RecipeError: There is no such tracker, or it is not installed, or the batch cannot be shared equally.
     """
-    folder, accelerator = Path(folder), Accelerator()
-    _check(folder, pairs, network.scale, recipe, accelerator.num_processes)
+    folder, accelerator = Path(folder), _accelerator(folder, trackers)
+    check(folder, pairs, network.scale, recipe, num_processes=accelerator.num_processes)
     folder.mkdir(parents=True, exist_ok=True)
-    network = network.to(accelerator.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    device = accelerator.device
+    network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     state = _State(network, pairs, recipe)
     start, seconds = state.resume(folder)
+    reports = _Reports(folder, recipe, accelerator, trackers, start, progress)
     model = accelerator.prepare(network)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    draw = partial(draw_batch, pairs, recipe, network.scale, share=share, pinned=device.type == "cuda")
     began = time.monotonic() - seconds
-    losses: list[Tensor] = []
-    for step in range(start + 1, recipe.steps + 1):
+    steps = range(start + 1, recipe.steps + 1)
+    for step, batch in zip(steps, prefetch(draw, steps), strict=True):
+        torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
         state.optimiser.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
         state.optimiser.zero_grad()
-        loss = _loss(model, draw_batch(pairs, recipe, network.scale, step), recipe, accelerator)
-        accelerator.backward(loss)
+        loss = _backward(model, batch, recipe, accelerator)
         state.optimiser.step()
-        state.average.update_parameters(network)
-        losses.append(loss.detach())
+        state.follow(step)
         seconds = time.monotonic() - began
-        if step % recipe.log_every == 0 or step == recipe.steps:
-            mean = _mean(losses, step, accelerator)
-            losses.clear()
-            if accelerator.is_main_process:
-                _log(folder, step=step, loss=mean, learning_rate=rate, seconds=round(seconds, 1))
-                if progress:
-                    progress(step, mean)
+        reports.add(step, loss, rate, seconds)
         if accelerator.is_main_process and step % recipe.checkpoint_every == 0 and step < recipe.steps:
             state.write(folder, step, seconds)
 
-    trained = cast(EDSR, state.average.module).eval()
     if accelerator.is_main_process:
-        save(trained, folder)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        state.finish(folder, {**(data or {}), "pairs": len(pairs)}, seconds, accelerator)
     accelerator.wait_for_everyone()
-    return trained
+    accelerator.end_training()
+    return state.average
 
 
 def learning_rate(recipe: TrainingRecipe, done: int) -> float:
@@ -127,61 +112,16 @@ def learning_rate(recipe: TrainingRecipe, done: int) -> float:
     return recipe.learning_rate * recipe.gamma**passed
 
 
-def draw_batch(pairs: Sequence[Pair], recipe: TrainingRecipe, scale: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """The crops of one step: uint8 `[B, crop, crop, 3]` and `[B, scale*crop, scale*crop, 3]`.
-
-    The HR crop is the LR crop times the scale; both get the same one of the 8 flips and rotations.
-    """
-    rng = np.random.default_rng((recipe.seed, step))
-    low: list[np.ndarray] = []
-    high: list[np.ndarray] = []
-    for _ in range(recipe.batch_size):
-        lr, hr = pairs[int(rng.integers(len(pairs)))]
-        top = rng.integers(lr.shape[0] - recipe.crop + 1)
-        left = rng.integers(lr.shape[1] - recipe.crop + 1)
-        turns, flip = int(rng.integers(4)), rng.integers(2)
-        for image, crops, factor in ((lr, low, 1), (hr, high, scale)):
-            y, x, size = top * factor, left * factor, recipe.crop * factor
-            crop = np.rot90(image[y : y + size, x : x + size], turns)
-            crops.append(crop[:, ::-1] if flip else crop)
-    return np.stack(low), np.stack(high)
-
-
-def _to_float(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 `[B, h, w, 3]` to float `[B, 3, h, w]` in [0, 1], channels last in memory as it came."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def _loss(
-    model: nn.Module, batch: tuple[np.ndarray, np.ndarray], recipe: TrainingRecipe, accelerator: Accelerator
-) -> Tensor:
-    """L1 over this process's share of the batch."""
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    lr, hr = (_to_float(images[mine], accelerator.device) for images in batch)
-    # Not Accelerate's own mixed precision: that is one setting for the whole life of a Python process.
-    with torch.autocast(lr.device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
-        sr = model(lr)
-    return l1_loss(sr.float(), hr)
-
-
-def _mean(losses: list[Tensor], step: int, accelerator: Accelerator) -> float:
-    """The mean of the losses of all processes."""
-    mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-    if not math.isfinite(mean):
-        raise NetworkError(
-            f"The loss is {mean} at step {step}: the training diverged.",
-            hint="Train again with a lower learning rate.",
-        )
-    return mean
-
-
-def _check(folder: Path, pairs: Sequence[Pair], scale: int, recipe: TrainingRecipe, num_processes: int) -> None:
+def check(folder: Path, pairs: Sequence[Pair], scale: int, recipe: TrainingRecipe, *, num_processes: int) -> None:
+    """What can be known to be wrong before a training begins; raises what `train` raises."""
     if (folder / WEIGHTS).exists():
         raise NetworkError(f"{folder} already holds a trained network.", hint="Choose another folder.")
-    if recipe.batch_size % num_processes:
-        raise NetworkError(
-            f"A batch of {recipe.batch_size} cannot be shared equally by {num_processes} processes.",
-            hint="Change batch_size or the number of processes.",
+    parts = num_processes * recipe.accumulate
+    if recipe.batch_size % parts:
+        raise RecipeError(
+            f"A batch of {recipe.batch_size} cannot be shared equally by {num_processes} processes"
+            f"{f' that compute it in {recipe.accumulate} parts' if recipe.accumulate > 1 else ''}.",
+            hint=f"Make batch_size a multiple of {parts}, or change the number of processes.",
         )
     if not pairs:
         raise ImageError("There is no image to train on.")
@@ -197,28 +137,126 @@ def _check(folder: Path, pairs: Sequence[Pair], scale: int, recipe: TrainingReci
             )
 
 
-def _follow(ema: float, average: Tensor, current: Tensor, count: Tensor) -> Tensor:
-    """The moving average one step on. It follows faster at first: 0.999 alone would keep a fifth of the
-    untrained weights for 1,500 steps.
+def check_trackers(trackers: Iterable[str]) -> None:
+    """Refuse trackers that are missing: Accelerate only warns, and then nothing is tracked.
+
+    Raises:
+        RecipeError: There is no such tracker, or it is not installed.
     """
-    return torch.lerp(average, current, 1 - ((1 + count) / (10 + count)).clamp(max=ema))
+    for name in trackers:
+        if name not in TRACKERS:
+            raise RecipeError(f"There is no tracker {name}.", hint=f"The trackers are {', '.join(TRACKERS)}.")
+        try:
+            version(name)
+        except PackageNotFoundError as error:
+            raise RecipeError(f"The tracker {name} is not installed: `pip install {name}`.") from error
+
+
+def _accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
+    check_trackers(trackers)
+    cpu = not torch.cuda.is_available()  # without it each CPU process believes that it is alone
+    accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes met"
+    return accelerator
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    """For networks that draw numbers in training: as with the crops, nothing depends on earlier steps."""
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
+
+
+def _backward(model: nn.Module, batch: Batch, recipe: TrainingRecipe, accelerator: Accelerator) -> Tensor:
+    """Gradients of this process's share of a batch, part by part; returns its L1 loss."""
+    lr, hr, turns = (tensor.to(accelerator.device, non_blocking=True) for tensor in batch)
+    total = torch.zeros((), device=lr.device)
+    for part in range(recipe.accumulate):
+        last = part == recipe.accumulate - 1
+        mine = slice(part, None, recipe.accumulate)
+        # Processes talk to each other once a step, with the last part's gradients.
+        with nullcontext() if last else accelerator.no_sync(model):
+            # Not Accelerate's own mixed precision: that is one setting for the whole life of a Python process.
+            with torch.autocast(lr.device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+                sr = model(turned(lr[mine], turns[mine]))
+            loss = l1_loss(sr.float(), turned(hr[mine], turns[mine])) / recipe.accumulate
+            accelerator.backward(loss)
+        total += loss.detach()
+    return total
+
+
+class _Reports:
+    """`metrics.jsonl`, the trackers and the caller's progress; all of them only from the main process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: TrainingRecipe,
+        accelerator: Accelerator,
+        trackers: Sequence[str],
+        start: int,
+        progress: Callable[[int, float], None] | None,
+    ) -> None:
+        self.path, self.recipe, self.accelerator, self.progress = folder / METRICS, recipe, accelerator, progress
+        self.losses: list[Tensor] = []
+        if accelerator.is_main_process:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+            # Steps after the checkpoint were lost, and are taken again.
+            self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start), encoding="utf-8")
+        if trackers:
+            config = {key: str(value) for key, value in recipe.model_dump().items()}
+            name = {"name": folder.name}
+            accelerator.init_trackers("idc-hub", config, init_kwargs={"trackio": name, "wandb": name})
+
+    def add(self, step: int, loss: Tensor, rate: float, seconds: float) -> None:
+        """Note a step's loss; on every `log_every`th, tell the mean since the last time.
+
+        Raises:
+            NetworkError: The mean is not finite.
+        """
+        self.losses.append(loss)
+        if step % self.recipe.log_every and step != self.recipe.steps:
+            return
+        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        self.losses.clear()
+        if not math.isfinite(mean):
+            raise NetworkError(
+                f"The loss is {mean} at step {step}: the training diverged.",
+                hint="Train again with a lower learning rate.",
+            )
+        values = {"loss": mean, "learning_rate": rate, "seconds": round(seconds, 1)}
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            if self.progress:
+                self.progress(step, mean)
 
 
 class _State:
     """What a training needs to go on: the weights, their average, Adam's moments, and the step."""
 
-    def __init__(self, network: EDSR, pairs: Sequence[Pair], recipe: TrainingRecipe) -> None:
-        self.network = network
-        self.average = AveragedModel(network, avg_fn=partial(_follow, recipe.ema))
+    def __init__(self, network: Network, pairs: Sequence[Pair], recipe: TrainingRecipe) -> None:
+        self.network, self.recipe = network, recipe
+        self.average = deepcopy(network).eval().requires_grad_(False)
         self.optimiser = Adam(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
         digest = hashlib.sha256()
         for image in itertools.chain.from_iterable(pairs):
-            digest.update(repr(image.shape).encode() + image.tobytes())
+            digest.update(repr(image.shape).encode())
+            digest.update(np.ascontiguousarray(image).data)
         self.identity = {  # what a checkpoint must agree with to be continued
             "network": network.arguments | {"architecture": type(network).__name__, "scale": network.scale},
             "pairs": digest.hexdigest(),
             "recipe": recipe.model_dump(mode="json"),
         }
+
+    def follow(self, step: int) -> None:
+        """Move the average after a step. It follows faster at first: 0.999 alone would keep a fifth of the untrained
+        weights for 1,500 steps.
+        """
+        count = step - 1
+        weight = 1 - min(self.recipe.ema, (1 + count) / (10 + count)) if count else 1.0
+        current = [parameter.detach() for parameter in self.network.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), current, weight)  # one kernel for hundreds of tensors
 
     def write(self, folder: Path, step: int, seconds: float) -> None:
         """Write the folder's checkpoint; a reader sees the old one or the new one, never a part."""
@@ -234,9 +272,8 @@ class _State:
 
     def resume(self, folder: Path) -> tuple[int, float]:
         """Take up the folder's checkpoint, if there is one; returns the steps done and their seconds."""
-        path, metrics = folder / CHECKPOINT, folder / METRICS
+        path = folder / CHECKPOINT
         if not path.exists():
-            metrics.unlink(missing_ok=True)
             return 0, 0.0
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["idc"])
@@ -258,12 +295,20 @@ class _State:
             for key in ("exp_avg", "exp_avg_sq"):  # in the memory order that Adam itself gives them
                 moments[index][key] = torch.empty_like(parameter).copy_(moments[index][key]).detach()
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
-        metrics.touch()  # a checkpoint may come before the first line
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= facts["step"]))
         return facts["step"], facts["seconds"]
 
-
-def _log(folder: Path, **facts: float) -> None:
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts) + "\n")
+    def finish(self, folder: Path, data: dict[str, Any], seconds: float, accelerator: Accelerator) -> None:
+        """Save the network and how it was made; the checkpoint has done its duty."""
+        device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
+        facts = {
+            "network": self.network.name,
+            "scale": self.network.scale,
+            "data": data | {"sha256": self.identity["pairs"]},
+            "recipe": self.identity["recipe"],
+            "seconds": round(seconds, 1),
+            "device": f"{accelerator.num_processes} x {device}",
+            "packages": {package: version(package) for package in ("idc-hub", "torch", "accelerate")},
+        }
+        (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        save(self.average, folder)
+        (folder / CHECKPOINT).unlink(missing_ok=True)

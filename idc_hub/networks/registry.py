@@ -17,22 +17,44 @@ from safetensors.torch import save as serialise
 
 from idc_hub.errors import HubError, NetworkError
 from idc_hub.networks.edsr import EDSR
+from idc_hub.networks.mambairv2 import MambaIRv2
+from idc_hub.networks.swinir import SwinIR
 
-ARCHITECTURES = {"EDSR": EDSR}
+Network = EDSR | SwinIR | MambaIRv2
+ARCHITECTURES: dict[str, type[Network]] = {"EDSR": EDSR, "SwinIR": SwinIR, "MambaIRv2": MambaIRv2}
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "edsr-small": ("EDSR", {"channels": 32, "blocks": 8}),
     "edsr-baseline": ("EDSR", {"channels": 64, "blocks": 16}),
     "edsr": ("EDSR", {"channels": 256, "blocks": 32, "residual_scale": 0.1}),
+    "swinir-light": (
+        "SwinIR",
+        {"depths": [6, 6, 6, 6], "dim": 60, "heads": 6, "window": 8, "upsampler": "pixelshuffledirect"},
+    ),
+    "swinir-m": (
+        "SwinIR",
+        {"depths": [6, 6, 6, 6, 6, 6], "dim": 180, "heads": 6, "window": 8, "upsampler": "pixelshuffle"},
+    ),
+    "mambairv2-light": (
+        "MambaIRv2",
+        {"dim": 48, "depths": [5, 5, 5, 5], "heads": 4, "d_state": 8, "inner_rank": 32, "num_tokens": 64}
+        | {"mlp_ratio": 1, "light": True},
+    ),
+    "mambairv2": (
+        "MambaIRv2",
+        {"dim": 174, "depths": [6, 6, 6, 6, 6, 6], "heads": 6, "d_state": 16, "inner_rank": 64, "num_tokens": 128}
+        | {"mlp_ratio": 2, "light": False},
+    ),
 }
 """Name: (architecture, constructor arguments without the scale)."""
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PIPELINE = "model_index.json"  # instead of the two, in the folder of a diffusers pipeline
 _BUNDLED = Path(__file__).parent / "weights"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def create(name: str, *, scale: int = 4) -> EDSR:
+def create(name: str, *, scale: int = 4) -> Network:
     """A fresh network with random weights (torch's global generator).
 
     Raises:
@@ -46,7 +68,7 @@ def create(name: str, *, scale: int = 4) -> EDSR:
     return network
 
 
-def load(spec: str | Path, *, scale: int | None = 4) -> EDSR:
+def load(spec: str | Path, *, scale: int | None = 4) -> Network:
     """A trained network, in evaluation mode on the CPU.
 
     Args:
@@ -77,7 +99,7 @@ def load(spec: str | Path, *, scale: int | None = 4) -> EDSR:
     return network.eval()
 
 
-def save(network: EDSR, folder: str | Path, **info: Any) -> None:
+def save(network: Network, folder: str | Path, **info: Any) -> None:
     """Write `config.json` and `model.safetensors`; equal weights give equal bytes.
 
     Args:
@@ -120,9 +142,9 @@ def locate(spec: str | Path, *, scale: int | None = 4) -> Path:
         return _bundled(name, scale)
     folder = Path(spec).expanduser()
     if not folder.is_dir():
-        if not _HUB_ID.fullmatch(name):
+        if not HUB_ID.fullmatch(name):
             raise _unknown(name)
-        folder = _download(name)
+        folder = download(name)
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise NetworkError(f"{spec} holds no {file}.", hint=f"A network is a folder with {CONFIG} and {WEIGHTS}.")
@@ -171,8 +193,13 @@ def _unknown(name: str) -> NetworkError:
     )
 
 
-def _download(repo_id: str) -> Path:
-    """The two files of a model on the Hub, both of one commit."""
+def download(repo_id: str) -> Path:
+    """The folder with a model's two files from the Hub, and with its card and pipeline index if it has them.
+
+    Raises:
+        NetworkError: There is no such model.
+        HubError: The Hub did not answer.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -182,7 +209,7 @@ def _download(repo_id: str) -> Path:
     )
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS, PIPELINE, "README.md"]))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise NetworkError(
             f"There is no folder {repo_id}, and no such model on the Hub that you may read.",
@@ -195,7 +222,7 @@ def _download(repo_id: str) -> Path:
         ) from error
 
 
-def _load_weights(network: EDSR, path: Path) -> None:
+def _load_weights(network: Network, path: Path) -> None:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -19,8 +19,9 @@ BEGIN = "<!-- idc:begin -->"
 END = "<!-- idc:end -->"
 NOTE = "<!-- idc-hub writes what stands between these two marks; everything else is yours and stays. -->"
 
-_REPLACED_KEYS = ("license", "size_categories", "configs", "dataset_info")  # must fit the files, or nothing loads
+_REPLACED_KEYS = ("license", "size_categories", "configs", "dataset_info", "model-index")  # must fit the files
 _UNITED_KEYS = ("tags",)
+_OURS_ALONE = ("model-index",)  # figures that other weights reached must not stay
 _PLAIN_YAML = "Write it as plain `key: value` lines between two lines of ---."
 _MARK = re.compile(r"^<!-- idc:(begin|end) -->[ \t]*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A\s*^---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -69,9 +70,9 @@ def render_card(
 def merge_card(existing: str, ours: str) -> str:
     """The user's card with our part brought up to date; merging twice gives the same as once.
 
-    `license`, `size_categories`, `configs` and `dataset_info` are taken from `ours` where it has them, tags are
-    united, our other keys are added where they are missing. Everything else, comments included, stays as it stands;
-    a card without our marks gets our section first.
+    `license`, `size_categories`, `configs`, `dataset_info` and `model-index` are taken from `ours` where it has them,
+    and `model-index` goes where it has none; tags are united, our other keys are added where they are missing.
+    Everything else, comments included, stays as it stands; a card without our marks gets our section first.
 
     Args:
         existing: Any card, with or without front matter or our marks.
@@ -86,7 +87,11 @@ def merge_card(existing: str, ours: str) -> str:
     front, body = _split(existing)
     our_front, our_body = _split(ours)
     texts, theirs = _parse(front)
-    for key, value in _parse(our_front)[1].items():
+    fresh = _parse(our_front)[1]
+    for key in theirs.keys() & set(_OURS_ALONE) - fresh.keys():
+        texts[key] = _trailing_comments(texts[key])
+        del theirs[key]
+    for key, value in fresh.items():
         if key in _UNITED_KEYS and key in theirs:
             had = theirs[key] if isinstance(theirs[key], list) else [theirs[key]]
             value = [*had, *(item for item in value if item not in had)]

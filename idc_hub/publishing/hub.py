@@ -1,4 +1,4 @@
-"""A repository tree and the Hub: push it as one commit, pull it back.
+"""A condensed set or a network and the Hub: push it as one commit; pull a set back.
 
 Consumers only ever see complete releases: everything is uploaded first, one commit makes it visible, and a tag that
 never moves names it. Whatever breaks in between, the same command continues.
@@ -13,16 +13,18 @@ from shutil import rmtree
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, constants
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_token, httpx
 
 from idc_hub.errors import HubError, RecipeError, RunError
-from idc_hub.publishing.card import merge_card, render_card
-from idc_hub.publishing.hub_errors import AGAIN, LOG_IN, hub_sentences, refused
-from idc_hub.publishing.hub_revision import Revision, list_files, matches, read_revision, size_of
-from idc_hub.publishing.tree import CARD, MANIFEST, check_repository, hr_version_of, is_ours, listed, own_files
+from idc_hub.publishing.card import merge_card
+from idc_hub.publishing.dataset_release import DatasetRelease
+from idc_hub.publishing.hub_errors import AGAIN, LOG_IN, hub_sentences, page_of, refused
+from idc_hub.publishing.hub_revision import Release, Revision, list_files, matches, read_revision, size_of
+from idc_hub.publishing.network_release import NetworkRelease, is_network
+from idc_hub.publishing.tree import CARD, MANIFEST, is_ours, listed, own_files
 from idc_hub.storage.atomic import write_text_atomically
 from idc_hub.storage.manifest import Manifest
 from idc_hub.storage.parquet import measure
@@ -37,7 +39,7 @@ _Version = tuple[int, int, int]
 
 
 def push(
-    repo_folder: Path,
+    folder: Path,
     repo_id: str,
     *,
     license: str | None = None,
@@ -47,18 +49,18 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> dict[str, Any]:
-    """Publish a repository tree as a dataset: one commit with everything that changed, then a tag.
+    """Publish a repository tree as a dataset, or a network as a model: one commit with what changed, then a tag.
 
-    The first tag is v1.0.0; then other LR patches make a new MAJOR, other HR versions or another default a new
-    MINOR, anything else a new PATCH. The card keeps its user's keys and prose, whether they were written on the Hub
-    or in `repo_folder`; the card that was pushed is written into `repo_folder`, so that both stay equal.
+    The first tag is v1.0.0; then other LR patches or other weights make a new MAJOR, other HR versions or another
+    default a new MINOR, anything else a new PATCH. The card keeps its user's keys and prose, whether they were written
+    on the Hub or in `folder`; the card that was pushed is written into `folder`, so that both stay equal.
 
     Args:
-        repo_folder: `repo/` of a Run.
-        repo_id: `owner/name`, or a name under the token's account. Created if there is no such dataset.
+        folder: `repo/` of a Run, or a network's folder.
+        repo_id: `owner/name`, or a name under the token's account. Created if there is none.
         license: The Hub's identifier of the licence. None keeps the one that the card names.
         public: Whether a new repository can be seen by everybody. One that exists stays as it is.
-        create_pr: Open a pull request instead of committing: the way to add to somebody else's dataset.
+        create_pr: Open a pull request instead of committing: the way to add to somebody else's repository.
         dry_run: Find out everything and change nothing.
         token: Access token; None takes HF_TOKEN or the one that `hf auth login` stored.
         commit_message: First line of the commit; None says what changed.
@@ -70,15 +72,16 @@ def push(
 
     Raises:
         RunError: The tree is not complete, or `datasets` cannot load it; nothing was uploaded.
+        NetworkError: The network cannot be loaded; nothing was uploaded.
         RecipeError: No licence.
         HubError: The Hub refused or could not be reached, or holds something that this push would destroy.
     """
-    check_repository(repo_folder)
-    with hub_sentences(repo_id):
+    release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
+    with hub_sentences(repo_id, kind=release.kind):
         api = _api(token)
         account = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
-        attempt = _Push(api, repo_folder, repo_id, license, public, create_pr)
+        attempt = _Push(api, release, repo_id, license, public, create_pr)
         return asdict(attempt.plan() if dry_run else attempt.publish(commit_message))
 
 
@@ -149,11 +152,10 @@ class _Push:
     """One push: what it was given, and the head of the repository as it was last read."""
 
     def __init__(
-        self, api: HfApi, folder: Path, repo_id: str, license: str | None, public: bool, create_pr: bool
+        self, api: HfApi, release: Release, repo_id: str, license: str | None, public: bool, create_pr: bool
     ) -> None:
-        self.api, self.folder, self.repo_id = api, folder, repo_id
+        self.api, self.release, self.repo_id = api, release, repo_id
         self.license, self.create_pr = license, create_pr
-        self.manifest = Manifest.load(folder)
         self.head = Revision()
         self.private = not public
         self.card = ""
@@ -172,7 +174,7 @@ class _Push:
             done = plan
             self.upload(plan)
             try:
-                info = self.commit(plan, message or self.message())
+                info = self.commit(plan, message or self.release.message(self.head.facts))
             except (HfHubHTTPError, httpx.TransportError) as error:
                 if attempt == ATTEMPTS - 1 or not self.may_pass(error):
                     raise
@@ -180,74 +182,72 @@ class _Push:
             else:
                 plan = replace(plan, commit=info.oid, pull_request=info.pr_url)
                 break
-        write_text_atomically(self.folder / CARD, self.card)
+        write_text_atomically(self.release.folder / CARD, self.card)
         return plan if self.create_pr else replace(plan, tag=self.tag(plan.commit))
 
     def plan(self) -> _Plan:
         """Reads the head of the repository and finds out what has to change there."""
         self.head = self.read_head()
-        self.check_nothing_is_lost()
+        if self.head.facts is None and self.head.files.keys() - {".gitattributes", CARD}:
+            kind, file = self.release.kind, self.release.facts_file
+            raise HubError(
+                f"{self.repo_id} exists and is not a {kind} made by idc: it has files, but no {file}.",
+                "Push to another name.",
+            )
+        self.release.check_nothing_is_lost(self.repo_id, self.head.facts)
         self.card = self.merged_card()
-        self.contents = {**own_files(self.folder), CARD: self.card.encode()}
+        self.contents = {**self.release.files(), CARD: self.card.encode()}
         before, after = (self.head.card or "").splitlines(), self.card.splitlines()
         diff = unified_diff(before, after, f"{CARD} on the Hub", CARD, lineterm="")
         remote = self.head.files
         return _Plan(
             repo_id=self.repo_id,
-            url=f"{constants.ENDPOINT}/datasets/{self.repo_id}",
+            url=page_of(self.repo_id, self.release.kind),
             private=self.private,
             files={path: size_of(content) for path, content in self.contents.items()},
             uploads=[path for path, content in self.contents.items() if not matches(content, remote.get(path))],
-            deletions=[path for path in remote if path not in self.contents and self.is_retired(path)],
+            deletions=[
+                path for path in remote if path not in self.contents and self.release.is_retired(path, self.head.facts)
+            ],
             card_diff="\n".join(diff),
         )
 
     def read_head(self) -> Revision:
         """The head of the repository, once it is known that the token may change it."""
         try:
-            info = self.api.repo_info(self.repo_id, repo_type="dataset")
+            info = self.api.repo_info(self.repo_id, repo_type=self.release.kind)
         except RepositoryNotFoundError as error:
             if self.create_pr:
                 raise HubError(
-                    f"There is no dataset {self.repo_id} to open a pull request on.", "Push without --create-pr."
+                    f"There is no {self.release.kind} {self.repo_id} to open a pull request on.",
+                    "Push without --create-pr.",
                 ) from error
             return Revision()
         if not self.create_pr:
-            self.api.auth_check(self.repo_id, repo_type="dataset", write=True)
+            self.api.auth_check(self.repo_id, repo_type=self.release.kind, write=True)
         self.private = bool(info.private)
-        return read_revision(self.api, self.repo_id, _sha(info))
+        return self.revision_of(_sha(info))
 
-    def check_nothing_is_lost(self) -> None:
-        """A push must not bury other people's files, nor an HR version that it does not know."""
-        there = self.head.manifest
-        if there is None and self.head.files.keys() - {".gitattributes", CARD}:
-            raise HubError(
-                f"{self.repo_id} exists and is not a dataset made by idc: it has files, but no {MANIFEST}.",
-                "Push to another name.",
-            )
-        if there is not None and there.lr_digest == self.manifest.lr_digest:
-            missing = there.hr_versions.keys() - self.manifest.hr_versions.keys()
-            if missing:
-                raise HubError(
-                    f"{self.repo_id} has HR versions that {self.folder} lacks: {listed(missing)}.",
-                    "Pull first: `idc pull` into a new folder, `idc regenerate` there, and push that.",
-                )
+    def revision_of(self, sha: str) -> Revision:
+        """A commit of the repository."""
+        return read_revision(self.api, self.repo_id, sha, self.release)
 
     def merged_card(self) -> str:
-        """The card for this tree, with the keys and the prose that its user wrote on the Hub or in the folder.
+        """The card for this release, with the keys and the prose that its user wrote on the Hub or in the folder.
 
         Raises:
             HubError: They were edited in both places since the last release.
             RecipeError: It names no licence.
         """
-        card, there = (self.folder / CARD).read_bytes().decode(), self.head.card
+        path, there = self.release.folder / CARD, self.head.card
+        card = path.read_bytes().decode() if path.exists() else ""
         licence = self.license or _licence(there) or _licence(card)
         if not licence:
             raise RecipeError(
-                "A dataset is not pushed without a licence.",
+                f"A {self.release.kind} is not pushed without a licence.",
                 "Name one with --license, such as cc-by-4.0; the terms of the photographs decide which.",
             )
-        fresh = render_card(self.folder, repo_id=self.repo_id, license=licence)
+        fresh = self.release.render_card(self.repo_id, licence)
         local = merge_card(card, fresh)
         if there is None:
             return local
@@ -255,34 +255,31 @@ class _Push:
         if _same(local, remote) or _same(local, fresh):
             return remote
         tags = self.tags()
-        released = read_revision(self.api, self.repo_id, tags[max(tags)]).card if tags else None
+        released = self.revision_of(tags[max(tags)]).card if tags else None
         base = fresh if released is None else merge_card(released, fresh)
         if _same(local, base):
             return remote
         if _same(remote, base):
             return local
         raise HubError(
-            f"{CARD} was edited both in {self.folder} and on the Hub since the last push.",
+            f"{CARD} was edited both in {self.release.folder} and on the Hub since the last push.",
             "Bring both to the same text first, for example by pasting yours into the page on the Hub.",
         )
-
-    def is_retired(self, path: str) -> bool:
-        """Whether a file that is not in the tree came from an earlier push. Rows do if idc.json knew their version."""
-        known = self.head.manifest.hr_versions if self.head.manifest else {}
-        return is_ours(path) and hr_version_of(path) in {None, *known}
 
     def upload(self, plan: _Plan) -> None:
         """Uploads large files one by one; what the Hub has already is not sent again. Nothing is visible yet."""
         try:
-            DatasetCard(self.card).validate()  # before anything large is sent
+            RepoCard(self.card).validate(repo_type=self.release.kind)  # before anything large is sent
         except ValueError as error:
             raise refused(self.repo_id, error) from error
         if self.head.sha is None:
-            self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
+            self.api.create_repo(self.repo_id, repo_type=self.release.kind, private=self.private, exist_ok=True)
             self.head = self.read_head()
         self.additions = [CommitOperationAdd(path, self.contents[path]) for path in plan.uploads]
         for addition in self.additions:
-            self.api.preupload_lfs_files(self.repo_id, [addition], repo_type="dataset", create_pr=self.create_pr)
+            self.api.preupload_lfs_files(
+                self.repo_id, [addition], repo_type=self.release.kind, create_pr=self.create_pr
+            )
 
     def commit(self, plan: _Plan, message: str) -> CommitInfo:
         """The one commit, which fails if the head has moved since the plan was made."""
@@ -291,7 +288,7 @@ class _Push:
             self.repo_id,
             [*self.additions, *deletions],
             commit_message=message,
-            repo_type="dataset",
+            repo_type=self.release.kind,
             parent_commit=self.head.sha,
             create_pr=self.create_pr,
         )
@@ -303,22 +300,9 @@ class _Push:
             return status in (409, 412) or (status >= 500 and not self.create_pr)
         return not isinstance(error, httpx.ConnectError) and not self.create_pr
 
-    def message(self) -> str:
-        """The first line of the commit: what is new."""
-        here, there = self.manifest, self.head.manifest
-        patches = f"{here.patches:,} patches, LR {here.lr_digest[:8]}…"
-        if there is None:
-            return f"Add {here.name}: {listed(here.hr_versions)} ({patches})"
-        if there.lr_digest != here.lr_digest:
-            return f"Replace the LR patches: {listed(here.hr_versions)} ({patches})"
-        changed = [name for name, facts in here.hr_versions.items() if there.hr_versions.get(name) != facts]
-        if changed:
-            return f"Add HR version {listed(changed)} ({patches})"
-        return "Update the card" if there.default == here.default else f"Make {here.default} the default"
-
     def tags(self) -> dict[_Version, str]:
         """The releases so far and their commits."""
-        refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset").tags
+        refs = self.api.list_repo_refs(self.repo_id, repo_type=self.release.kind).tags
         found = ((_TAG.fullmatch(ref.name), ref.target_commit) for ref in refs)
         return {(int(m[1]), int(m[2]), int(m[3])): commit for m, commit in found if m}
 
@@ -333,12 +317,12 @@ class _Push:
         for attempt in range(ATTEMPTS):
             tags = self.tags()
             tagged = [version for version, sha in tags.items() if sha == target]
-            released = read_revision(self.api, self.repo_id, tags[max(tags)]).manifest if tags and not tagged else None
-            if tagged or (commit is None and released == self.manifest):
+            released = self.revision_of(tags[max(tags)]).facts if tags and not tagged else None
+            if tagged or (commit is None and released == self.release.facts):
                 return _tag_name(max(tagged or tags))
-            name = _tag_name(self.next_version(max(tags), released) if tags else (1, 0, 0))
+            name = _tag_name(_raised(max(tags), self.release.change(released)) if tags else (1, 0, 0))
             try:
-                self.api.create_tag(self.repo_id, tag=name, revision=target, repo_type="dataset")
+                self.api.create_tag(self.repo_id, tag=name, revision=target, repo_type=self.release.kind)
                 return name
             except (HfHubHTTPError, httpx.TransportError) as error:
                 problem = error
@@ -347,22 +331,18 @@ class _Push:
                 time.sleep(0.25 * 2**attempt)
         raise HubError(f"{self.repo_id} has the commit {target}, but it could not be tagged.", AGAIN) from problem
 
-    def next_version(self, last: _Version, released: Manifest | None) -> _Version:
-        """MAJOR for other LR patches, MINOR for other HR versions or another default, PATCH for anything else."""
-        major, minor, patch = last
-        here = self.manifest
-        if released is None or released.lr_digest != here.lr_digest:
-            return major + 1, 0, 0
-        if (released.hr_versions, released.default) != (here.hr_versions, here.default):
-            return major, minor + 1, 0
-        return major, minor, patch + 1
-
 
 def _api(token: str | None) -> HfApi:
     token = token or get_token()
     if token and not re.fullmatch("[!-~]+", token):  # the client would show it in its exception
         raise HubError("The token holds characters that no token has.", LOG_IN)
     return HfApi(token=token, library_name="idc-hub")
+
+
+def _raised(version: _Version, number: int) -> _Version:
+    """The next version where the major (0), the minor (1) or the patch number (2) rises."""
+    major, minor, patch = version
+    return [(major + 1, 0, 0), (major, minor + 1, 0), (major, minor, patch + 1)][number]
 
 
 def _tag_name(version: _Version) -> str:
@@ -376,14 +356,14 @@ def _sha(info: Any) -> str:
 
 def _licence(card: str | None) -> Any:
     try:
-        return DatasetCard(card).data.to_dict().get("license") if card else None
+        return RepoCard(card).data.to_dict().get("license") if card else None
     except (ValueError, yaml.YAMLError):
         return None  # merge_card says what is wrong with it
 
 
 def _same(card: str, other: str) -> bool:
     """Whether two cards say the same; the order of their keys does not count."""
-    one, two = DatasetCard(card), DatasetCard(other)
+    one, two = RepoCard(card), RepoCard(other)
     return (one.data.to_dict(), one.text) == (two.data.to_dict(), two.text)
 
 

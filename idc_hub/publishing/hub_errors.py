@@ -26,12 +26,12 @@ AGAIN = "Run the same command again: nothing that has arrived is sent twice."
 
 
 @contextmanager
-def hub_sentences(repo_id: str, revision: str | None = None) -> Iterator[None]:
+def hub_sentences(repo_id: str, revision: str | None = None, *, kind: str = "dataset") -> Iterator[None]:
     """Turns the client's exceptions inside the block into HubErrors; all others pass."""
     try:
         yield
     except Exception as error:
-        sentence = _sentence(error, repo_id, revision)
+        sentence = _sentence(error, repo_id, revision, kind)
         if sentence is None:
             raise
         raise sentence from error
@@ -42,27 +42,32 @@ def refused(repo_id: str, reason: object) -> HubError:
     return HubError(f"The Hub does not accept this for {repo_id}: {_without_tokens(reason)}")
 
 
-def _sentence(error: BaseException, repo_id: str, revision: str | None) -> HubError | None:
-    page = f"{constants.ENDPOINT}/datasets/{repo_id}"
+def page_of(repo_id: str, kind: str) -> str:
+    """The address of a repository's page."""
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+
+
+def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: str) -> HubError | None:
+    page = page_of(repo_id, kind)
     if isinstance(error, LocalTokenNotFoundError):
         return HubError("There is no Hugging Face token.", LOG_IN)
     if isinstance(error, OfflineModeIsEnabled):
         return HubError("The Hub was not asked: HF_HUB_OFFLINE is set.", "Unset it to push or pull.")
     if isinstance(error, HFValidationError):
-        return HubError(f"{repo_id!r} is no name for a dataset: {one_line(error)}", "Use OWNER/NAME.")
+        return HubError(f"{repo_id!r} is no name for a {kind}: {one_line(error)}", "Use OWNER/NAME.")
     if isinstance(error, GatedRepoError):
         return HubError(f"{repo_id} is gated.", f"Ask for access at {page}, with the account of your token.")
     if isinstance(error, RepositoryNotFoundError):
         return HubError(
-            f"There is no dataset {repo_id} on {constants.ENDPOINT}, or your token may not see it.",
-            f"Check the name. A private dataset needs a token that may read it. {LOG_IN}",
+            f"There is no {kind} {repo_id} on {constants.ENDPOINT}, or your token may not see it.",
+            f"Check the name. A private {kind} needs a token that may read it. {LOG_IN}",
         )
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{repo_id} has no revision {revision}.", f"Its tags are listed at {page}/tree/main.")
     if isinstance(error, HfHubHTTPError):
         return _http_sentence(error, repo_id)
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _sentence(error.__cause__, repo_id, revision)
+        return _sentence(error.__cause__, repo_id, revision, kind)
     if isinstance(error, httpx.TransportError | LocalEntryNotFoundError):
         return HubError(f"The connection to {constants.ENDPOINT} failed ({type(error).__name__}).", AGAIN)
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from idc_hub.errors import IncompleteError
 from idc_hub.running.worker import Interrupted, end_with_parent, work
@@ -38,21 +40,41 @@ def launch(run: Run, num_processes: int) -> None:
 
         work(run, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
         return
-    log = run.path / LOG_NAME
-    command = [sys.executable, "-m", "idc_hub.running.launch", str(num_processes), str(run.path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(run.recipe.workers.threads)}
+    log, threads = run.path / LOG_NAME, run.recipe.workers.threads
+    status = run_processes("idc_hub.running.worker", [str(run.path)], num_processes, log=log, threads=threads)
+    if status != 0:
+        left = sum(not run.is_settled(share) for share in run.shares)
+        raise IncompleteError(
+            f"The workers ended with status {status}; {left} of {len(run.shares)} photographs are not "
+            f"finished. The last words of the workers are in {log}.",
+            "Run the same command again: it continues where they ended.",
+        )
+
+
+def run_processes(module: str, arguments: Sequence[str], num_processes: int, *, log: Path, threads: int) -> int:
+    """Run `python -m module arguments` in several processes through Accelerate's launcher, until all have ended.
+
+    Args:
+        module: The module, which finds its rank in the environment.
+        arguments: Its arguments.
+        num_processes: How many.
+        log: Gets all that they and the launcher print.
+        threads: CPU threads of each.
+
+    Returns:
+        The launcher's exit status.
+
+    Raises:
+        Interrupted: If a signal stopped them.
+    """
+    command = [sys.executable, "-m", "idc_hub.running.launch", str(num_processes), module, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         received = _wait(process)
     if received:
         raise Interrupted(received)
-    if process.returncode != 0:
-        left = sum(not run.is_settled(share) for share in run.shares)
-        raise IncompleteError(
-            f"The workers ended with status {process.returncode}; {left} of {len(run.shares)} photographs are not "
-            f"finished. The last words of the workers are in {log}.",
-            "Run the same command again: it continues where they ended.",
-        )
+    return process.returncode
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -75,14 +97,14 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Accelerate's launcher in a process that dies with the one that started it, and its workers with it."""
+    """Accelerate's launcher in a process that dies with the one that started it; the module sees to its own end."""
     end_with_parent()
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    num_processes, run_dir = argv
+    num_processes, module, *arguments = argv
     options = ["--multi_gpu", "--num_processes", num_processes, "--num_machines", "1", "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--main_process_port", "0", "--module"]
-    launch_command(launch_command_parser().parse_args([*options, "idc_hub.running.worker", run_dir]))
+    launch_command(launch_command_parser().parse_args([*options, module, *arguments]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from idc_hub.errors import NetworkError, RecipeError, RunError
+from idc_hub.errors import RecipeError, RunError
 from idc_hub.images.files import encode_png
 from idc_hub.networks.teachers import Teacher
 from idc_hub.storage import parquet, shards
@@ -40,7 +40,7 @@ def regenerate(
         name: What to call the version.
         set_default: Whether `load_dataset` without a config name gives this version from now on; the first
             version of a repository always is the default.
-        batch_size: Patches that the teacher gets at a time.
+        batch_size: Patches that the teacher gets at a time; where memory is short it takes fewer.
         on_progress: Called with the patches done and the patches in all.
         date: ISO date to record; today (UTC) where it is None.
 
@@ -51,7 +51,7 @@ def regenerate(
     Raises:
         RecipeError: A name that is not allowed or is taken by another teacher, or a teacher of another scale.
         RunError: The repository is damaged, or its LR patches are not those that idc.json names.
-        NetworkError: The teacher gave something else than HR patches.
+        NetworkError: The teacher gave something else than HR patches, or a patch does not fit into memory.
     """
     manifest = Manifest.load(repo)
     folder = repo / "data" / name
@@ -97,10 +97,10 @@ def _check_request(manifest: Manifest, teacher: Teacher, name: str) -> None:
 
 
 def _same_teacher(recorded: dict[str, Any], teacher: Teacher) -> bool:
-    """Whether the weights are the same; what has no weights goes by its name."""
-    if recorded["weights_sha256"] is None:
-        return recorded == teacher.describe()
-    return recorded["weights_sha256"] == teacher.weights_sha256
+    """Whether weights and settings are the same; what has no weights goes by its name."""
+    told = set() if recorded["weights_sha256"] is None else {"name", "licence"}
+    facts = teacher.describe()
+    return recorded.keys() == facts.keys() and all(recorded[key] == facts[key] for key in facts.keys() - told)
 
 
 def _is_complete(folder: Path, version: dict[str, Any]) -> bool:
@@ -137,7 +137,7 @@ def _make_rows(
     done = 0
     with ThreadPoolExecutor(_ENCODERS) as pool:
         while batch := list(islice(patches, batch_size)):
-            hr_patches = _upscale(teacher, torch.stack([patch for *_, patch in batch]))
+            hr_patches = teacher(torch.stack([patch for *_, patch in batch]))
             previous = len(waiting)
             for (instance_id, index, lr_patch), hr_patch in zip(batch, hr_patches, strict=True):
                 waiting.append((instance_id, index, pool.submit(_png, lr_patch), pool.submit(_png, hr_patch)))
@@ -152,17 +152,6 @@ def _finished(waiting: deque[tuple[str, int, Future[bytes], Future[bytes]]], cou
     for _ in range(count):
         instance_id, index, lr_png, hr_png = waiting.popleft()
         yield parquet.Row(instance_id, index, lr_png.result(), hr_png.result())
-
-
-def _upscale(teacher: Teacher, lr: torch.Tensor) -> torch.Tensor:
-    hr = teacher(lr)
-    expected = (len(lr), 3, lr.shape[2] * teacher.scale, lr.shape[3] * teacher.scale)
-    if hr.dtype != torch.uint8 or tuple(hr.shape) != expected:
-        raise NetworkError(
-            f"The teacher {teacher.name} gave {hr.dtype} {list(hr.shape)} for {len(lr)} patches, "
-            f"not uint8 {list(expected)}."
-        )
-    return hr
 
 
 def _png(patch: torch.Tensor) -> bytes:

@@ -59,12 +59,15 @@ def work(run: Run, device: torch.device) -> None:
     import torch
 
     from idc_hub.images.sources import open_source
-    from idc_hub.networks import load
+    from idc_hub.networks.extractors import load_extractor
 
     torch.set_num_threads(run.recipe.workers.threads)
     torch.backends.cudnn.benchmark = False
     recipe = run.recipe
-    network = load(recipe.features.network, scale=None).to(device).eval().requires_grad_(False)
+    features = recipe.features
+    network = load_extractor(
+        features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device
+    ).network
     source = open_source(**recipe.source.model_dump())
     with _stop_on_signal() as stopping:
         while left := [share for share in run.shares if not run.is_settled(share)]:

@@ -21,6 +21,7 @@ _VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _RESERVED_NAMES = ("data", "default")  # `datasets` gives both a meaning of its own
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEACHER_KEYS = {"name", "kind", "scale", "weights_sha256", "licence"}
+_SETTINGS = {"pipeline": str, "scheduler": str, "steps": int, "seed": int, "prompt": str, "guidance": int | float}
 _HR_VERSION_KEYS = {"teacher", "lr_digest", "date", "patches", "bytes"}
 
 
@@ -43,7 +44,8 @@ class Manifest:
         patches: Number of LR patches.
         default: The HR version that `load_dataset` gives without a config name; None while there is none.
         hr_versions: Per name `{"teacher": {"name", "kind", "scale", "weights_sha256", "licence"},
-            "lr_digest", "date", "patches", "bytes"}`; `bytes` is the size of its parquet files.
+            "lr_digest", "date", "patches", "bytes"}`; `bytes` is the size of its parquet files. Of a diffusion
+            pipeline the teacher also has "pipeline", "scheduler", "steps", "seed", perhaps "prompt", "guidance".
         packages: Versions of the packages that made it.
         condensation: Facts for the card, such as photographs, windows, steps, seconds, device.
     """
@@ -144,8 +146,11 @@ class Manifest:
         if not isinstance(version, dict) or version.keys() != _HR_VERSION_KEYS:
             return f"it needs exactly the keys {', '.join(sorted(_HR_VERSION_KEYS))}"
         teacher = version["teacher"]
-        if not isinstance(teacher, dict) or teacher.keys() != _TEACHER_KEYS:
-            return f"teacher needs exactly the keys {', '.join(sorted(_TEACHER_KEYS))}"
+        if not isinstance(teacher, dict) or teacher.keys() - _SETTINGS.keys() != _TEACHER_KEYS:
+            return f"teacher needs exactly the keys {', '.join(sorted(_TEACHER_KEYS))} (and settings of a pipeline)"
+        for key in teacher.keys() & _SETTINGS.keys():
+            if not isinstance(teacher[key], _SETTINGS[key]) or isinstance(teacher[key], bool):
+                return f"teacher.{key} is not a {'string' if _SETTINGS[key] is str else 'number'}"
         if not (isinstance(teacher["name"], str) and isinstance(teacher["kind"], str)):
             return "teacher.name or teacher.kind is not a string"
         if not isinstance(teacher["licence"], str | None):

@@ -52,7 +52,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def stand_in(verb: str) -> Callable[..., dict[str, Any]]:
         def call(*args: object, **kwargs: object) -> dict[str, Any]:
             noted[verb] = args, kwargs
-            return {"verb": verb, "run": "runs/x", "shares": {"b": 2, "a": 1}, "instances": []}
+            pushed = {"files": {"idc.json": 1200, "README.md": 5}, "uploads": ["idc.json"], "deletions": ["lr/old"]}
+            pushed |= {"card_diff": "+ new line", "commit": None, "tag": None, "pull_request": None}
+            pushed |= {"url": "http://hub/org/x", "private": True}
+            answer = {"verb": verb, "run": "runs/x", "shares": {"b": 2, "a": 1}, "instances": []}
+            return answer | {"patches": 3} | (pushed if verb == "push" else {})
 
         return call
 
@@ -144,7 +148,6 @@ class TestUsageErrors:
             ["condense"],
             ["condense", "quickstart", "--bogus"],
             ["condense", "quickstart", "--num-processes", "0"],
-            ["push", "runs/x", "org/x"],  # no licence
             ["pull", "org/x"],  # no directory
             ["regenerate", "runs/x", "--teacher", "bicubic"],  # no name
             ["evaluate", "bicubic", "--testset", "x", "--scale", "5"],
@@ -172,7 +175,7 @@ class TestUsageErrors:
         code, _, err = idc("train", "edsr-small", "--data", "nowhere", "--out", "x", "stps=3", "crop=big")
         assert code == 2
         assert "stps is not a recipe key. Did you mean steps?" in err
-        assert "override crop=big  crop is big; it should be a valid integer" in err
+        assert "override crop=big  crop is big; it should be a number." in err
 
 
 class TestEndings:
@@ -234,7 +237,7 @@ class TestVerbs:
             "dry_run": True,
             "progress": False,
         }
-        assert out == "verb\tcondense\nrun\truns/x\nshares\t\n  b: 2\n  a: 1\ninstances\t-\n"
+        assert out == "verb\tcondense\nrun\truns/x\nshares\t\n  b: 2\n  a: 1\ninstances\t-\npatches\t3\n"
         assert err == ""
 
     def test_condense_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
@@ -247,7 +250,8 @@ class TestVerbs:
             "dry_run": False,
             "progress": True,
         }
-        assert "Next: idc push runs/x YOUR_NAME/quickstart --license LICENCE" in err
+        assert "idc push runs/x YOUR_NAME/quickstart --license LICENCE" in err
+        assert "runs/x/repo/report/patches.png" in err
 
     def test_regenerate(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         assert idc("regenerate", "org/x", "--teacher", "t", "--name", "n", "--no-set-default")[0] == 0
@@ -255,7 +259,15 @@ class TestVerbs:
         assert calls["regenerate"] == (("org/x",), options)
 
     def test_push(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
-        assert idc("push", "runs/x", "org/x", "--license", "mit")[0] == 0
+        code, out, err = idc("push", "runs/x", "org/x", "--license", "mit")
+        assert code == 0
+        assert [line.split("\t") for line in out.splitlines()[1:4]] == [
+            ["+", "idc.json", "1,200"],
+            ["=", "README.md", "5"],
+            ["-", "lr/old", ""],
+        ]
+        assert "+ new line" in out
+        assert "no commit was made" in err
         args, options = calls["push"]
         assert args == (Path("runs/x"), "org/x")
         assert options["license"] == "mit"
@@ -351,6 +363,29 @@ class TestRecipes:
         assert (code, out) == (2, "")
         assert "source.path is missing" in err
 
+    @pytest.mark.parametrize("name", [name for name in bundled_recipes() if "2k" in name])
+    def test_what_a_recipe_lacks_is_one_sentence_that_says_where_it_is_looked_for(
+        self, name: str, idc: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        recipe = Recipe.load(name)
+        given: list[str] = []
+        for missing, instead in (
+            (recipe.features.network, "features.network=edsr-small"),
+            (recipe.teacher.network, "teacher.network=bicubic"),
+            (recipe.source.path, ""),
+        ):
+            code, out, err = idc("condense", name, *given, "--dry-run")
+            assert (code, out) == (1, "")
+            assert missing in err
+            assert len(err.splitlines()) == 1
+            given.append(instead)
+        text = bundled_recipes()[name].read_text(encoding="utf-8")
+        assert "# Terms. " in text
+        assert "research" in text
+        for needed in (recipe.features.network, recipe.teacher.network, recipe.source.path):
+            assert f"#   {needed.removeprefix('./')} " in text, "the header says what is needed"
+
     def test_cp(self, idc: Callable[..., Result], tmp_path: Path) -> None:
         target = tmp_path / "new" / "my.yaml"
         original = bundled_recipes()["small-x4"].read_bytes()
@@ -440,8 +475,50 @@ class TestTraining:
             values.append(psnr(imresize(imresize(hr, 1 / 4), 4), hr, protocol))
         code, out, err = idc("evaluate", "bicubic", "--testset", photographs)
         assert code == 0, err
-        (row,) = [line.split("\t") for line in out.splitlines() if line.startswith(str(protocol))]
-        assert float(row[1]) == pytest.approx(sum(values) / 2, abs=1e-3)
+        head, *rows = [line.split("\t") for line in out.splitlines() if "\t" in line][3:]
+        assert head[1:] == [f"x4, {channel}, border {border}, 8-bit" for border in (2, 4) for channel in ("RGB", "Y")]
+        assert [row[0] for row in rows] == ["a.png", "b.png", "mean"]
+        found = [float(row[head.index(str(protocol))].split(" / ")[0]) for row in rows]
+        assert found == pytest.approx([*values, sum(values) / 2], abs=1e-3)
+
+    def test_results_are_kept_beside_the_network(
+        self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]
+    ) -> None:
+        code, _, err = idc("evaluate", "bicubic", "--testset", photographs, "--save")
+        assert code == 2
+        assert "bicubic is no folder to keep a result in. Leave --save out." in err
+        line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "net", "-q"]
+        assert idc(*line, "steps=1", "crop=8", "batch_size=1")[0] == 0
+        assert idc("evaluate", tmp_path / "net", "--testset", photographs, "--save")[0] == 0
+        (kept,) = json.loads((tmp_path / "net" / "results.json").read_text())["results"]
+        assert (kept["testset"], kept["images"], len(kept["protocols"])) == ("photographs", 2, 4)
+
+    def test_a_recipe_by_name_and_its_overrides(
+        self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]
+    ) -> None:
+        line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "net", "--recipe", "edsr-baseline-x4"]
+        code, out, err = idc(*line, "steps=1", "crop=8", "batch_size=1", "--json", "-q")
+        assert (code, err) == (0, "")
+        settings = json.loads(out)["recipe"]
+        assert (settings["decay"], settings["learning_rate"], settings["steps"]) == ("milestones", 1e-4, 1)
+        code, _, err = idc(*line, "--tracker", "wandb")
+        assert code == 2
+        assert "wandb is not installed: `pip install wandb`." in err
+
+    def test_a_published_state_dict_becomes_a_network(
+        self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]
+    ) -> None:
+        import torch
+
+        from idc_hub import networks
+
+        torch.save({"params": networks.load("edsr-small").state_dict()}, tmp_path / "published.pth")
+        line = ["networks", "import", tmp_path / "published.pth", "edsr-small", "--out", tmp_path / "net"]
+        code, out, err = idc(*line, "--license", "mit")
+        assert (code, out) == (0, ""), err
+        config = json.loads((tmp_path / "net" / "config.json").read_text())
+        assert (config["name"], config["licence"]) == ("edsr-small", "mit")
+        assert networks.weights_sha256(tmp_path / "net") == networks.weights_sha256("edsr-small")
 
     def test_a_condensed_set(self, tmp_path: Path, idc: Callable[..., Result]) -> None:
         from idc_hub.images.files import encode_png

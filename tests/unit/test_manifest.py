@@ -43,6 +43,14 @@ def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["idc.json"]
 
 
+def test_the_settings_of_a_diffusion_teacher_survive_the_disk(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    settings = {"pipeline": "P", "scheduler": "S", "steps": 75, "seed": 0, "prompt": "", "guidance": 1.5}
+    manifest.hr_versions["edsr"]["teacher"] |= settings
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+
+
 def test_the_file_is_sorted_indented_json_with_format_and_version(tmp_path: Path) -> None:
     make_manifest().save(tmp_path)
     text = (tmp_path / "idc.json").read_text(encoding="utf-8")
@@ -88,6 +96,10 @@ def set_path(facts: dict[str, Any], path: str, value: object) -> None:
         ("hr_versions/edsr/teacher/path", "/home/ada", "teacher needs exactly the keys"),
         ("hr_versions/edsr/teacher/name", 3, "not a string"),
         ("hr_versions/edsr/teacher/weights_sha256", "abc", "weights_sha256"),
+        ("hr_versions/edsr/teacher/steps", "75", "teacher.steps is not a number"),
+        ("hr_versions/edsr/teacher/steps", True, "teacher.steps is not a number"),
+        ("hr_versions/edsr/teacher/guidance", None, "teacher.guidance is not a number"),
+        ("hr_versions/edsr/teacher/prompt", 7, "teacher.prompt is not a string"),
         ("hr_versions/edsr/teacher/scale", 2, "scale 2, not 4"),
         ("hr_versions/edsr/lr_digest", "f" * 64, "other LR patches"),
         ("hr_versions/edsr/date", "yesterday", "date"),

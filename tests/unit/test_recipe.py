@@ -142,7 +142,7 @@ class TestSpellings:
     def test_one_pattern_is_a_list_of_one(self) -> None:
         assert Recipe.load("quickstart", ["source.include=*.png"]).source.include == ("*.png",)
 
-    @pytest.mark.parametrize("layer", [1, "3", "first", "last", "body"])
+    @pytest.mark.parametrize("layer", [1, "3", "first", "last", "body", "layers.3", "conv_first"])
     def test_layers(self, layer: object) -> None:
         expected = int(layer) if layer in (1, "3") else layer  # type: ignore[call-overload]
         assert make(features={"layer": layer}).features.layer == expected
@@ -166,6 +166,8 @@ class TestRefusals:
             ("loss", "row_norm", "rows", "loss.row_norm is rows; it should be 'row', 'global' or 'none'."),
             ("transform", "kernel_size", 6, "transform.kernel_size is 6; it should be odd."),
             ("features", "layer", 0, "the number of a block, from 1 on."),
+            ("features", "layer", "layers..3", "the number of a block, from 1 on."),
+            ("features", "layer", "3.layers", "the number of a block, from 1 on."),
             ("features", "weights_sha256", "AB" * 32, "it should be 64 hexadecimal digits."),
             ("source", "path", 2024, 'source.path is 2024; it should be text: put it in quotes, "2024".'),
             ("source", "path", "", "source.path is"),

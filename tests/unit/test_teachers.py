@@ -13,7 +13,7 @@ from idc_hub import networks
 from idc_hub.errors import NetworkError
 from idc_hub.images.resize import imresize
 from idc_hub.networks.edsr import EDSR
-from idc_hub.networks.teachers import load_teacher, upscale
+from idc_hub.networks.teachers import Teacher, load_teacher, upscale
 
 
 def patches(count: int = 3, size: int = 20) -> Tensor:
@@ -162,3 +162,77 @@ def test_a_teacher_of_another_scale_is_refused_with_both_scales(tmp_path: Path) 
 def test_an_unknown_teacher_is_refused() -> None:
     with pytest.raises(NetworkError, match="no network 'bicubik'"):
         load_teacher("bicubik", scale=4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 20), (16, 24)])
+def test_sides_are_mirrored_until_the_network_can_take_them(size: tuple[int, int]) -> None:
+    lr = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    shown: list[Tensor] = []
+
+    def network(x: Tensor) -> Tensor:
+        shown.append(x)
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    hr = upscale(network, lr, margin=4, multiple=16)
+    assert torch.equal(hr, lr.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    height, width = shown[0].shape[2:]
+    assert (height % 16, width % 16) == (0, 0)
+    below, right = height - size[0] - 4, width - size[1] - 4
+    assert 4 <= below < 20
+    assert 4 <= right < 20
+    mirrored = np.pad(lr.numpy(), ((0, 0), (0, 0), (4, below), (4, right)), mode="symmetric")
+    np.testing.assert_array_equal((shown[0] * 255).round().numpy(), mirrored)
+
+
+# Memory
+
+
+def short_of_memory(room: int, error: Exception) -> tuple[Teacher, list[int]]:
+    """A teacher for x2 whose memory holds `room` patches, and the sizes of the batches that it was given."""
+    sizes: list[int] = []
+
+    def answer(lr: Tensor) -> Tensor:
+        sizes.append(len(lr))
+        if len(lr) > room:
+            raise error
+        return lr.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    return Teacher("large", "module", 2, None, None, answer), sizes
+
+
+OUT_OF_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_the_next_ones(error: Exception) -> None:
+    teacher, sizes = short_of_memory(3, error)
+    lr = torch.arange(16 * 48, dtype=torch.int).remainder(251).byte().view(16, 3, 4, 4)
+    expected = lr.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(teacher(lr), expected)
+    assert sizes == [16, 8, 4] + [2] * 8
+    assert torch.equal(teacher(lr[:5]), expected[:5])
+    assert sizes[11:] == [2, 2, 1]
+
+
+def test_a_patch_that_does_not_fit_alone_is_one_sentence() -> None:
+    teacher, sizes = short_of_memory(0, OUT_OF_MEMORY[0])
+    with pytest.raises(NetworkError, match="teacher large needs for one patch of 4 x 4 pixels"):
+        teacher(patches(3, size=4))
+    assert sizes == [3, 1]
+
+
+def test_other_errors_of_a_teacher_are_not_hidden() -> None:
+    teacher, sizes = short_of_memory(0, RuntimeError("size mismatch"))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        teacher(patches(3, size=4))
+    assert sizes == [3]
+
+
+def test_an_empty_batch_is_an_empty_batch() -> None:
+    teacher, _ = short_of_memory(1, MemoryError())
+    assert teacher(torch.zeros(0, 3, 4, 4, dtype=torch.uint8)).shape == (0, 3, 8, 8)

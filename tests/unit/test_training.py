@@ -2,24 +2,31 @@
 
 import json
 import math
-import os
-import subprocess
+import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from skimage import data
+from torch import Tensor
 
 from idc_hub import networks
-from idc_hub.errors import ImageError, NetworkError
+from idc_hub.errors import ImageError, NetworkError, RecipeError
 from idc_hub.images.resize import imresize
-from idc_hub.judging.pairs import Pair
-from idc_hub.judging.training import TrainingRecipe, draw_batch, learning_rate, train
+from idc_hub.judging import training
+from idc_hub.judging.crops import Batch, draw_batch, prefetch, turned
+from idc_hub.judging.pairs import Pair, map_pixels, write_pixels
+from idc_hub.judging.training import learning_rate, train
+from idc_hub.judging.training_recipe import TrainingRecipe
 from idc_hub.networks.edsr import EDSR
+from idc_hub.running.train import train_network
 
 
 def tiny(seed: int = 0) -> EDSR:
@@ -58,11 +65,17 @@ def numbered_pair(scale: int, height: int, width: int) -> Pair:
     return lr, lr.repeat(scale, 0).repeat(scale, 1)
 
 
+def as_seen(images: Tensor, turns: Tensor) -> np.ndarray:
+    """The crops as the network gets them: uint8 [B, size, size, 3]."""
+    return (turned(images, turns) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_hr_crop_lies_on_the_lr_crop_in_every_orientation(scale: int) -> None:
     pairs = [numbered_pair(scale, 20, 31), numbered_pair(scale, 9, 9)]
     settings = recipe(batch_size=200, crop=8)
-    lr, hr = draw_batch(pairs, settings, scale, step=1)
+    batch = draw_batch(pairs, settings, scale, step=1)
+    lr, hr = as_seen(batch.lr, batch.turns), as_seen(batch.hr, batch.turns)
     assert lr.shape == (200, 8, 8, 3)
     np.testing.assert_array_equal(hr, lr.repeat(scale, 1).repeat(scale, 2))
 
@@ -77,11 +90,66 @@ def test_the_hr_crop_lies_on_the_lr_crop_in_every_orientation(scale: int) -> Non
     assert int(lr[..., 0].max()) == 19, "and their last row"
 
 
+def test_the_draws_are_those_that_the_shipped_weights_were_trained_with(photograph: list[Pair]) -> None:
+    """Image, top, left, quarter turns, mirror: in this order from one generator for each step."""
+    settings = recipe(batch_size=16, seed=5)
+    batch = draw_batch(photograph * 3, settings, 4, step=7)
+    rng = np.random.default_rng((5, 7))
+    for crop in as_seen(batch.lr, batch.turns):
+        lr, _ = photograph[rng.integers(3) * 0]
+        top, left = (rng.integers(side - 12 + 1) for side in lr.shape[:2])
+        turns, mirror = int(rng.integers(4)), rng.integers(2)
+        expected = np.rot90(lr[top : top + 12, left : left + 12], turns)
+        np.testing.assert_array_equal(crop, expected[:, ::-1] if mirror else expected)
+
+
 def test_what_a_step_draws_depends_on_seed_and_step_alone(photograph: list[Pair]) -> None:
-    draws = [draw_batch(photograph, recipe(seed=seed), 4, step)[0] for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5))]
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert not np.array_equal(draws[0], draws[2])
-    assert not np.array_equal(draws[0], draws[3])
+    draws = [draw_batch(photograph, recipe(seed=seed), 4, step).lr for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5))]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[3])
+
+
+def test_shares_make_up_the_batch(photograph: list[Pair]) -> None:
+    settings = recipe(batch_size=6)
+    whole = draw_batch(photograph, settings, 4, step=1)
+    for rank in range(3):
+        share = draw_batch(photograph, settings, 4, step=1, share=slice(rank, None, 3))
+        for mine, all_of_it in zip(share, whole, strict=True):
+            assert torch.equal(mine, all_of_it[rank::3])
+
+
+def test_batches_are_drawn_ahead_and_come_in_order() -> None:
+    drawn: list[int] = []
+    enough = threading.Event()
+
+    def draw(step: int) -> Batch:
+        drawn.append(step)
+        if len(drawn) >= 5:
+            enough.set()
+        return Batch(*[torch.tensor([step])] * 3)
+
+    batches = prefetch(draw, range(1, 40))
+    assert int(next(batches).lr) == 1
+    assert enough.wait(10), "the batches after the first are under way before anybody asks for them"
+    assert [int(batch.lr) for batch in batches] == list(range(2, 40))
+    assert len(drawn) == 39
+
+    def fail(step: int) -> Batch:
+        raise ImageError("cut off")
+
+    with pytest.raises(ImageError, match="cut off"):
+        next(prefetch(fail, range(3)))
+
+
+def test_pixels_in_a_file_are_the_pairs_again(tmp_path: Path) -> None:
+    pairs = [numbered_pair(3, 20, 31), numbered_pair(3, 9, 8), numbered_pair(3, 10, 10)]
+    shapes = write_pixels(pairs, tmp_path / "pixels")
+    assert (tmp_path / "pixels").stat().st_size == sum(lr.size + hr.size for lr, hr in pairs)
+    for pair, expected in zip(map_pixels(tmp_path / "pixels", shapes, 3), pairs, strict=True):
+        for image, original in zip(pair, expected, strict=True):
+            np.testing.assert_array_equal(image, original)
+            assert not image.flags.writeable
 
 
 # The update
@@ -97,10 +165,10 @@ def test_learning_rates_by_hand() -> None:
 
 
 def test_one_step_is_one_step_of_adam_on_the_mean_absolute_error(photograph: list[Pair], tmp_path: Path) -> None:
-    lr, hr = draw_batch(photograph, recipe(), 4, step=1)
+    batch = draw_batch(photograph, recipe(), 4, step=1)
+    lr, hr = (torch.from_numpy(as_seen(images, batch.turns)).permute(0, 3, 1, 2) / 255 for images in batch[:2])
     before = tiny()
-    output = before(torch.from_numpy(lr).permute(0, 3, 1, 2) / 255)
-    loss = (output - torch.from_numpy(hr).permute(0, 3, 1, 2) / 255).abs().mean()
+    loss = (before(lr) - hr).abs().mean()
     gradients = torch.autograd.grad(loss, list(before.parameters()))
 
     trained = train(tiny(), photograph, tmp_path, recipe(steps=1))
@@ -128,6 +196,30 @@ def test_what_is_saved_is_the_moving_average(photograph: list[Pair], tmp_path: P
             average = decay * average + (1 - decay) * new[key]
         assert torch.allclose(value, average, atol=1e-7)
         assert not torch.equal(value, raw[-1][key])
+
+
+def test_a_batch_in_parts_is_the_same_step(photograph: list[Pair], tmp_path: Path) -> None:
+    whole = train(tiny(), photograph, tmp_path / "whole", recipe(steps=3, batch_size=4))
+    parts = train(tiny(), photograph, tmp_path / "parts", recipe(steps=3, batch_size=4, accumulate=2))
+    for key, value in weights(whole).items():
+        assert torch.allclose(parts.state_dict()[key], value, atol=1e-6)
+        assert not torch.equal(tiny().state_dict()[key], value)
+    losses = [[line["loss"] for line in metrics(tmp_path / folder)] for folder in ("whole", "parts")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_folder_says_how_the_weights_were_made(photograph: list[Pair], tmp_path: Path) -> None:
+    settings = recipe(steps=1)
+    train(tiny(), photograph, tmp_path, settings, data={"photographs": "holiday"})
+    facts = yaml.safe_load((tmp_path / "training.yaml").read_text())
+    assert (facts["network"], facts["scale"], facts["device"]) == ("edsr", 4, "1 x CPU")
+    assert facts["data"] == {"photographs": "holiday", "pairs": 1, "sha256": facts["data"]["sha256"]}
+    assert TrainingRecipe(**facts["recipe"]) == settings
+    assert facts["packages"].keys() == {"idc-hub", "torch", "accelerate"}
+    train(tiny(), [(lr, 255 - hr) for lr, hr in photograph], tmp_path / "other", settings)
+    other = yaml.safe_load((tmp_path / "other" / "training.yaml").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", facts["data"]["sha256"])
+    assert other["data"]["sha256"] != facts["data"]["sha256"]
 
 
 def test_milestones_lower_the_rate_that_is_used(photograph: list[Pair], tmp_path: Path) -> None:
@@ -195,6 +287,30 @@ def test_an_interrupted_training_continues_to_the_same_bytes(
         assert one | {"seconds": 0} == other | {"seconds": 0}
 
 
+class Noisy(EDSR):
+    """A network that draws numbers in training, as MambaIRv2 does."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return super().forward(lr) + (torch.randn(1) if self.training else 0)
+
+
+def test_a_network_that_draws_numbers_continues_to_the_same_bytes(photograph: list[Pair], tmp_path: Path) -> None:
+    def noisy() -> EDSR:
+        torch.manual_seed(0)
+        return Noisy(channels=8, blocks=1, scale=4)
+
+    settings = recipe(steps=6, checkpoint_every=2)
+    train(noisy(), photograph, tmp_path / "straight", settings)
+    with pytest.raises(Interrupted):
+        train(noisy(), photograph, tmp_path / "stopped", settings, progress=interrupt_at(5))
+    torch.manual_seed(77)
+    train(noisy(), photograph, tmp_path / "stopped", settings)
+    files = [tmp_path / folder / "model.safetensors" for folder in ("straight", "stopped")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    losses = [line["loss"] for line in metrics(tmp_path / "straight")]
+    assert len(set(losses)) == 6
+
+
 @pytest.mark.parametrize("change", ["recipe", "pairs", "network"])
 def test_a_checkpoint_of_another_training_is_not_continued(change: str, photograph: list[Pair], tmp_path: Path) -> None:
     settings = recipe(checkpoint_every=2)
@@ -217,34 +333,45 @@ def test_a_trained_network_is_not_overwritten(photograph: list[Pair], tmp_path: 
         train(tiny(), photograph, tmp_path, recipe())
 
 
-# Several processes
+# Trackers
 
 
-def test_two_processes_share_each_batch_and_train_the_same_network(photograph: list[Pair], tmp_path: Path) -> None:
-    np.savez(tmp_path / "pair.npz", lr=photograph[0][0], hr=photograph[0][1])
-    settings = recipe(steps=4, batch_size=4)
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import numpy as np, torch
-from idc_hub.judging.training import TrainingRecipe, train
-from idc_hub.networks.edsr import EDSR
-torch.manual_seed(0)
-pair = np.load(r"{tmp_path / "pair.npz"}")
-settings = TrainingRecipe.model_validate_json('{settings.model_dump_json()}')
-train(EDSR(channels=8, blocks=1), [(pair["lr"], pair["hr"])], r"{tmp_path / "two"}", settings)
-""")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    result = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+def test_trackers_get_what_the_metrics_get(
+    photograph: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the interface that Accelerate uses of trackio, which need not be installed."""
+    from accelerate import tracking
 
-    together, alone = networks.load(tmp_path / "two"), train(tiny(), photograph, tmp_path / "one", settings)
-    for key, value in weights(alone).items():
-        assert torch.allclose(together.state_dict()[key], value, atol=1e-5)
-        assert not torch.equal(tiny().state_dict()[key], value)
-    losses = [[line["loss"] for line in metrics(tmp_path / folder)] for folder in ("one", "two")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    said: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: said.append(("log", step, values)), finish=lambda: said.append("finish")
+    )
+    stand_in = SimpleNamespace(
+        init=lambda **options: said.append(("init", options)) or run,
+        config=SimpleNamespace(update=lambda values, **_: said.append(("config", values))),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    monkeypatch.setattr(training, "version", lambda package: "1.0")
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TRACKIO])
+    train(tiny(), photograph, tmp_path / "mine", recipe(steps=2), trackers=["trackio"])
+
+    assert said[0] == ("init", {"project": "idc-hub", "name": "mine"})
+    assert said[1][1]["learning_rate"] == "0.001"
+    assert said[2:4] == [
+        ("log", line["step"], {key: line[key] for key in ("loss", "learning_rate", "seconds")})
+        for line in metrics(tmp_path / "mine")
+    ]
+    assert said[4:] == ["finish"]
+
+
+def test_a_tracker_that_is_missing_is_a_sentence(photograph: list[Pair], tmp_path: Path) -> None:
+    for name, sentence in (
+        ("tensorbord", r"There is no tracker tensorbord\. The trackers are tensorboard, trackio, wandb\."),
+        ("wandb", r"The tracker wandb is not installed: `pip install wandb`\."),
+    ):
+        with pytest.raises(RecipeError, match=sentence):
+            train(tiny(), photograph, tmp_path / "out", recipe(), trackers=[name])
+    assert not (tmp_path / "out").exists()
 
 
 # What cannot be trained
@@ -268,7 +395,19 @@ def test_a_training_that_diverges_says_so(photograph: list[Pair], tmp_path: Path
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"step": 5}, {"steps": 0}, {"decay": "linear"}, {"ema": 1.0}, {"crop": 0}], ids=str)
-def test_a_recipe_with_a_wrong_key_or_value_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        TrainingRecipe(**wrong)
+def test_a_batch_that_cannot_be_shared_is_refused(photograph: list[Pair], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"A batch of 4 cannot be shared equally by 3 processes\. Make batch_size a"):
+        training.check(tmp_path, photograph, 4, recipe(batch_size=4), num_processes=3)
+    with pytest.raises(RecipeError, match="by 2 processes that compute it in 4 parts"):
+        training.check(tmp_path, photograph, 4, recipe(batch_size=4, accumulate=4), num_processes=2)
+    training.check(tmp_path, photograph, 4, recipe(batch_size=8, accumulate=4), num_processes=2)
+
+
+def test_two_processes_do_not_share_a_gpu(
+    photograph: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RecipeError, match="2 processes need as many GPUs, and 1 can be seen"):
+        train_network("edsr-small", photograph, tmp_path / "out", recipe(), scale=4, num_processes=2)
+    assert not (tmp_path / "out").exists()

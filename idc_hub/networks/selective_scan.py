@@ -1,0 +1,110 @@
+"""The selective scan of state space models (Gu and Dao 2023, "Mamba", Algorithm 2), without compiled extensions.
+
+Every channel of a sequence carries N hidden states through a linear recurrence whose decay, input and output
+change from token to token. `selective_scan` computes it in chunks of the sequence: in parallel inside a chunk,
+one chunk after another. On a GPU the kernel of `mamba_ssm` does the same work where it is installed.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+
+def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chunk: int = 256) -> Tensor:
+    """Run h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t] from h = 0, and read y[t] = C[t] h[t].
+
+    Only products of decays between 0 and 1 and sums are formed, never a quotient of two decays, so that neither
+    slow nor instant forgetting leaves float32. Memory beside the arguments and the result: the hidden states of
+    one chunk, `B * chunk * D * N` numbers a few times over, also with gradients, for which each chunk is
+    computed again; and the state in which each chunk starts.
+
+    Args:
+        u: Input, float `[B, L, D]`.
+        delta: Step size of each token and channel, positive, `[B, L, D]`.
+        A: Rate of each channel and state, negative, `[D, N]`.
+        B: What each token writes into the states, `[B, L, N]`.
+        C: What each token reads from the states, `[B, L, N]`.
+        chunk: Tokens that are computed in parallel; changes time and memory and no value beyond rounding.
+
+    Returns:
+        y, `[B, L, D]`, in float32, or in float64 where an argument is in float64.
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
+    if u.is_cuda and dtype == torch.float32 and (kernel := compiled_kernel()):
+        # The kernel has the tokens last.
+        u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
+        return kernel(u, delta, A.contiguous(), B, C).transpose(1, 2)
+
+    # Tokens first makes a chunk one block of memory, channels last gives long rows to work on.
+    sequences = [x.transpose(0, 1).split(chunk) for x in (u, delta, B, C)]
+    rates = A.t().contiguous()
+    state = u.new_zeros(u.shape[0], *rates.shape)
+    outputs = []
+    for pieces in zip(*sequences, strict=True):
+        y, state = checkpoint(_scan_chunk, state, rates, *pieces, use_reentrant=False, preserve_rng_state=False)
+        outputs.append(y)
+    return torch.cat(outputs).transpose(0, 1)
+
+
+@cache
+def compiled_kernel() -> Callable[..., Tensor] | None:
+    """The CUDA kernel of `mamba_ssm`, or None where that package is not installed or does not fit this torch."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError:
+        return None
+    return selective_scan_fn
+
+
+def _scan_chunk(state: Tensor, rates: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs `[T, B, D]` and the last state `[B, N, D]` of T tokens that start in `state`; `rates` is `[N, D]`."""
+    decay = torch.exp(delta[:, :, None] * rates)
+    written = B[..., None] * (delta * u)[:, :, None]
+    written = torch.cat([torch.addcmul(written[:1], decay[:1], state), written[1:]])
+    states = _Recurrence.apply(decay, written)
+    return (states * C[..., None]).sum(2), states[-1]
+
+
+class _Recurrence(torch.autograd.Function):
+    """h[t] = a[t] h[t-1] + b[t] along the first dimension, from h = 0.
+
+    The gradient runs through the same recurrence backwards in time, so it needs a and h alone and not the
+    intermediate results of the scan.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        h = _scan(a, b)
+        ctx.save_for_backward(a, h)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, h = ctx.saved_tensors
+        # What h[t] adds to the loss: its own gradient, and through h[t+1] that one's share times a[t+1].
+        share = _scan(a.roll(-1, 0).flip(0), grad.flip(0)).flip(0)
+        return torch.cat([torch.zeros_like(h[:1]), share[1:] * h[:-1]]), share
+
+
+def _scan(a: Tensor, b: Tensor) -> Tensor:
+    """The recurrence for all t at once; `a[0]` has no effect.
+
+    Two neighbouring steps make one: h[t] = a[t] a[t-1] h[t-2] + (a[t] b[t-1] + b[t]). Half as many of these, by the
+    same rule, give h at every odd t, and one step from there gives it at every even t: twice the work of a loop,
+    in 2 log2(T) rounds.
+    """
+    if len(b) == 1:
+        return b
+    odd = _scan(a[1::2] * a[:-1:2], torch.addcmul(b[1::2], a[1::2], b[:-1:2]))
+    h = torch.empty_like(b)
+    h[0] = b[0]
+    h[1::2] = odd
+    torch.addcmul(b[2::2], a[2::2], odd[: (len(b) - 1) // 2], out=h[2::2])
+    return h

@@ -1,0 +1,203 @@
+"""Feature extractors: any module of any network, its gradient, and that condensation cannot tell the difference."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from idc_hub import networks
+from idc_hub.condensation.condense import condense_instance
+from idc_hub.errors import NetworkError
+from idc_hub.networks.extractors import Tapped, load_extractor
+from idc_hub.networks.foreign import weights_digest
+from idc_hub.recipe import Recipe
+
+Publish = Callable[..., None]
+
+
+class Net(nn.Module):
+    """Every kind of inner output that there is."""
+
+    def __init__(self, scale: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1))
+        self.tokens = nn.Linear(5, 6)
+        self.pair = Pair()
+        self.unused = nn.Identity()
+        self.detached = Detached()
+        self.head = nn.Conv2d(5, 3 * scale**2, 3, padding=1)
+        self.after = Bomb()
+        self.shuffle = nn.PixelShuffle(scale)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        x = self.layers(lr)
+        self.tokens(x.flatten(2).transpose(1, 2))
+        self.pair(x)
+        self.detached(x)
+        return self.shuffle(self.head(x))
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return 2 * x, None
+
+
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+class Bomb(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("what follows the features should not be computed")
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """A function that makes `my_module` importable, with the given attributes."""
+
+    def make(**attributes: object) -> None:
+        monkeypatch.setitem(sys.modules, "my_module", SimpleNamespace(**attributes))
+
+    return make
+
+
+def load(layer: int | str, size: int = 8) -> Any:
+    return load_extractor("my_module:build", layer, scale=2, size=size)
+
+
+def test_features_are_the_output_of_the_module_that_the_layer_names(publish: Publish) -> None:
+    publish(build=lambda *, scale: Net(scale))
+    lr, net = torch.rand(2, 3, 8, 8), Net()
+    extractor = load("layers.0")
+    assert extractor.weights_sha256 == weights_digest(net)
+    assert torch.equal(extractor.network.features(lr, "layers.0"), net.layers[0](lr))
+    assert torch.equal(load("layers").network.features(lr, "layers"), net.layers(lr))
+    tokens = net.tokens(net.layers(lr).flatten(2).transpose(1, 2))
+    assert torch.equal(load("tokens").network.features(lr, "tokens"), tokens.view(2, 8, 8, 6).permute(0, 3, 1, 2))
+    assert torch.equal(load("pair").network.features(lr, "pair"), 2 * net.layers(lr))
+
+
+def test_a_sequence_counts_from_0(publish: Publish) -> None:
+    publish(build=lambda *, scale: Net(scale).layers)
+    lr = torch.rand(1, 3, 8, 8)
+    assert torch.equal(load(1).network.features(lr, 1), torch.relu(Net().layers[0](lr)))
+
+
+def test_what_follows_is_not_computed_and_no_hook_stays(publish: Publish) -> None:
+    publish(build=lambda *, scale: nn.Sequential(nn.Conv2d(3, 4, 1), Bomb()))
+    network = load("0").network
+    network.features(torch.rand(1, 3, 8, 8), "0")
+    with pytest.raises(AssertionError, match="should not be computed"):
+        network.network(torch.rand(1, 3, 8, 8))
+
+
+def test_the_gradient_reaches_the_patches_and_no_weight(publish: Publish) -> None:
+    publish(build=lambda *, scale: Net(scale))
+    network = load("layers.2").network
+    lr = torch.rand(1, 3, 8, 8, requires_grad=True)
+    network.features(lr, "layers.2").square().sum().backward()
+    (expected,) = torch.autograd.grad(Net().layers(lr).square().sum(), lr)
+    assert torch.equal(lr.grad, expected)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        ("layer.2", "has no module 'layer.2'. It has layers.2"),
+        ("first", "has no module 'first'"),
+        ("unused", "does not use its module 'unused'"),
+        ("shuffle", r"gives \[1, 3, 16, 16\] at 'shuffle' for LR patches \[1, 3, 8, 8\]"),
+        ("detached", "No gradient passes through my_module:build to 'detached'"),
+        ("after", "does not use its module 'after'"),
+    ],
+)
+def test_a_layer_that_gives_no_feature_map_is_refused_when_it_is_loaded(
+    publish: Publish, layer: str, sentence: str
+) -> None:
+    publish(build=lambda *, scale: Net(scale))
+    with pytest.raises(NetworkError, match=sentence):
+        load(layer)
+
+
+def test_a_network_that_cannot_extract_is_refused(publish: Publish, tmp_path: Path) -> None:
+    publish(build=lambda *, scale: nn.Upsample(scale_factor=scale))
+    with pytest.raises(NetworkError, match="has no weights"):
+        load("0")
+    publish(build=lambda *, scale: nn.Sequential(nn.Conv2d(1, 1, 1)))
+    with pytest.raises(NetworkError, match=r"failed on a patch of 8 x 8 pixels \(RuntimeError"):
+        load("0")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(NetworkError, match=r"\(diffusers\) has no feature maps"):
+        load_extractor(tmp_path, "unet", scale=2, size=8)
+
+
+def test_our_own_networks_keep_their_layers_and_show_their_modules() -> None:
+    edsr, lr = networks.load("edsr-small"), torch.rand(2, 3, 8, 8)
+    own = load_extractor("edsr-small", "body", scale=2, size=8)  # of any scale
+    assert torch.equal(own.network.features(lr, "body"), edsr.features(lr, "body"))
+    assert own.weights_sha256 == networks.weights_sha256("edsr-small")
+    assert not any(parameter.requires_grad for parameter in own.network.parameters())
+    inner = load_extractor("edsr-small", "body.1", scale=4, size=8)
+    assert torch.equal(inner.network.features(lr, "body.1"), edsr.features(lr, 2))
+    with pytest.raises(NetworkError, match=r"has no layer 'body\.99'"):
+        load_extractor("edsr-small", "body.99", scale=4, size=8)
+
+
+def test_swin2sr_is_an_extractor(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra diffusion is not installed")
+    config = transformers.Swin2SRConfig(embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=8, image_size=16)
+    network = transformers.Swin2SRForImageSuperResolution(config).eval()
+    network.save_pretrained(tmp_path)
+    lr = torch.rand(2, 3, 16, 16)
+    layer = "swin2sr.encoder.stages.1"
+    features = load_extractor(tmp_path, layer, scale=4, size=16).network.features(lr, layer)
+    with torch.no_grad():
+        states = network.swin2sr(lr, output_hidden_states=True).hidden_states
+    assert torch.allclose(features.flatten(2).transpose(1, 2), states[2], atol=1e-6)
+
+
+def test_a_checkpoint_is_an_extractor_through_spandrel(tmp_path: Path) -> None:
+    architectures = pytest.importorskip("spandrel.architectures.SwinIR", reason="the extra spandrel is not installed")
+    network = architectures.SwinIR(
+        upscale=2, window_size=8, img_size=16, depths=[1, 1], num_heads=[2, 2], embed_dim=12, upsampler="pixelshuffle"
+    ).eval()
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    lr = torch.rand(2, 3, 16, 16)
+    features = load_extractor(tmp_path / "net.pth", "layers.1", scale=4, size=16).network.features(lr, "layers.1")
+    tokens: list[Tensor] = []
+    network.layers[1].register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    network(lr)
+    assert torch.allclose(features.flatten(2).transpose(1, 2), tokens[0], atol=1e-6)
+
+
+def test_condensation_through_a_module_equals_condensation_through_the_layer_that_it_is() -> None:
+    """EDSR's second block, once by its number and once by its path as somebody else's network."""
+    generator = torch.Generator().manual_seed(3)
+    lr = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    offsets = torch.tensor([(0, 8 * number) for number in range(6)])
+    edsr = networks.load("edsr-small").requires_grad_(False)
+    results = []
+    for network, layer in ((edsr, 2), (Tapped(edsr, "edsr"), "body.1")):
+        recipe = Recipe.from_dict(
+            {
+                "name": "r",
+                "source": {"path": "p"},
+                "patches": {"size": 16, "stride": 8},
+                "features": {"layer": layer},
+                "transform": {"channels": 8},
+                "loss": {"frequencies": 16, "bank_size": 2},
+                "assignment": {"groups": 2, "events": 2, "interval": 0.2},
+                "optimiser": {"steps": 6, "milestones": [0.5]},
+            }
+        )
+        results.append(condense_instance(lr, offsets, 2, network, recipe, "photograph").patches)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], lr[:2])
