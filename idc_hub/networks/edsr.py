@@ -39,7 +39,6 @@ class EDSR(nn.Module):
 
     Attributes:
         name: What `create` and `load` call this network.
-        layers: Number of layers that `features` counts: one for each residual block.
         feature_channels: Channels of every feature map.
         arguments: The constructor's arguments without the scale, as stored in `config.json`.
     """
@@ -52,7 +51,6 @@ class EDSR(nn.Module):
             raise NetworkError(f"EDSR exists for the scales 2, 3 and 4, not for {scale}.")
         super().__init__()
         self.scale = scale
-        self.layers = blocks
         self.feature_channels = channels
         self.arguments = {"channels": channels, "blocks": blocks, "residual_scale": residual_scale}
 
@@ -75,7 +73,7 @@ class EDSR(nn.Module):
 
         Args:
             lr: Float `[B, 3, h, w]` in [0, 1].
-            layer: 1 to `layers`, the output of that residual block; "first", the first; "last", the last;
+            layer: 1 to the number of residual blocks, the output of that block; "first", the first; "last", the last;
                 or "body", what enters the upsampler: the last block through `conv_after_body`, plus the
                 output of `conv_first`.
 
@@ -92,11 +90,12 @@ class EDSR(nn.Module):
 
     def _block_count(self, layer: int | str) -> int:
         """How many residual blocks `layer` needs."""
-        counts: dict[int | str, int] = {n: n for n in range(1, self.layers + 1)}
-        counts |= {"first": 1, "last": self.layers, "body": self.layers}
+        last = len(self.body)
+        counts: dict[int | str, int] = {n: n for n in range(1, last + 1)}
+        counts |= {"first": 1, "last": last, "body": last}
         if isinstance(layer, bool) or layer not in counts:
             raise NetworkError(
                 f"{self.name} has no layer {layer!r}.",
-                hint=f'Its layers are 1 to {self.layers}, "first", "last" and "body".',
+                hint=f'Its layers are 1 to {last}, "first", "last" and "body".',
             )
         return counts[layer]

@@ -20,7 +20,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
 
     Only products of decays between 0 and 1 and sums are formed, never a quotient of two decays, so that neither
     slow nor instant forgetting leaves float32. Memory beside the arguments and the result: the hidden states of
-    one chunk, `B * chunk * D * N` numbers a few times over, also with gradients, for which each chunk is
+    one chunk, `batch * chunk * D * N` numbers a few times over, also with gradients, for which each chunk is
     computed again; and the state in which each chunk starts.
 
     Args:
@@ -32,7 +32,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
         chunk: Tokens that are computed in parallel; changes time and memory and no value beyond rounding.
 
     Returns:
-        y, `[B, L, D]`, in float32, or in float64 where an argument is in float64.
+        y, `[B, L, D]`, in float32, or in float64 where `u` is.
     """
     dtype = torch.promote_types(u.dtype, torch.float32)
     u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))

@@ -119,22 +119,19 @@ class Reference:
         inside = x @ weights[f"{name}.in_proj.0.weight"][:, :, 0, 0].T + weights[f"{name}.in_proj.0.bias"]
         inside = inside / (1 + np.exp(-self.conv(f"{name}.CPE.0", inside, depthwise=True)))
 
-        name = f"{name}.selectiveScan"
-        rates = -np.exp(weights[f"{name}.A_logs"])
-        rank = weights[f"{name}.dt_projs_weight"].shape[2]
+        scan = f"{name}.selectiveScan"
+        rates = -np.exp(weights[f"{scan}.A_logs"])
+        rank = weights[f"{scan}.dt_projs_weight"].shape[2]
         state = np.zeros_like(rates)
         scanned = np.empty((len(order), len(rates)))
         for step, pixel in enumerate(order):
             token = inside.reshape(-1, len(rates))[pixel]
-            low, write, read = np.split(weights[f"{name}.x_proj_weight"][0] @ token, [rank, rank + STATES])
-            raw = weights[f"{name}.dt_projs_weight"][0] @ low + weights[f"{name}.dt_projs_bias"][0]
+            low, write, read = np.split(weights[f"{scan}.x_proj_weight"][0] @ token, [rank, rank + STATES])
+            raw = weights[f"{scan}.dt_projs_weight"][0] @ low + weights[f"{scan}.dt_projs_bias"][0]
             delta = np.log1p(np.exp(raw))
-            read = (
-                read + weights[f"{name[:-14]}.embeddingB.weight"][prompts[step]] @ table
-            )  # of the step, not the pixel
+            read = read + weights[f"{name}.embeddingB.weight"][prompts[step]] @ table  # of the step, not of the pixel
             state = np.exp(delta[:, None] * rates) * state + (delta * token)[:, None] * write
-            scanned[pixel] = state @ read + weights[f"{name}.Ds"] * token
-        name = name.removesuffix(".selectiveScan")
+            scanned[pixel] = state @ read + weights[f"{scan}.Ds"] * token
         return self.linear(f"{name}.out_proj", self.norm(f"{name}.out_norm", scanned)).reshape(x.shape)
 
     def feed_forward(self, name: str, x: np.ndarray) -> np.ndarray:
