@@ -126,6 +126,10 @@ def evaluate(
         list[int] | None,
         typer.Option(min=0, help="Pixels left out on each side; may be repeated.", show_default="2, and the scale"),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=32, help="Side of the tiles, in LR pixels, that bound the memory.", show_default="no tiles"),
+    ] = None,
     save: Annotated[
         bool, typer.Option("--save", help="Keep the result in the network's folder, for its model card.")
     ] = False,
@@ -149,7 +153,7 @@ def evaluate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ours = network != "bicubic" and kind_of(network)[0] == "network"
     upscaler = load(network, scale=scale).to(device) if ours else load_teacher(network, scale=scale, device=device)
-    measured = evaluate_network(upscaler, testset, protocols, lr_location=lr)
+    measured = evaluate_network(upscaler, testset, protocols, lr_location=lr, tile=tile)
     if save:
         save_result(Path(network), measured)
     result = {"network": network, **measured}

@@ -1,20 +1,23 @@
 """PSNR and SSIM of a network or a teacher on a test set, each number under its Protocol."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idc_hub.images.metrics import Protocol, psnr, ssim
 from idc_hub.judging.pairs import read_pairs
 from idc_hub.networks import weights_sha256
 from idc_hub.networks.teachers import Teacher, upscale
+from idc_hub.networks.tiling import tiled
 
 RESULTS = "results.json"
+TILE_OVERLAP = 32  # LR pixels; a multiple of every window, so that tiles of such sides keep the image's windows
 
 
 def evaluate(
@@ -23,6 +26,7 @@ def evaluate(
     protocols: Sequence[Protocol],
     *,
     lr_location: str | Path | None = None,
+    tile: int | None = None,
 ) -> dict[str, Any]:
     """Upscale every LR image of a test set and compare it with its HR image.
 
@@ -34,6 +38,7 @@ def evaluate(
         testset: HR images: a folder, or what else `images.sources.open_source` opens.
         protocols: What to measure, all of one scale.
         lr_location: LR images under the HR images' names; without it they are made by `imresize`.
+        tile: Side, in LR pixels, of the tiles that a network computes a large image in; None: the whole at once.
 
     Returns:
         `{"testset", "images", "protocols"}`, ready for JSON; under "protocols" for each `str(protocol)` the
@@ -43,11 +48,14 @@ def evaluate(
         ImageError: There is no such test set, or an image does not fit.
     """
     pairs = read_pairs(testset, protocols[0].scale, lr_location=lr_location)
+    enlarge: Callable[[Tensor], Tensor] = upscaler
+    if not isinstance(upscaler, Teacher):
+        network = partial(tiled, upscaler, tile=tile, overlap=TILE_OVERLAP) if tile else upscaler
+        enlarge = partial(upscale, network, device=next(upscaler.parameters()).device)
     scores: dict[str, dict[str, tuple[float, float]]] = {str(protocol): {} for protocol in protocols}
     for name, (lr, hr) in pairs.items():
         batch = torch.from_numpy(lr).permute(2, 0, 1)[None]
-        result = upscaler(batch) if isinstance(upscaler, Teacher) else upscale(upscaler, batch)
-        sr = result[0].permute(1, 2, 0).numpy()
+        sr = enlarge(batch)[0].permute(1, 2, 0).numpy()
         for protocol in protocols:
             scores[str(protocol)][name] = psnr(sr, hr, protocol), ssim(sr, hr, protocol)
     return {

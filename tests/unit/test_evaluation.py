@@ -93,6 +93,11 @@ def test_a_network_sees_the_whole_image_and_nothing_around_it(testset: Path) -> 
         assert result["per_image"][name]["psnr"] == round(hand_psnr(sr, hr), 4)
 
 
+def test_tiles_that_overlap_enough_change_nothing(testset: Path) -> None:
+    network = networks.load("edsr-small")
+    assert evaluate(network, testset, [RGB], tile=16) == evaluate(network, testset, [RGB])
+
+
 def test_the_lr_images_of_the_folder_are_what_is_upscaled(testset: Path, tmp_path: Path) -> None:
     small = tmp_path / "LR"
     small.mkdir()
