@@ -125,6 +125,8 @@ class Features(Section):
     those of the real patches, each side's own, those of both together, or nobody's."""
     real_patches: Count | None = None
     """Use at most so many real patches of a photograph, drawn once; null: all (the paper)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network, and what real feature maps are kept in; bf16 is automatic mixed precision."""
 
 
 class Transform(Section):
@@ -140,6 +142,9 @@ class Transform(Section):
     """Draw rows with replacement."""
     padding: Literal["reflect", "zero", "valid"] = "reflect"
     """What stands beyond the border of the feature map; valid leaves the border out."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of local features and of their products with frequencies; bf16 is several times as fast where
+    the processor has it. Sums, cosines, sines and means are fp32 in either case."""
 
 
 class Loss(Section):

@@ -8,6 +8,7 @@ tiles of their group.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,12 +151,20 @@ class Assignment:
                 room[group] -= 1
                 self.group[free[tile]] = group
 
-    def pair(self, syn_tiles: Tensor, real_tiles: Tensor, real_groups: Tensor, content: Tensor, method: str) -> None:
+    def pair(
+        self,
+        syn_tiles: Tensor,
+        real_tiles: Callable[[Tensor], Tensor],
+        real_groups: Tensor,
+        content: Tensor,
+        method: str,
+    ) -> None:
         """Pair every grouped, unpaired tile with a free real tile of its group, each real tile at most once.
 
         Args:
             syn_tiles: float `[tiles, c, p, p]`, normalised features of the synthetic tiles.
-            real_tiles: float `[real tiles, c, p, p]`.
+            real_tiles: Gives the tiles of some indices int64 `[P]` as float `[P, c, p, p]`; there are too many to
+                hold them all at once.
             real_groups: int64 `[real tiles]`.
             content: int64 `[real tiles]`; tiles with the same number show the same pixels of the photograph and
                 count as one (`assignment.unique_content`). Without that, each tile has a number of its own.
@@ -168,7 +177,7 @@ class Assignment:
             real = torch.nonzero((real_groups == group) & ~used).flatten()
             if len(real) == 0:
                 continue
-            distances = torch.cdist(syn_tiles[syn].flatten(1), real_tiles[real].flatten(1)).square()
+            distances = torch.cdist(syn_tiles[syn].flatten(1), real_tiles(real).flatten(1)).square()
             for row, column in _one_to_one(distances.cpu().numpy(), content[real].cpu().numpy(), method):
                 self.partner[syn[row]] = real[column]
 

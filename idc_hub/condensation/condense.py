@@ -18,17 +18,8 @@ import torch
 from torch import Tensor
 
 from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, proportional_quotas
-from idc_hub.condensation.discrepancy import cf_distance, segment_sums
-from idc_hub.condensation.real_side import (
-    HELD_OUT_DRAWS,
-    Draw,
-    RealSide,
-    Statistics,
-    Targets,
-    extract,
-    generator,
-)
-from idc_hub.condensation.transforms import to_rows
+from idc_hub.condensation.objective import Objective, weighted
+from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
@@ -162,7 +153,7 @@ def condense_instance(
     state = resume or State.start(patches, len(grid))
     optimiser = _adam(state, recipe)
     objective = Objective(real, grid, recipe)
-    objective.take_partners(state)
+    objective.take_partners(state.assignment)
     event_steps = recipe.assignment.event_steps(recipe.optimiser.steps)
     events = {step: number for number, step in enumerate(event_steps, start=1)}
     norms: dict[str, list[float]] = {term: [] for term in TERMS}
@@ -175,11 +166,11 @@ def condense_instance(
         step = state.step
         if step in events:
             update_assignment(state, real, grid, network, recipe, events[step])
-            objective.take_partners(state)
+            objective.take_partners(state.assignment)
         optimiser.param_groups[0]["lr"] = learning_rate(recipe, step)
         optimiser.zero_grad()
         raw = extract(network, state.patches, recipe)
-        terms, penalty = objective(raw, state, step)
+        terms, penalty = objective(raw, state.shifts, step)
         if (step + 1) % recipe.workers.log_every == 0:
             last = _measure(terms, state, recipe, norms)
             log({"step": step + 1, **last, "seconds": time.monotonic() - begun})
@@ -245,10 +236,10 @@ def update_assignment(
     """
     spec = recipe.assignment
     raw = extract(network, state.patches, recipe)
-    normalised = real.normalise(raw, real.statistics_for(raw)[1])
-    real_tiles = real.grid.cut(real.crop(real.normalise(real.features)))
+    statistics = real.statistics_for(raw)[1]
     assignment = state.assignment
-    assignment.pair(grid.cut(real.crop(normalised)), real_tiles, real.labels, real.content, spec.pairing)
+    syn_tiles = grid.cut(real.crop(real.normalise(raw, statistics)))
+    assignment.pair(syn_tiles, real.tiles, real.labels, real.content, spec.pairing)
     if event > spec.events:
         return
     quotas = proportional_quotas(real.sizes.cpu(), len(grid))
@@ -258,132 +249,7 @@ def update_assignment(
     else:
         room = quotas - torch.bincount(assignment.group[assignment.group >= 0].cpu(), minlength=len(quotas))
         limit = int(event_share(torch.tensor(len(grid)), event, spec.events))
-    assignment.add_to_groups(real.descriptors(normalised), real.centroids, room, limit)
-
-
-class Objective:
-    """The three terms of the loss at a step (paper Eq. 6-8), on the synthetic side alone.
-
-    Args:
-        real: The real side.
-        grid: The tiles of the synthetic maps.
-        recipe: The recipe.
-    """
-
-    def __init__(self, real: RealSide, grid: TileGrid, recipe: Recipe) -> None:
-        self.real = real
-        self.grid = grid
-        self.recipe = recipe
-        self.pixels = grid.pixels().to(real.features.device)
-        self.margin = 1 if recipe.loss.deformation == "translation" else 0
-        self.paired = torch.zeros(0, dtype=torch.int64)
-        self.windows: Tensor | None = None
-        self.row_groups = torch.zeros(0, dtype=torch.int64)
-        self.members = torch.zeros(0)
-
-    def take_partners(self, state: State) -> None:
-        """Look up what follows from the assignment; call it after every event and after a resume."""
-        groups = len(self.real.centroids)
-        self.row_groups = self.grid.row_labels(state.assignment.group, groups)
-        counts = torch.bincount(self.row_groups, minlength=groups + 1)
-        self.members = counts[:groups]
-        self.paired = torch.nonzero(state.assignment.partner >= 0).flatten()
-        self.windows = None
-        if len(self.paired):
-            partners = state.assignment.partner[self.paired]
-            self.windows = self.real.windows(partners, self.real.statistics, self.margin)
-
-    def __call__(self, raw: Tensor, state: State, step: int) -> tuple[dict[str, Tensor], Tensor | float]:
-        """Unweighted terms and the weighted penalty on the deformation.
-
-        Args:
-            raw: float `[n, c, h, w]`, raw features of the synthetic patches.
-            state: The state; its assignment must be the one last given to `take_partners`.
-            step: The step, which chooses the draw.
-        """
-        real_statistics, syn_statistics = self.real.statistics_for(raw)
-        draw, targets = self._at(step, real_statistics)
-        rows = self.real.rows(self.real.normalise(raw, syn_statistics), draw, targets.scale)
-        loss = self.recipe.loss
-        groups = len(self.members)
-        sums = segment_sums(rows, draw.freqs, self.row_groups, groups + 1)
-        whole = sums.sum(0) / len(rows)
-        terms = {"instance": cf_distance(targets.instance, whole, alpha=loss.alpha, beta=loss.beta)}
-        present = self.members > 0
-        if bool(present.any()):
-            if draw.group_freqs is not draw.freqs:
-                sums = segment_sums(rows, draw.group_freqs, self.row_groups, groups + 1)
-            means = sums[:groups][present] / self.members[present, None]
-            distances = cf_distance(targets.groups[present], means, alpha=loss.alpha, beta=loss.beta)
-            terms["group"] = distances.sum() if loss.group_reduction == "sum" else distances.mean()
-        if self.windows is None:
-            return terms, 0.0
-        partner_rows = self._partner_rows(draw, targets, state, real_statistics)
-        differences = (rows[self.pixels[self.paired]] - partner_rows).abs()
-        terms["pair"] = self._reduce_pairs(differences, state.assignment.group[self.paired])
-        if not self.margin:
-            return terms, 0.0
-        return terms, loss.deformation_weight * state.shifts[self.paired].square().mean()
-
-    def _at(self, step: int, statistics: Statistics) -> tuple[Draw, Targets]:
-        """The draw of a step: fresh, or the bank walked in an order reshuffled every round."""
-        loss = self.recipe.loss
-        if loss.draws == "fresh":
-            name: object = f"step-{step}"
-        else:
-            round_, place = divmod(step, loss.bank_size)
-            rng = generator(self.recipe.seed, self.real.instance_id, "order", round_)
-            name = int(torch.randperm(loss.bank_size, generator=rng)[place])
-        if self.recipe.features.statistics == "joint":
-            draw = self.real.draw(name)
-            return draw, self.real.targets(draw, statistics)
-        return self.real.at(name, keep=loss.draws == "bank")
-
-    def _partner_rows(self, draw: Draw, targets: Targets, state: State, statistics: Statistics) -> Tensor:
-        """Rows of the paired real tiles, `[pairs, tile*tile, C_out]`, in the order of `TileGrid.pixels`."""
-        windows = self.windows
-        if self.recipe.features.statistics == "joint":
-            windows = self.real.windows(state.assignment.partner[self.paired], statistics, self.margin)
-        assert windows is not None
-        if self.margin:
-            windows = shift_windows(windows, state.shifts[self.paired])
-        maps = torch.nn.functional.conv2d(windows, draw.rows)
-        rows = to_rows(maps).view(len(maps), -1, maps.shape[1])
-        return self.real.norm_rows(rows, targets.scale)
-
-    def _reduce_pairs(self, differences: Tensor, groups: Tensor) -> Tensor:
-        """Reduce absolute differences `[pairs, pixels, C_out]` (`loss.pair_reduction`; algorithm note 6.9)."""
-        reduction = self.recipe.loss.pair_reduction
-        if reduction == "mean":
-            return differences.mean()
-        per_pair = differences.sum((1, 2)) if reduction == "literal" else differences.mean((1, 2))
-        sizes = torch.bincount(groups, minlength=len(self.members))[groups]
-        return (per_pair / (sizes.square() if reduction == "group-mean-twice" else sizes)).sum()
-
-
-def shift_windows(windows: Tensor, shifts: Tensor) -> Tensor:
-    """Move each window by its learned translation and cut the margin of one pixel off.
-
-    Args:
-        windows: `[P, c, s + 2, s + 2]`.
-        shifts: `[P, 2]` (y, x) in pixels; clamped to [-1, 1].
-
-    Returns:
-        `[P, c, s, s]`, bilinearly interpolated; differentiable in `shifts`.
-    """
-    side = windows.shape[-1] - 2
-    steps = torch.arange(side, dtype=windows.dtype, device=windows.device) - (side - 1) / 2
-    shifts = shifts.clamp(-1, 1)
-    # With align_corners=False a pixel is 2 / (side + 2) wide in grid_sample's coordinates.
-    y = (steps + shifts[:, :1]) * (2 / (side + 2))
-    x = (steps + shifts[:, 1:]) * (2 / (side + 2))
-    where = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
-    return torch.nn.functional.grid_sample(windows, where, align_corners=False)
-
-
-def weighted(terms: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
-    """The terms times their weights in the recipe."""
-    return {term: getattr(recipe.loss, f"{term}_weight") * value for term, value in terms.items()}
+    assignment.add_to_groups(real.descriptors(raw, statistics), real.centroids, room, limit)
 
 
 def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:

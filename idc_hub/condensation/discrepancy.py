@@ -6,28 +6,78 @@ A set of rows is described by its empirical characteristic function at `T` frequ
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _EPS = 1e-12
 
+_CACHED_ROWS = 1024
+"""Rows that `segment_sums` projects at a time on a CPU."""
 
-def segment_sums(rows: Tensor, freqs: Tensor, labels: Tensor, segments: int) -> Tensor:
+
+def membership(labels: Tensor, segments: int) -> Tensor:
+    """Which rows belong to which segment, for `segment_sums`: float32 `[segments, S]` from int64 labels `[S]`."""
+    return torch.nn.functional.one_hot(labels, segments).float().T.contiguous()
+
+
+def segment_sums(rows: Tensor, freqs: Tensor, members: Tensor) -> Tensor:
     """Sums of `exp(i <t, row>)` over the rows of each segment: one projection serves all of them.
 
     Args:
-        rows: float `[S, C]`, one local feature a row.
-        freqs: float `[T, C]`.
-        labels: int64 `[S]`, the segment of each row, in `[0, segments)`.
-        segments: Number of segments `G`.
+        rows: `[S, C]`, one local feature a row; differentiable in them alone.
+        freqs: `[T, C]`, of the same dtype, which is that of the product: with bfloat16 the projections are added up
+            in float32 and rounded once. Cosines, sines and their sums are never less than float32.
+        members: float `[G, S]` of `membership`.
 
     Returns:
         complex `[G, T]`.
     """
-    phases = rows @ freqs.T
-    # A product with the one-hot matrix adds in a fixed order; a scatter would not on a GPU.
-    members = torch.nn.functional.one_hot(labels, segments).to(rows.dtype).T
-    return torch.complex(members @ phases.cos(), members @ phases.sin())
+    return torch.complex(*_SegmentSums.apply(rows, freqs, members))
+
+
+class _SegmentSums(torch.autograd.Function):
+    """`segment_sums` piece by piece, so that the phases of a piece stay in the cache of a CPU.
+
+    Kept for the backward pass are cosines and sines, which are each other's slopes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, freqs: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        members = members.to(dtype)
+        real = torch.zeros(len(members), len(freqs), dtype=dtype, device=rows.device)
+        imaginary = torch.zeros_like(real)
+        kept = []
+        for here in _pieces(rows):
+            phases = (rows[here] @ freqs.T).to(dtype)
+            cosines, sines = phases.cos(), phases.sin_()
+            # A product with the membership adds in a fixed order; a scatter would not on a GPU.
+            real.addmm_(members[:, here], cosines)
+            imaginary.addmm_(members[:, here], sines)
+            if ctx.needs_input_grad[0]:
+                kept += [cosines, sines]
+        ctx.save_for_backward(freqs, members, *kept)
+        ctx.rows = rows.shape, rows.dtype
+        return real, imaginary
+
+    @staticmethod
+    def backward(ctx: Any, slope_real: Tensor, slope_imaginary: Tensor) -> tuple[Tensor, None, None]:
+        freqs, members, *kept = ctx.saved_tensors
+        shape, dtype = ctx.rows
+        gradient = torch.empty(shape, dtype=dtype, device=freqs.device)
+        for number, here in enumerate(_pieces(gradient)):
+            cosines, sines = kept[2 * number], kept[2 * number + 1]
+            of_rows = members[:, here].T
+            phases = (of_rows @ slope_imaginary).mul_(cosines).addcmul_(of_rows @ slope_real, sines, value=-1)
+            torch.mm(phases.to(dtype), freqs, out=gradient[here])
+        return gradient, None, None
+
+
+def _pieces(rows: Tensor) -> list[slice]:
+    size = _CACHED_ROWS if rows.device.type == "cpu" else len(rows)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
 def characteristic_function(rows: Tensor, freqs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from idc_hub.condensation.assignment import TileGrid, kmeans
-from idc_hub.condensation.discrepancy import cf_distance, segment_sums
+from idc_hub.condensation.discrepancy import cf_distance, membership, segment_sums
 from idc_hub.condensation.transforms import draw_row_indices, pad_for_rlff, rlff, rlff_rows, to_rows
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ _RMS_PATCHES = 16
 
 _VARIANCE_EPS = 1e-5
 _NORM_EPS = 1e-6
+_LENGTH_EPS = 1e-12
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def seed_of(*parts: object) -> int:
@@ -78,6 +81,12 @@ class Draw:
             group_freqs = torch.randn(shape, generator=rng).to(device) * loss.frequency_scale
         return cls(rlff_rows(channels, spec.kernel_size, indices).to(device), freqs, group_freqs)
 
+    def prepared(self, norm: float, dtype: torch.dtype) -> Draw:
+        """This draw with its rows divided by `norm`, all in `dtype`, the rows laid out as `rlff` likes them."""
+        freqs = self.freqs.to(dtype)
+        group_freqs = freqs if self.group_freqs is self.freqs else self.group_freqs.to(dtype)
+        return Draw((self.rows / norm).to(dtype, memory_format=torch.channels_last), freqs, group_freqs)
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -90,9 +99,10 @@ class Statistics:
     def of(cls, *maps: Tensor) -> Statistics:
         """Statistics over all positions of all maps `[B, c, h, w]` together; biased variance, as batch norm."""
         count = sum(m.numel() // m.shape[1] for m in maps)
-        total = sum((m.sum((0, 2, 3)) for m in maps), torch.zeros(()))
+        pieces = [piece for m in maps for piece in m.split(_CHUNK)]
+        total = torch.stack([piece.float().sum((0, 2, 3)) for piece in pieces]).sum(0)
         mean = (total / count).view(1, -1, 1, 1)
-        spread = sum(((m - mean).square().sum((0, 2, 3)) for m in maps), torch.zeros(()))
+        spread = torch.stack([(piece - mean).square().sum((0, 2, 3)) for piece in pieces]).sum(0)
         return cls(mean, (spread / count + _VARIANCE_EPS).sqrt().view(1, -1, 1, 1))
 
     def normalise(self, maps: Tensor) -> Tensor:
@@ -107,12 +117,10 @@ class Targets:
     Attributes:
         instance: complex `[T]`, characteristic function of all real rows.
         groups: complex `[M, T]`, of the rows of each group.
-        scale: What a row is divided by under `loss.row_norm: global` (RMS norm of real rows), else 1.
     """
 
     instance: Tensor
     groups: Tensor
-    scale: float
 
 
 class RealSide:
@@ -126,7 +134,7 @@ class RealSide:
         instance_id: Names the photograph; seeds what is drawn for it alone.
 
     Attributes:
-        features: float `[N, c, h, w]`, raw features.
+        features: `[N, c, h, w]`, raw features, in the dtype of `features.precision`.
         statistics: Their per-channel statistics.
         grid: The tiles of the transformed real maps.
         centroids: `[M, c]`; `labels` int64 `[tiles]`; `sizes` int64 `[M]`.
@@ -142,12 +150,13 @@ class RealSide:
             lr, offsets = lr[chosen.values], offsets[chosen.values]
         self.lr = lr
         with torch.no_grad():
-            self.features = torch.cat([extract(network, piece, recipe) for piece in lr.split(_CHUNK)])
+            kept = PRECISIONS[recipe.features.precision]
+            self.features = torch.cat([extract(network, piece, recipe).to(kept) for piece in lr.split(_CHUNK)])
         self.statistics = Statistics.of(self.features)
         height, width = (side - 2 * self.border for side in self.features.shape[2:])
         self.grid = TileGrid(len(lr), height, width, recipe.assignment.tile)
         with torch.no_grad():
-            descriptors = self.descriptors(self.normalise(self.features))
+            descriptors = self.descriptors(self.features)
         seed = seed_of(recipe.seed, instance_id, "kmeans")
         self.centroids, self.labels = kmeans(descriptors, recipe.assignment.groups, seed)
         self.sizes = torch.bincount(self.labels, minlength=len(self.centroids))
@@ -180,27 +189,35 @@ class RealSide:
             return joint, joint
         return self.statistics, self.statistics
 
-    def descriptors(self, normalised: Tensor) -> Tensor:
-        """Mean feature of every tile of normalised maps `[B, c, h, w]`: `[tiles, C]` (paper appendix B)."""
+    def descriptors(self, raw: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Mean normalised feature of every tile of raw maps `[B, c, h, w]`: `[tiles, C]` (paper appendix B)."""
+        rows = self.draw(0, self.statistics).rows if self.recipe.assignment.space == "transform" else None
         pieces = []
-        for piece in normalised.split(_CHUNK):
-            if self.recipe.assignment.space == "transform":
-                maps = rlff(piece, self.draw(0).rows, self.recipe.transform.padding)
-            else:
-                maps = self.crop(piece)
+        for piece in raw.split(_CHUNK):
+            maps = self.normalise(piece, statistics)
+            maps = self.crop(maps) if rows is None else rlff(maps, rows, self.recipe.transform.padding).float()
             pooled = torch.nn.functional.avg_pool2d(maps, self.recipe.assignment.tile)
             pieces.append(to_rows(pooled))
         return torch.cat(pieces)
 
-    def draw(self, name: object) -> Draw:
-        """The draw called `name` on this photograph's device."""
-        return Draw.make(self.recipe, self.features.shape[1], name, self.features.device)
+    def tiles(self, chosen: Tensor) -> Tensor:
+        """Normalised features of some real tiles, int64 `[P]`: `[P, c, tile, tile]`."""
+        patch, down, across = self._place(chosen)
+        tile = self.grid.tile
+        pieces = self.crop(self.features).unfold(2, tile, tile).unfold(3, tile, tile)
+        return self.normalise(pieces[patch, :, down, across])
+
+    def draw(self, name: object, statistics: Statistics) -> Draw:
+        """The draw called `name` on this photograph's device, with `loss.row_norm: global` and in its precision."""
+        draw = Draw.make(self.recipe, self.features.shape[1], name, self.features.device)
+        norm = self._rms_norm(draw, statistics) if self.recipe.loss.row_norm == "global" else 1.0
+        return draw.prepared(norm, PRECISIONS[self.recipe.transform.precision])
 
     def at(self, name: object, *, keep: bool) -> tuple[Draw, Targets]:
         """The draw called `name` and the real side at it; `keep` it for the next time it is met."""
         if name in self._table:
             return self._table[name]
-        draw = self.draw(name)
+        draw = self.draw(name, self.statistics)
         found = draw, self.targets(draw, self.statistics)
         if keep:
             self._table[name] = found
@@ -209,33 +226,34 @@ class RealSide:
     @torch.no_grad()
     def targets(self, draw: Draw, statistics: Statistics) -> Targets:
         """Characteristic functions of the real rows at a draw, streamed over the patches."""
-        scale = self._rms_norm(draw, statistics) if self.recipe.loss.row_norm == "global" else 1.0
         groups = len(self.centroids)
         labels = self.grid.row_labels(self.labels, groups).view(self.grid.patches, -1)
         total: Tensor | int = 0
         grouped: Tensor | int = 0
         for start in range(0, len(self.features), _CHUNK):
             here = slice(start, start + _CHUNK)
-            rows = self.rows(self.normalise(self.features[here], statistics), draw, scale)
-            sums = segment_sums(rows, draw.freqs, labels[here].flatten(), groups + 1)
+            rows = self.rows(self.normalise(self.features[here], statistics), draw)
+            members = membership(labels[here].flatten(), groups + 1)
+            sums = segment_sums(rows, draw.freqs, members)
             total = total + sums.sum(0)
             if draw.group_freqs is not draw.freqs:
-                sums = segment_sums(rows, draw.group_freqs, labels[here].flatten(), groups + 1)
+                sums = segment_sums(rows, draw.group_freqs, members)
             grouped = grouped + sums[:groups]
         assert isinstance(total, Tensor)
         assert isinstance(grouped, Tensor)
-        members = (self.sizes * self.grid.tile**2).clamp(min=1)
-        return Targets(total / labels.numel(), grouped / members[:, None], scale)
+        pixels = (self.sizes * self.grid.tile**2).clamp(min=1)
+        return Targets(total / labels.numel(), grouped / pixels[:, None])
 
-    def rows(self, normalised: Tensor, draw: Draw, scale: float) -> Tensor:
+    def rows(self, normalised: Tensor, draw: Draw) -> Tensor:
         """Local features of normalised maps, one a row, normalised as `loss.row_norm` says."""
-        return self.norm_rows(to_rows(rlff(normalised, draw.rows, self.recipe.transform.padding)), scale)
+        return self.norm_rows(to_rows(rlff(normalised, draw.rows, self.recipe.transform.padding)))
 
-    def norm_rows(self, rows: Tensor, scale: float) -> Tensor:
-        """Divide each row by its length (`row`), by the real RMS length (`global`), or leave it (`none`)."""
-        if self.recipe.loss.row_norm == "row":
-            return torch.nn.functional.normalize(rows, dim=-1)
-        return rows / scale
+    def norm_rows(self, rows: Tensor) -> Tensor:
+        """Divide each row by its length under `loss.row_norm: row`; a global norm is in the draw already."""
+        if self.recipe.loss.row_norm != "row":
+            return rows
+        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        return (rows / lengths.clamp(min=_LENGTH_EPS)).to(rows.dtype)
 
     def windows(self, partners: Tensor, statistics: Statistics, margin: int) -> Tensor:
         """Neighbourhoods of real tiles, from which their rows follow by a valid convolution.
@@ -250,13 +268,15 @@ class RealSide:
         """
         spec, tile = self.recipe.transform, self.grid.tile
         side = tile + spec.kernel_size - 1 + 2 * margin
-        patch, place = partners.div(self.grid.rows_down * self.grid.across, rounding_mode="floor"), partners
-        place = partners % (self.grid.rows_down * self.grid.across)
-        needed, index = torch.unique(patch, return_inverse=True)
-        maps = self.normalise(self.features[needed], statistics)
-        maps = pad_for_rlff(maps, spec.kernel_size, spec.padding, margin=margin)
-        pieces = maps.unfold(2, side, tile).unfold(3, side, tile)
-        return pieces[index, :, place // self.grid.across, place % self.grid.across]
+        patch, down, across = self._place(partners)
+        pieces = self.features.new_empty((len(partners), self.features.shape[1], side, side), dtype=torch.float32)
+        for start in range(0, len(self.features), _CHUNK):
+            wanted = torch.nonzero((patch >= start) & (patch < start + _CHUNK)).flatten()
+            maps = self.normalise(self.features[start : start + _CHUNK], statistics)
+            maps = pad_for_rlff(maps, spec.kernel_size, spec.padding, margin=margin)
+            maps = maps.unfold(2, side, tile).unfold(3, side, tile)
+            pieces[wanted] = maps[patch[wanted] - start, :, down[wanted], across[wanted]].float()
+        return pieces
 
     @torch.no_grad()
     def discrepancy(self, lr: Tensor, network: torch.nn.Module, names: list[object]) -> float:
@@ -266,9 +286,8 @@ class RealSide:
         values = []
         for name in names:
             draw, targets = self.at(name, keep=True)
-            rows = self.rows(normalised, draw, targets.scale)
-            labels = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-            syn = segment_sums(rows, draw.freqs, labels, 1)[0] / len(rows)
+            rows = self.rows(normalised, draw)
+            syn = segment_sums(rows, draw.freqs, torch.ones(1, len(rows), device=rows.device))[0] / len(rows)
             loss = self.recipe.loss
             values.append(cf_distance(targets.instance, syn, alpha=loss.alpha, beta=loss.beta))
         return float(torch.stack(values).mean())
@@ -301,12 +320,20 @@ class RealSide:
             targets.append(target.instance)
             pieces = []
             for piece in self.features.split(_CHUNK):
-                rows = self.rows(self.normalise(piece), draw, target.scale)
+                rows = self.rows(self.normalise(piece), draw)
                 labels = torch.arange(len(piece), device=rows.device).repeat_interleave(len(rows) // len(piece))
-                pieces.append(segment_sums(rows, draw.freqs, labels, len(piece)) * (len(piece) / len(rows)))
+                members = membership(labels, len(piece))
+                pieces.append(segment_sums(rows, draw.freqs, members) * (len(piece) / len(rows)))
             functions.append(torch.cat(pieces))
         return torch.stack(functions), torch.stack(targets)
 
+    def _place(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Patch, row and column of real tiles."""
+        a_patch, across = self.grid.rows_down * self.grid.across, self.grid.across
+        place = tiles % a_patch
+        return tiles // a_patch, place // across, place % across
+
+    @torch.no_grad()
     def _rms_norm(self, draw: Draw, statistics: Statistics) -> float:
         total, count = 0.0, 0
         for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(_CHUNK):
@@ -321,15 +348,14 @@ class RealSide:
         tiles = torch.arange(len(self.grid))
         if not self.recipe.assignment.unique_content:
             return tiles.to(self.labels.device)
-        a_patch, tile = self.grid.rows_down * self.grid.across, self.grid.tile
-        place = tiles % a_patch
-        inside = torch.stack([place // self.grid.across, place % self.grid.across], dim=1) * tile
-        positions = offsets.cpu()[tiles // a_patch] + inside
+        patch, down, across = self._place(tiles)
+        positions = offsets.cpu()[patch] + torch.stack([down, across], dim=1) * self.grid.tile
         return torch.unique(positions, dim=0, return_inverse=True)[1].to(self.labels.device)
 
 
 def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe) -> Tensor:
-    """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1]."""
+    """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1]; `features.precision` says how exact."""
     pixels = lr.float() / 255 if lr.dtype == torch.uint8 else lr
-    features: Tensor = network.features(pixels, recipe.features.layer)  # type: ignore[operator]
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.features.precision == "bf16"):
+        features: Tensor = network.features(pixels, recipe.features.layer)  # type: ignore[operator]
     return features

@@ -101,13 +101,19 @@ def rlff(features: Tensor, rows: Tensor, padding: str) -> Tensor:
 
     Args:
         features: `[B, c, h, w]`, normalised per channel.
-        rows: `[C_out, c, k, k]` of `rlff_rows`.
+        rows: `[C_out, c, k, k]` of `rlff_rows`; the convolution has their dtype (bfloat16 adds up in float32).
         padding: `reflect`, `zero` or `valid`.
 
     Returns:
-        `[B, C_out, h', w']`; `h' = h` unless `valid`, where `h' = h - k + 1`.
+        `[B, C_out, h', w']` in the dtype of the rows; `h' = h` unless `valid`, where `h' = h - k + 1`.
     """
-    return F.conv2d(pad_for_rlff(features, rows.shape[-1], padding), rows)
+    return convolve(pad_for_rlff(features, rows.shape[-1], padding), rows)
+
+
+def convolve(padded: Tensor, rows: Tensor) -> Tensor:
+    """`rlff` of maps that are padded already, or of windows cut from such maps."""
+    # Channels last, the maps are rows already: `to_rows` copies nothing.
+    return F.conv2d(padded.to(rows.dtype, memory_format=torch.channels_last), rows)
 
 
 def to_rows(maps: Tensor) -> Tensor:

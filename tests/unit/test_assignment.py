@@ -102,7 +102,7 @@ def squared(syn: torch.Tensor, real: torch.Tensor) -> np.ndarray:
 def test_greedy_pairing_takes_the_closest_pair_first_and_each_real_tile_once() -> None:
     syn, real, real_groups, groups = pairing_problem()
     assignment = Assignment(groups.clone(), torch.full((6,), -1))
-    assignment.pair(syn, real, real_groups, torch.arange(9), "greedy")
+    assignment.pair(syn, real.__getitem__, real_groups, torch.arange(9), "greedy")
     distances = squared(syn, real)
     expected: dict[int, int] = {}
     for s, r in sorted(itertools.product(range(6), range(9)), key=lambda pair: distances[pair]):
@@ -115,7 +115,7 @@ def test_greedy_pairing_takes_the_closest_pair_first_and_each_real_tile_once() -
 def test_hungarian_pairing_has_the_least_total() -> None:
     syn, real, real_groups, groups = pairing_problem()
     assignment = Assignment(groups.clone(), torch.full((6,), -1))
-    assignment.pair(syn, real, real_groups, torch.arange(9), "hungarian")
+    assignment.pair(syn, real.__getitem__, real_groups, torch.arange(9), "hungarian")
     distances = squared(syn, real)
     total = sum(distances[s, int(assignment.partner[s])] for s in range(5))
     best_first = min(sum(distances[s, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4), 3))
@@ -129,17 +129,21 @@ def test_copies_of_the_same_content_count_as_one_partner(method: str) -> None:
     real = torch.tensor([0.0, 0.1, 0.2, 5.0]).view(4, 1, 1, 1)
     content = torch.tensor([0, 0, 1, 2])
     assignment = Assignment(torch.zeros(3, dtype=torch.int64), torch.full((3,), -1))
-    assignment.pair(syn, real, torch.zeros(4, dtype=torch.int64), content, method)
+    assignment.pair(syn, real.__getitem__, torch.zeros(4, dtype=torch.int64), content, method)
     assert sorted(assignment.partner.tolist()) == [0, 2, 3]
     # What is used stays used at a later event, its copies too.
     late = Assignment(torch.zeros(4, dtype=torch.int64), torch.tensor([1, 2, -1, -1]))
-    late.pair(torch.zeros(4, 1, 1, 1), real, torch.zeros(4, dtype=torch.int64), content, method)
+    late.pair(torch.zeros(4, 1, 1, 1), real.__getitem__, torch.zeros(4, dtype=torch.int64), content, method)
     assert sorted(late.partner.tolist()) == [-1, 1, 2, 3]
 
 
 def test_tiles_stay_unpaired_when_their_group_has_no_free_real_tile() -> None:
     assignment = Assignment(torch.zeros(2, dtype=torch.int64), torch.full((2,), -1))
     assignment.pair(
-        torch.zeros(2, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1), "greedy"
+        torch.zeros(2, 1, 1, 1),
+        torch.ones(1, 1, 1, 1).__getitem__,
+        torch.zeros(1, dtype=torch.int64),
+        torch.arange(1),
+        "greedy",
     )
     assert sorted(assignment.partner.tolist()) == [-1, 0]

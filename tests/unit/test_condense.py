@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from idc_hub.condensation.assignment import Assignment, TileGrid
 from idc_hub.condensation.condense import (
-    Objective,
     State,
     Stopped,
     condense_instance,
     initial_patches,
     learning_rate,
     random_subset,
-    shift_windows,
-    weighted,
 )
+from idc_hub.condensation.objective import Objective, shift_windows, weighted
 from idc_hub.condensation.real_side import RealSide, Statistics, extract
 from idc_hub.recipe import Recipe
 
@@ -115,10 +113,10 @@ def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) 
         of_group = torch.nonzero(real.labels == state.assignment.group[tile]).flatten()
         state.assignment.partner[tile] = of_group[tile % len(of_group)]
     objective = Objective(real, grid, spec)
-    objective.take_partners(state)
-    terms, _ = objective(extract(network, state.patches, spec), state, step=0)
+    objective.take_partners(state.assignment)
+    terms, _ = objective(extract(network, state.patches, spec), state.shifts, step=0)
 
-    draw, _ = objective._at(0, real.statistics)
+    draw, _ = objective.at(0, real.statistics)
     normalise = real.statistics.normalise
     syn_rows, real_rows = (
         slow_rows(normalise(extract(network, lr, spec)).double().numpy(), draw.rows.double().numpy(), padding)
@@ -221,6 +219,8 @@ SWITCHES = [
     ("transform__replacement", True),
     ("transform__padding", "zero"),
     ("transform__padding", "valid"),
+    ("transform__precision", "bf16"),
+    ("features__precision", "bf16"),
     ("loss__row_norm", "global"),
     ("loss__row_norm", "none"),
     ("loss__frequency_scale", 0.3),

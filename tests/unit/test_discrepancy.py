@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from idc_hub.condensation.discrepancy import cf_distance, characteristic_function, ncfd, segment_sums
+from idc_hub.condensation import discrepancy
+from idc_hub.condensation.discrepancy import cf_distance, characteristic_function, membership, ncfd, segment_sums
 
 
 def slow_ncfd(real: np.ndarray, syn: np.ndarray, freqs: np.ndarray, alpha: float, beta: float) -> float:
@@ -69,10 +70,28 @@ def test_opposite_phases_use_the_other_branch_and_stay_differentiable() -> None:
 def test_segment_sums_add_up_to_the_whole_and_to_each_part() -> None:
     real, _, freqs = samples()
     labels = torch.arange(40) % 3
-    sums = segment_sums(real, freqs, labels, 4)
+    sums = segment_sums(real, freqs, membership(labels, 4))
     assert sums.shape == (4, 25)
     assert torch.allclose(sums.sum(0) / 40, characteristic_function(real, freqs))
     for part in range(3):
         mean = sums[part] / int((labels == part).sum())
         assert torch.allclose(mean, characteristic_function(real[labels == part], freqs))
     assert sums[3].abs().max() == 0
+
+
+def test_the_slopes_of_segment_sums_are_those_of_the_plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discrepancy, "_CACHED_ROWS", 16)  # 40 rows in three pieces, the last one shorter
+    real, _, freqs = samples()
+    rows = real.double().requires_grad_()
+    members = membership(torch.arange(40) % 3, 4)
+    assert torch.autograd.gradcheck(lambda x: segment_sums(x, freqs.double(), members), rows)
+
+
+def test_bfloat16_projections_keep_the_sums_within_their_rounding() -> None:
+    real, _, freqs = samples()
+    rows, members = torch.nn.functional.normalize(real.float(), dim=1), membership(torch.arange(40) % 3, 4)
+    exact = segment_sums(rows, freqs.float(), members)
+    rounded = segment_sums(rows.bfloat16(), freqs.bfloat16(), members)
+    assert rounded.dtype == torch.complex64
+    assert (exact - rounded).abs().max() < 0.2
+    assert (exact - rounded).abs().max() > 0

@@ -330,6 +330,7 @@ class TestHash:
             **{"transform.replacement": False, "transform.padding": "reflect"},
             **{"loss.alpha": 0.2, "loss.beta": 0.8, "loss.row_norm": "global", "loss.frequencies": 1024},
             **{"loss.frequency_scale": 1.0, "loss.draws": "bank", "loss.bank_size": 16},
+            **{"features.precision": "fp32", "transform.precision": "fp32"},
             **{"loss.shared_frequencies": True, "loss.instance_weight": 300.0, "loss.group_weight": 300.0},
             **{"loss.group_reduction": "mean", "loss.pair_weight": 1000.0, "loss.pair_reduction": "mean"},
             **{"loss.deformation": "none", "loss.deformation_weight": 1.0},
@@ -358,6 +359,7 @@ class TestHash:
             **{"assignment.quotas": "final", "assignment.pairing": "hungarian", "assignment.events": 9},
             **{"optimiser.milestones": [0.5], "optimiser.clamp": "end", "optimiser.initial": "noise"},
             **{"assignment.warmup": 0.1, "assignment.interval": 0.01},
+            **{"features.precision": "bf16", "transform.precision": "bf16"},
         }
         changed = other.get(key, not value if isinstance(value, bool) else value * 2 if value else 1)
         sections = {"features": {"weights_sha256": DIGEST}}

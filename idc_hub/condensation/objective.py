@@ -1,0 +1,166 @@
+"""What the synthetic patches are held to at a step: the three terms of the loss (paper Eq. 6-8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from idc_hub.condensation.assignment import Assignment, TileGrid
+from idc_hub.condensation.discrepancy import cf_distance, membership, segment_sums
+from idc_hub.condensation.real_side import Draw, RealSide, Statistics, Targets, generator
+from idc_hub.condensation.transforms import convolve, to_rows
+
+if TYPE_CHECKING:
+    from idc_hub.recipe import Recipe
+
+PARTNER_BYTES = 1 << 30
+"""Rows of real partners that are kept from one meeting of a draw to the next; what does not fit is made again."""
+
+
+class Objective:
+    """The three terms of the loss at a step, on the synthetic side alone.
+
+    Args:
+        real: The real side.
+        grid: The tiles of the synthetic maps.
+        recipe: The recipe.
+    """
+
+    def __init__(self, real: RealSide, grid: TileGrid, recipe: Recipe) -> None:
+        self.real = real
+        self.grid = grid
+        self.recipe = recipe
+        self.margin = 1 if recipe.loss.deformation == "translation" else 0
+        self.pixels = grid.pixels().to(real.features.device)
+        self.take_partners(Assignment.empty(len(grid), real.features.device))
+
+    def take_partners(self, assignment: Assignment) -> None:
+        """Look up what follows from the assignment, so that no step has to; call it after every event."""
+        groups = len(self.real.centroids)
+        self.members = membership(self.grid.row_labels(assignment.group, groups), groups + 1)
+        sizes = self.members[:groups].sum(1)
+        self.present = torch.nonzero(sizes).flatten()
+        self.group_sizes = sizes[self.present, None]
+        self.paired = torch.nonzero(assignment.partner >= 0).flatten()
+        self.partners = assignment.partner[self.paired]
+        # Rows of the maps in their own order: once all are paired, they are compared as they lie in memory.
+        self.pair_rows, self.pair_order = self.pixels[self.paired].flatten().sort()
+        self.pair_weights = self._pair_weights(assignment.group[self.paired])[self.pair_order]
+        self.kept: dict[object, Tensor] = {}
+        self.windows: Tensor | None = None
+        if len(self.paired):
+            self.windows = self.real.windows(self.partners, self.real.statistics, self.margin)
+
+    def __call__(self, raw: Tensor, shifts: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Unweighted terms and the weighted penalty on the deformation.
+
+        Args:
+            raw: float `[n, c, h, w]`, raw features of the synthetic patches.
+            shifts: float `[tiles, 2]`, see `State`.
+            step: The step, which chooses the draw.
+        """
+        real_statistics, syn_statistics = self.real.statistics_for(raw)
+        draw, targets = self.at(step, real_statistics)
+        rows = self.real.rows(self.real.normalise(raw, syn_statistics), draw)
+        terms = self.distribution_terms(rows, draw, targets)
+        if self.windows is None:
+            return terms, 0.0
+        terms["pair"] = self.pair_term(rows, self.partner_rows(step, draw, shifts, real_statistics))
+        if not self.margin:
+            return terms, 0.0
+        return terms, self.recipe.loss.deformation_weight * shifts[self.paired].square().mean()
+
+    def draw_name(self, step: int) -> object:
+        """The draw of a step: fresh, or the bank walked in an order reshuffled every round."""
+        loss = self.recipe.loss
+        if loss.draws == "fresh":
+            return f"step-{step}"
+        round_, place = divmod(step, loss.bank_size)
+        rng = generator(self.recipe.seed, self.real.instance_id, "order", round_)
+        return int(torch.randperm(loss.bank_size, generator=rng)[place])
+
+    def at(self, step: int, statistics: Statistics) -> tuple[Draw, Targets]:
+        """The draw of a step, and the real side at it."""
+        name = self.draw_name(step)
+        if self.recipe.features.statistics == "joint":
+            draw = self.real.draw(name, statistics)
+            return draw, self.real.targets(draw, statistics)
+        return self.real.at(name, keep=self.recipe.loss.draws == "bank")
+
+    def distribution_terms(self, rows: Tensor, draw: Draw, targets: Targets) -> dict[str, Tensor]:
+        """The instance term, and the group term once a tile is grouped, of synthetic rows `[S, C_out]`."""
+        loss = self.recipe.loss
+        sums = segment_sums(rows, draw.freqs, self.members)
+        terms = {"instance": cf_distance(targets.instance, sums.sum(0) / len(rows), alpha=loss.alpha, beta=loss.beta)}
+        if len(self.present):
+            if draw.group_freqs is not draw.freqs:
+                sums = segment_sums(rows, draw.group_freqs, self.members)
+            means = sums.index_select(0, self.present) / self.group_sizes
+            distances = cf_distance(targets.groups[self.present], means, alpha=loss.alpha, beta=loss.beta)
+            terms["group"] = distances.sum() if loss.group_reduction == "sum" else distances.mean()
+        return terms
+
+    def pair_term(self, rows: Tensor, partners: Tensor) -> Tensor:
+        """The L1 distance of the paired synthetic rows to `partner_rows`, reduced as the recipe says."""
+        paired = rows if len(self.pair_rows) == len(rows) else rows.index_select(0, self.pair_rows)
+        distances = torch.linalg.vector_norm(paired - partners, ord=1, dim=1, dtype=torch.float32)
+        return distances @ self.pair_weights
+
+    def partner_rows(self, step: int, draw: Draw, shifts: Tensor, statistics: Statistics) -> Tensor:
+        """Rows of the real partners, `[pairs * tile * tile, C_out]`, in the order of the synthetic rows."""
+        joint = self.recipe.features.statistics == "joint"
+        if joint or self.margin or self.recipe.loss.draws == "fresh":
+            windows = self.real.windows(self.partners, statistics, self.margin) if joint else self.windows
+            return self._transformed(windows, draw, shifts)
+        name = self.draw_name(step)
+        if name in self.kept:
+            return self.kept[name]
+        rows = self._transformed(self.windows, draw, shifts)
+        if (len(self.kept) + 1) * rows.nbytes <= PARTNER_BYTES:
+            self.kept[name] = rows
+        return rows
+
+    def _transformed(self, windows: Tensor | None, draw: Draw, shifts: Tensor) -> Tensor:
+        assert windows is not None
+        if self.margin:
+            windows = shift_windows(windows, shifts[self.paired])
+        return self.real.norm_rows(to_rows(convolve(windows, draw.rows)))[self.pair_order]
+
+    def _pair_weights(self, groups: Tensor) -> Tensor:
+        """What each row's L1 distance counts (`loss.pair_reduction`; algorithm note 6.9), from its pair's group."""
+        elements = self.grid.tile**2 * self.recipe.transform.channels
+        sizes = torch.bincount(groups, minlength=1)[groups].float()
+        weights = {
+            "mean": 1 / (elements * torch.full_like(sizes, len(groups))),
+            "literal": 1 / sizes,
+            "group-mean": 1 / (elements * sizes),
+            "group-mean-twice": 1 / (elements * sizes.square()),
+        }[self.recipe.loss.pair_reduction]
+        return weights.repeat_interleave(self.grid.tile**2)
+
+
+def shift_windows(windows: Tensor, shifts: Tensor) -> Tensor:
+    """Move each window by its learned translation and cut the margin of one pixel off.
+
+    Args:
+        windows: `[P, c, s + 2, s + 2]`.
+        shifts: `[P, 2]` (y, x) in pixels; clamped to [-1, 1].
+
+    Returns:
+        `[P, c, s, s]`, bilinearly interpolated; differentiable in `shifts`.
+    """
+    side = windows.shape[-1] - 2
+    steps = torch.arange(side, dtype=windows.dtype, device=windows.device) - (side - 1) / 2
+    shifts = shifts.clamp(-1, 1)
+    # With align_corners=False a pixel is 2 / (side + 2) wide in grid_sample's coordinates.
+    y = (steps + shifts[:, :1]) * (2 / (side + 2))
+    x = (steps + shifts[:, 1:]) * (2 / (side + 2))
+    where = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
+    return torch.nn.functional.grid_sample(windows, where, align_corners=False)
+
+
+def weighted(terms: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """The terms times their weights in the recipe."""
+    return {term: getattr(recipe.loss, f"{term}_weight") * value for term, value in terms.items()}
