@@ -125,6 +125,8 @@ class Paper:
     def distance(self, real: tuple[Tensor, Tensor], syn: tuple[Tensor, Tensor]) -> Tensor:
         """Equation 3: amplitude and phase of two characteristic functions."""
         loss = self.recipe.loss
+        # The phase as printed is a difference of nearly equal numbers; of so few numbers doubles cost nothing.
+        real, syn = (real[0].double(), real[1].double()), (syn[0].double(), syn[1].double())
         size_real, size_syn = ((re.square() + im.square() + 1e-12).sqrt() for re, im in (real, syn))
         phase = 2 * (size_real * size_syn - real[0] * syn[0] - real[1] * syn[1])
         return (loss.alpha * (size_real - size_syn).square() + loss.beta * phase).clamp(min=1e-12).sqrt().mean()

@@ -54,7 +54,8 @@ def condense(
         progress: Show progress on stderr.
 
     Returns:
-        A summary: `run`, `photographs`, `windows`, `patches`, and, unless `dry_run`, `lr_digest`, `hr_version`,
+        A summary: `run`, `photographs`, `windows`, `patches`; with `dry_run` also `predicted_seconds` of the workers
+        (by a calibration of about ten seconds on this device), `lr_hash` and `shares`; else `lr_digest`, `hr_version`,
         `held_out` and `held_out_random` (mean discrepancy of the condensed patches, and of random real ones, on draws
         that no step used) and `seconds`.
 
@@ -91,12 +92,17 @@ def condense(
             "Raise patches.ratio, or set patches.min_per_image=1.",
         )
     if dry_run:
-        return {**summary, "lr_hash": recipe.lr_hash, "shares": {share.id: share.count for share in shares}}
+        return {
+            **summary,
+            "lr_hash": recipe.lr_hash,
+            "predicted_seconds": _predicted_seconds(recipe, shares, num_processes),
+            "shares": {share.id: share.count for share in shares},
+        }
     if restart:
         _discard(path)
     run = Run.create(path, recipe, shares, {"packages": _packages(), "machine": _machine()})
     run.clear_failures()
-    processes = num_processes or default_num_processes(run)
+    processes = num_processes or default_num_processes(recipe, len(shares))
     with show_progress(run, enabled=progress):
         launch(run, processes)
     _require_finished(run)
@@ -258,6 +264,19 @@ def _survey(recipe: Recipe, progress: bool) -> list[Share]:
         )
     counts = synthetic_counts([i.patches for i in instances], spec.ratio, spec.rounding, spec.min_per_image)
     return [Share(instance, count) for instance, count in zip(instances, counts, strict=True)]
+
+
+def _predicted_seconds(recipe: Recipe, shares: list[Share], num_processes: int | None) -> float:
+    """What the workers will need, without reading the photographs and without the teacher."""
+    import torch
+
+    from idc_hub.networks import load
+    from idc_hub.running.forecast import predict_seconds
+    from idc_hub.running.launch import default_num_processes
+
+    network = load(recipe.features.network, scale=None)
+    processes = num_processes or default_num_processes(recipe, len(shares))
+    return round(predict_seconds(recipe, shares, network, processes, torch.device(_device())), 1)
 
 
 def _discard(path: Path) -> None:

@@ -270,6 +270,10 @@ PAPER: dict[str, dict[str, Any]] = {
 """What `preset: paper` fills in where a key is not given; the other values are the same in both presets."""
 
 
+LATER = {"features.precision": "fp32", "transform.precision": "fp32"}
+"""Keys that came after the first sets were made, and what those were made with: there the hash stays what it was."""
+
+
 class Recipe(Section):
     """Everything that defines a condensation."""
 
@@ -352,7 +356,8 @@ class Recipe(Section):
     def lr_keys(self) -> dict[str, Any]:
         """What determines the LR patches, as `section.key` to plain values.
 
-        The name of the extractor is left out once the digest of its weights is known: the digest says more.
+        The name of the extractor is left out once the digest of its weights is known: the digest says more. So is
+        a key of `LATER` at the value that stands there.
         """
         values = self.model_dump(mode="json")
         keys: dict[str, Any] = {"scale": self.scale, "seed": self.seed}
@@ -360,7 +365,7 @@ class Recipe(Section):
             keys |= {f"{section}.{key}": value for key, value in values[section].items()}
         if self.features.weights_sha256 is not None:
             del keys["features.network"]
-        return keys
+        return {key: value for key, value in keys.items() if key not in LATER or value != LATER[key]}
 
     @property
     def lr_hash(self) -> str:
@@ -369,7 +374,7 @@ class Recipe(Section):
 
     def differing(self, other: "Recipe") -> list[str]:
         """What of `lr_keys()` changes from this recipe to `other`, as lines like "loss.alpha 0.2 -> 0.5"."""
-        mine, theirs = self.lr_keys(), other.lr_keys()
+        mine, theirs = LATER | self.lr_keys(), LATER | other.lr_keys()
         return [
             f"{key} {shown(mine.get(key))} -> {shown(theirs.get(key))}"
             for key in dict.fromkeys([*mine, *theirs])

@@ -8,20 +8,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from idc_hub.errors import IncompleteError
 from idc_hub.running.worker import Interrupted, end_with_parent, work
 from idc_hub.storage.run import Run
 
+if TYPE_CHECKING:
+    from idc_hub.recipe import Recipe
+
 LOG_NAME = "workers.log"
 
 
-def default_num_processes(run: Run) -> int:
+def default_num_processes(recipe: Recipe, photographs: int) -> int:
     """The visible GPUs; on a machine without, as many workers as its cores can feed with `workers.threads` each."""
     import torch
 
-    workers = torch.cuda.device_count() or (os.cpu_count() or 1) // run.recipe.workers.threads
-    return max(1, min(workers, len(run.shares)))
+    workers = torch.cuda.device_count() or (os.cpu_count() or 1) // recipe.workers.threads
+    return max(1, min(workers, photographs))
 
 
 def launch(run: Run, num_processes: int) -> None:

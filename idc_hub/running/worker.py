@@ -103,7 +103,7 @@ def _condense(run: Run, share: Share, source: Source, network: torch.nn.Module, 
             side = recipe.patches.size
             run.write_patches(share, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
             return
-        lr, offsets = _real_patches(share, source, recipe)
+        lr, offsets = real_patches(share, source, recipe)
         partial = run.read_partial(share)
         device = next(network.parameters()).device
         resume = State.from_tensors(partial, device) if partial is not None else None
@@ -131,7 +131,7 @@ def _condense(run: Run, share: Share, source: Source, network: torch.nn.Module, 
         run.append_metrics(share.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
 
 
-def _real_patches(share: Share, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+def real_patches(share: Share, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """All real LR patches of a photograph, uint8 `[N, 3, h, w]`, and their (top, left) `[N, 2]`."""
     import torch
 

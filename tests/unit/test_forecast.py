@@ -1,0 +1,78 @@
+"""The time that a condensation will take: its parts, how they add up, and a calibration on a small photograph."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from idc_hub import api
+from idc_hub.images.files import write_png
+from idc_hub.recipe import Recipe
+from idc_hub.running import forecast
+from idc_hub.running.forecast import Sample, shortened
+
+
+def recipe(path: Path | str = "photographs", **optimiser: Any) -> Recipe:
+    return Recipe.from_dict(
+        {
+            "name": "forecast",
+            "source": {"path": str(path)},
+            "patches": {"size": 16, "stride": 16, "ratio": 0.2},
+            "transform": {"kernel_size": 3, "channels": 8},
+            "loss": {"frequencies": 8, "bank_size": 4},
+            "assignment": {"groups": 2, "warmup": 0.2, "interval": 0.02, "events": 20},
+            "optimiser": {"steps": 1000, **optimiser},
+        }
+    )
+
+
+def test_the_parts_add_up() -> None:
+    few = Sample(fixed=2.0, draw=0.5, plain=0.1, event=0.3, partners=0.02, paired=0.12)
+    many = Sample(fixed=2.0, draw=0.5, plain=0.3, event=0.5, partners=0.06, paired=0.36)
+    # Three times the real patches, five synthetic ones where 1 and 3 were measured, 1,000 steps of which 60 % paired:
+    fixed = 3 * (2.0 + 4 * 0.5)
+    steps = 1000 * (0.4 * 0.5 + 0.6 * 0.6) * 1.02
+    partners = (4 * 20 / 2 + 4) * 0.10
+    events = 21 * 0.7
+    found = forecast._seconds(3.0, 5, {1: [few], 3: [many]}, recipe())
+    assert found == pytest.approx(fixed + steps + partners + events)
+
+
+def test_the_shortened_recipe_groups_and_pairs_everything_before_its_last_steps() -> None:
+    spec = shortened(recipe())
+    assert spec.assignment.event_steps(spec.optimiser.steps) == (2, 3)
+    assert spec.patches == recipe().patches
+    assert spec.transform == recipe().transform
+
+
+def test_a_dry_run_predicts_seconds_and_writes_nothing(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
+    (tmp_path / "photographs").mkdir()
+    write_png(tmp_path / "photographs" / "noise.png", picture)
+    run_dir = tmp_path / "run"
+
+    def predicted(steps: int) -> float:
+        spec = recipe(tmp_path / "photographs", steps=steps)
+        return float(api.condense(spec, run_dir=run_dir, dry_run=True, progress=False)["predicted_seconds"])
+
+    assert 0 < predicted(1000) < predicted(100_000)
+    assert not run_dir.exists()
+
+
+def test_workers_share_the_photographs_but_not_one_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    lr, offsets = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)
+    monkeypatch.setattr(forecast, "real_patches", lambda *ignored: (lr, offsets))
+    monkeypatch.setattr(forecast, "open_source", lambda **ignored: None)
+    monkeypatch.setattr(Sample, "take", lambda *ignored: Sample(0, 0, 0.01, 0, 0, 0.01))
+    shares: Any = [SimpleNamespace(count=1, instance=SimpleNamespace(patches=4)) for _ in range(3)]
+
+    def seconds(processes: int) -> float:
+        return forecast.predict_seconds(recipe(), shares, torch.nn.Identity(), processes, torch.device("cpu"))
+
+    assert seconds(1) == pytest.approx(30.6)
+    assert seconds(2) == pytest.approx(15.3)
+    assert seconds(8) == pytest.approx(10.2)
