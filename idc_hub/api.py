@@ -17,6 +17,8 @@ from idc_hub.errors import IncompleteError, RecipeError, RunError
 from idc_hub.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from idc_hub.storage.run import Run, Share
 
 PACKAGES = (
@@ -95,7 +97,7 @@ def condense(
         return {
             **summary,
             "lr_hash": recipe.lr_hash,
-            "predicted_seconds": _predicted_seconds(recipe, shares, num_processes),
+            "predicted_seconds": _predicted_seconds(recipe, shares, extractor.network, num_processes),
             "shares": {share.id: share.count for share in shares},
         }
     if restart:
@@ -266,15 +268,15 @@ def _survey(recipe: Recipe, progress: bool) -> list[Share]:
     return [Share(instance, count) for instance, count in zip(instances, counts, strict=True)]
 
 
-def _predicted_seconds(recipe: Recipe, shares: list[Share], num_processes: int | None) -> float:
+def _predicted_seconds(
+    recipe: Recipe, shares: list[Share], network: torch.nn.Module, num_processes: int | None
+) -> float:
     """What the workers will need, without reading the photographs and without the teacher."""
     import torch
 
-    from idc_hub.networks import load
     from idc_hub.running.forecast import predict_seconds
     from idc_hub.running.launch import default_num_processes
 
-    network = load(recipe.features.network, scale=None)
     processes = num_processes or default_num_processes(recipe, len(shares))
     return round(predict_seconds(recipe, shares, network, processes, torch.device(_device())), 1)
 
