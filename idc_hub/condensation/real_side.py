@@ -149,9 +149,7 @@ class RealSide:
             chosen = torch.randperm(len(lr), generator=generator(recipe.seed, instance_id, "real"))[:limit].sort()
             lr, offsets = lr[chosen.values], offsets[chosen.values]
         self.lr = lr
-        with torch.no_grad():
-            kept = PRECISIONS[recipe.features.precision]
-            self.features = torch.cat([extract(network, piece, recipe).to(kept) for piece in lr.split(_CHUNK)])
+        self.features = self._extract_all(network)
         self.statistics = Statistics.of(self.features)
         height, width = (side - 2 * self.border for side in self.features.shape[2:])
         self.grid = TileGrid(len(lr), height, width, recipe.assignment.tile)
@@ -162,6 +160,17 @@ class RealSide:
         self.sizes = torch.bincount(self.labels, minlength=len(self.centroids))
         self.content = self._content(offsets)
         self._table: dict[object, tuple[Draw, Targets]] = {}
+
+    @torch.no_grad()
+    def _extract_all(self, network: torch.nn.Module) -> Tensor:
+        """Raw features of all real patches, written piece by piece to where they stay: they are large."""
+        pieces = self.lr.split(_CHUNK)
+        first = extract(network, pieces[0], self.recipe)
+        features = first.new_empty((len(self.lr), *first.shape[1:]), dtype=PRECISIONS[self.recipe.features.precision])
+        features[: len(first)] = first
+        for number, piece in enumerate(pieces[1:], start=1):
+            features[number * _CHUNK : (number + 1) * _CHUNK] = extract(network, piece, self.recipe)
+        return features
 
     @property
     def border(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
 
 CALIBRATION_SECONDS = 8.0
 ROUNDS = 3
-REAL_PATCHES = 16
+REAL_PATCHES = (16, 32)
 STEPS = 7
+
+Samples = dict[tuple[int, int], list["Sample"]]
+"""By real and synthetic patches; one size, or a small and a large one."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,17 @@ def predict_seconds(
     work = [share for share in shares if share.count]
     typical = sorted(work, key=lambda share: share.count)[len(work) // 2]
     lr, offsets = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
-    lr, offsets = lr[:REAL_PATCHES], offsets[:REAL_PATCHES]
-    spec, counts = shortened(recipe), sorted({1, min(typical.count, 4)})
-    samples: dict[int, list[Sample]] = {count: [] for count in counts}
+    spec = shortened(recipe)
+    sizes = {(min(REAL_PATCHES[0], len(lr)), 1), (min(REAL_PATCHES[1], len(lr)), min(typical.count, 4))}
+    samples: Samples = {size: [] for size in sorted(sizes)}
     begun = time.monotonic()
-    for _ in range(ROUNDS):
-        for count in counts:
-            samples[count].append(Sample.take(lr, offsets, count, network, spec))
-        if time.monotonic() - begun > CALIBRATION_SECONDS / 2:
+    for round_ in range(ROUNDS):
+        for (real, count), found in samples.items():
+            found.append(Sample.take(lr[:real], offsets[:real], count, network, spec))
+        if round_ and time.monotonic() - begun > CALIBRATION_SECONDS:
             break
     torch.set_num_threads(threads)
-    seconds = [_seconds(share.instance.patches / len(lr), share.count, samples, recipe) for share in work]
+    seconds = [_seconds(share.instance.patches, share.count, samples, recipe) for share in work]
     return max(sum(seconds) / processes, max(seconds))
 
 
@@ -121,16 +123,16 @@ def shortened(recipe: Recipe) -> Recipe:
     )
 
 
-def _seconds(real: float, count: int, samples: dict[int, list[Sample]], recipe: Recipe) -> float:
-    """Seconds of one photograph with `real` times the calibration's real patches and `count` synthetic ones."""
+def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> float:
+    """Seconds of one photograph with so many real and synthetic patches."""
 
-    def median(part: str, n: int) -> float:
-        return statistics.median(getattr(sample, part) for sample in samples[n][-2:])
-
-    def at_count(part: str) -> float:
-        few, many = min(samples), max(samples)
-        slope = (median(part, many) - median(part, few)) / (many - few) if many > few else median(part, few)
-        return max(median(part, many) + (count - many) * max(slope, 0), 0)
+    def at(part: str, size: int, axis: int) -> float:
+        """A part at a size, on the line through what was measured at the sizes `axis` of the samples."""
+        # The first round also warms the processor's libraries up, and nothing is ever faster than it can be.
+        points = sorted((key[axis], min(getattr(sample, part) for sample in found)) for key, found in samples.items())
+        (small, seconds), (large, more) = points[0], points[-1]
+        slope = (more - seconds) / (large - small) if large > small else more / large
+        return more + (size - large) * max(slope, 0)
 
     loss, spec, steps = recipe.loss, recipe.assignment, recipe.optimiser.steps
     paired = max(1 - spec.warmup - spec.interval * spec.events / 2, 0)  # mean share of paired tiles
@@ -138,10 +140,11 @@ def _seconds(real: float, count: int, samples: dict[int, list[Sample]], recipe: 
     draws = steps if fresh else min(loss.bank_size, steps)
     between = min(loss.bank_size, spec.interval * steps)
     remade = paired * steps if fresh else between * spec.events / 2 + draws
-    many = max(samples)
+    plain, whole = at("plain", synthetic, 1), at("paired", synthetic, 1)
     return (
-        real * (median("fixed", many) + draws * median("draw", many))
-        + steps * ((1 - paired) * at_count("plain") + paired * at_count("paired")) * (1 + 2 / recipe.workers.log_every)
-        + remade * at_count("partners")
-        + (spec.events + 1) * at_count("event")
+        at("fixed", real, 0)
+        + draws * at("draw", real, 0)
+        + steps * ((1 - paired) * plain + paired * whole) * (1 + 2 / recipe.workers.log_every)
+        + remade * at("partners", synthetic, 1)
+        + (spec.events + 1) * at("event", synthetic, 1)
     )

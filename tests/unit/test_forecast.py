@@ -29,14 +29,14 @@ def recipe(path: Path | str = "photographs", **optimiser: Any) -> Recipe:
 
 
 def test_the_parts_add_up() -> None:
-    few = Sample(fixed=2.0, draw=0.5, plain=0.1, event=0.3, partners=0.02, paired=0.12)
+    few = Sample(fixed=1.5, draw=0.4, plain=0.1, event=0.3, partners=0.02, paired=0.12)
     many = Sample(fixed=2.0, draw=0.5, plain=0.3, event=0.5, partners=0.06, paired=0.36)
-    # Three times the real patches, five synthetic ones where 1 and 3 were measured, 1,000 steps of which 60 % paired:
-    fixed = 3 * (2.0 + 4 * 0.5)
+    # 64 real patches where 16 and 32 were measured, 5 synthetic ones where 1 and 3 were, 1,000 steps, 60 % paired:
+    fixed = 3.0 + 4 * 0.7
     steps = 1000 * (0.4 * 0.5 + 0.6 * 0.6) * 1.02
     partners = (4 * 20 / 2 + 4) * 0.10
     events = 21 * 0.7
-    found = forecast._seconds(3.0, 5, {1: [few], 3: [many]}, recipe())
+    found = forecast._seconds(64, 5, {(16, 1): [few], (32, 3): [many]}, recipe())
     assert found == pytest.approx(fixed + steps + partners + events)
 
 
