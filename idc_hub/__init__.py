@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from idc_hub.api import condense as condense
     from idc_hub.api import pull as pull
     from idc_hub.api import push as push
+    from idc_hub.api import quality as quality
     from idc_hub.api import regenerate as regenerate
     from idc_hub.api import status as status
     from idc_hub.api import verify as verify
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "IDCError": "errors",
     "Recipe": "recipe",
-    **dict.fromkeys(("condense", "pull", "push", "regenerate", "status", "verify"), "api"),
+    **dict.fromkeys(("condense", "pull", "push", "quality", "regenerate", "status", "verify"), "api"),
 }
 __all__ = sorted(_WHERE)
 

@@ -19,6 +19,7 @@ from idc_hub.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from idc_hub.networks.teachers import Teacher
     from idc_hub.storage.run import Run, Share
 
 PACKAGES = (
@@ -59,7 +60,8 @@ def condense(
         A summary: `run`, `photographs`, `windows`, `patches`; with `dry_run` also `predicted_seconds` of the workers
         (by a calibration of about ten seconds on this device), `lr_hash` and `shares`; else `lr_digest`, `hr_version`,
         `held_out` and `held_out_random` (mean discrepancy of the condensed patches, and of random real ones, on draws
-        that no step used) and `seconds`.
+        that no step used), `quality` and `warnings` (figures of the patches and what is wrong with them; see `quality`)
+        and `seconds`.
 
     Raises:
         RecipeError: If the recipe cannot be run, or the Run directory belongs to another one.
@@ -69,6 +71,7 @@ def condense(
     """
     from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.gate import recorded
     from idc_hub.running.launch import default_num_processes, launch
     from idc_hub.running.progress import show_progress
     from idc_hub.storage.pack import pack
@@ -113,12 +116,15 @@ def condense(
     with run.repository_lock():
         manifest = pack(run, facts, _packages())
         _add_version(run.repo, teacher, name, set_default=name not in manifest.hr_versions, progress=progress)
+    measured = recorded(run).get(name) or _measure(run, name, teacher, progress)
     return {
         **summary,
         "lr_digest": manifest.lr_digest,
         "hr_version": name,
         "held_out": facts["held_out"],
         "held_out_random": facts["held_out_random"],
+        "quality": measured["figures"],
+        "warnings": measured["warnings"],
         "seconds": round(time.monotonic() - begun, 1),
     }
 
@@ -132,6 +138,58 @@ def status(run_dir: str | Path) -> dict[str, Any]:
     from idc_hub.storage.run import Run
 
     return Run.open(Path(run_dir)).status()
+
+
+def quality(
+    run_dir: str | Path, *, hr_version: str | None = None, teacher: str | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Measure an HR version of a finished Run beside random real patches of its photographs; keep it with the Run.
+
+    The figures are those of `judging.quality`, of a sample that `running.gate.measure` describes. They go to
+    `quality.json` in the Run, to `idc.json` and to the card.
+
+    Args:
+        run_dir: A Run whose photographs are where its recipe says.
+        hr_version: Which one; the default version where it is None.
+        teacher: What made it; the recipe's teacher where it is None.
+        progress: Show progress on stderr.
+
+    Returns:
+        `run`, `hr_version`, `passed`, `warnings` (a sentence for each figure that fails), `figures`, `lr_digest`,
+        `photographs`, `patches`, `draws`, `spectra` and `gradient_norms`.
+
+    Raises:
+        RunError: If there is no finished Run, or no such HR version, or another teacher made it.
+        ImageError: If photographs are missing or have changed.
+        NetworkError: If the teacher cannot be loaded.
+    """
+    from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.regenerate import same_teacher
+    from idc_hub.storage.manifest import Manifest
+    from idc_hub.storage.run import Run
+
+    path = Path(run_dir)
+    manifest = Manifest.load(repository(path))
+    if not (path / "run.json").is_file():
+        raise RunError(
+            f"{path} holds a condensed set without its photographs, and random patches of them are what it is held to.",
+            "What was measured where it was made stands on its card.",
+        )
+    run = Run.open(path)
+    name = hr_version or manifest.default
+    if name not in manifest.hr_versions:
+        raise RunError(
+            f"{run.repo} has no HR version {name!r}.", f"It has: {', '.join(manifest.hr_versions) or 'none'}."
+        )
+    made_by = manifest.hr_versions[name]["teacher"]
+    settings = {key: made_by[key] for key in ("steps", "guidance", "prompt", "seed") if key in made_by}
+    upscaler = load_teacher(teacher or run.recipe.teacher.network, scale=manifest.scale, device=_device(), **settings)
+    if not same_teacher(made_by, upscaler):
+        raise RunError(
+            f"The HR version {name!r} was made by {made_by['name']}, not by {upscaler.name} with these weights.",
+            "Name its teacher with --teacher.",
+        )
+    return {"run": str(path), "hr_version": name, **_measure(run, name, upscaler, progress)}
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -329,6 +387,19 @@ def _add_version(repo: Path, teacher: Any, name: str, *, set_default: bool, prog
     write_card(repo)
     check_repository(repo)
     return added
+
+
+def _measure(run: Run, name: str, teacher: Teacher, progress: bool) -> dict[str, Any]:
+    """Take the figures of an HR version, keep them, and show them on the card."""
+    from idc_hub.publishing.card import write_card
+    from idc_hub.running.gate import measure, record
+    from idc_hub.running.progress import counting
+
+    with counting("quality: photographs", enabled=progress) as count:
+        measured = measure(run, name, teacher, on_progress=count)
+    record(run, name, measured)
+    write_card(run.repo)
+    return measured
 
 
 def _device() -> str:

@@ -1,4 +1,4 @@
-"""idc condense, status, verify: make a condensed set and look after it."""
+"""idc condense, status, quality, verify: make a condensed set and look after it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -58,16 +58,19 @@ def condense(
         dry_run=dry_run,
         progress=not quiet,
     )
+    for warning in result.get("warnings", ()):
+        output.warn(f"{warning}.")
     if as_json:
         output.print_json(result)
         return
-    output.print_facts(result)
+    output.print_facts({key: value for key, value in result.items() if key not in ("quality", "warnings")})
     if dry_run or quiet:
         return
     repo = f"{result['run']}/repo"
     output.note(
         f"""
 Look at    {repo}/report/patches.png and {repo}/README.md
+Figures    idc quality {result["run"]}
 Load it    load_dataset("{repo}", split="train") was tried and gives {result["patches"]} pairs
 Publish    idc push {result["run"]} YOUR_NAME/{checked.name} --license LICENCE
 Remake HR  idc regenerate {result["run"]} --teacher bicubic --name bicubic"""
@@ -93,6 +96,43 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     ]
     print()
     output.print_table(("photograph", "state", "patches", "steps", "error"), rows)
+
+
+@app.command(
+    rich_help_panel="Make a set",
+    epilog=examples(
+        "idc quality runs/quickstart",
+        "idc quality runs/quickstart --hr-version bicubic --teacher bicubic --json",
+    ),
+)
+def quality(
+    run: RunArgument,
+    hr_version: Annotated[
+        str | None, typer.Option("--hr-version", help="Which HR version.", show_default="the default version")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="What made it.", show_default="the recipe's teacher")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure patches beside random real ones of the same photographs; say which figures are not natural.
+
+    The Run, its idc.json and its card keep what was found. The exit code is 0 also where figures fail.
+    """
+    from idc_hub import api
+    from idc_hub.judging.quality import table
+
+    result = api.quality(run, hr_version=hr_version, teacher=teacher, progress=not quiet)
+    for warning in result["warnings"]:
+        output.warn(f"{warning}.")
+    if as_json:
+        output.print_json(result)
+        return
+    told = ("run", "hr_version", "photographs", "patches", "draws", "gradient_norms", "passed")
+    output.print_facts({key: result[key] for key in told})
+    print()
+    output.print_table(("figure", "set", "random real", "wanted", "verdict"), table(result["figures"]))
 
 
 @app.command(

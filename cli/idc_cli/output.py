@@ -67,6 +67,11 @@ def note(text: str) -> None:
     stderr.print(text)
 
 
+def warn(message: str) -> None:
+    """Say on stderr what is wrong with a result that is there."""
+    stderr.print(Text.assemble(("warning: ", "bold yellow"), message))
+
+
 def error(message: str) -> None:
     """Print an error message; its further lines are indented below the first."""
     stderr.print(Text.assemble(("error: ", "bold red"), message.replace("\n", "\n       ")))

@@ -14,11 +14,12 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from idc_hub.errors import RunError
+from idc_hub.judging.quality import FIGURES, judge, table
 from idc_hub.storage import parquet
 from idc_hub.storage.manifest import Manifest
 
 _REMEDY = "Pull the repository again."
-_TOLD_ABOVE = ("photographs", "windows", "steps", "worker_seconds", "held_out", "held_out_random", "results")
+_TOLD_ABOVE = ("photographs", "windows", "steps", "worker_seconds", "held_out", "held_out_random", "results", "quality")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo
         others=[version for version in versions if not version.default],
         pictures=_pictures(repo),
         results=_results(facts.get("results")),
+        gates=_gates(facts.get("quality"), versions),
         held_out=_number(facts.get("held_out")),
         held_out_random=_number(facts.get("held_out_random")),
         facts=_making(manifest, recipe),
@@ -175,6 +177,23 @@ def _is_plain(version: str) -> bool:
 def _results(rows: Any) -> list[dict[str, Any]]:
     """The rows of a results table; the keys of the first are its columns."""
     return [row for row in rows if isinstance(row, dict) and row] if isinstance(rows, list) else []
+
+
+def _gates(quality: Any, versions: list[Version]) -> dict[str, dict[str, Any]]:
+    """By HR version what the gate says of the figures in idc.json; words come from here, only numbers from there."""
+    found = {}
+    for version in versions:
+        measured = _lookup({"quality": quality}, "quality", version.name)
+        sides = {side: _figures(measured, side) for side in ("set", "real")} if isinstance(measured, dict) else {}
+        gate = judge(sides["set"], [sides["real"]]) if sides else {}
+        if gate.get("figures"):
+            found[version.name] = gate | {"rows": table(gate["figures"])}
+    return found
+
+
+def _figures(measured: dict[str, Any], side: str) -> dict[str, float]:
+    numbers = {key: _number(_lookup(measured, key, side)) for key in FIGURES}
+    return {key: number for key, number in numbers.items() if number is not None}
 
 
 def _pictures(repo: Path) -> list[str]:

@@ -57,7 +57,7 @@ def regenerate(
     folder = repo / "data" / name
     _check_request(manifest, teacher, name)
     taken = manifest.hr_versions.get(name)
-    if taken and not _same_teacher(taken["teacher"], teacher):
+    if taken and not same_teacher(taken["teacher"], teacher):
         raise RecipeError(
             f"{repo} already has an HR version {name!r}, made by {taken['teacher']['name']}.",
             "Published versions stay as they are: choose another name.",
@@ -96,7 +96,7 @@ def _check_request(manifest: Manifest, teacher: Teacher, name: str) -> None:
         )
 
 
-def _same_teacher(recorded: dict[str, Any], teacher: Teacher) -> bool:
+def same_teacher(recorded: dict[str, Any], teacher: Teacher) -> bool:
     """Whether weights and settings are the same; what has no weights goes by its name."""
     told = set() if recorded["weights_sha256"] is None else {"name", "licence"}
     facts = teacher.describe()

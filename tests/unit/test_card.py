@@ -178,6 +178,45 @@ def test_a_measured_result_replaces_the_warning(published: Path) -> None:
     assert "0.137" in card
 
 
+def test_the_gate_is_told_in_plain_words_and_a_table_for_each_version_that_was_measured(published: Path) -> None:
+    assert "### Quality" not in render_card(published)
+    good = {"held_out": {"set": 0.0155, "real": 0.0532}, "copied": {"set": 0.25, "real": 0.0}}
+    bad = {"chroma_over_luma": {"set": 0.59, "real": 0.26}, "residual": {"set": 0.2, "real": 0.2}}
+    change(published, condensation={"quality": {"nearest": good, "negative": bad, "unknown": bad}})
+    card = render_card(published)
+    assert re.findall("^### (.*)$", card, flags=re.MULTILINE) == ["Quality of `nearest`", "Quality of `negative`"]
+    assert "**Nothing is wrong with the patches as far as these figures can tell**" in card
+    assert "**The patches failed 1 of these checks.**" in card
+    rows = [
+        re.findall("<t[hd].*?>(.*?)</t[hd]>", row)
+        for row in re.findall(r"<tr>.*?</tr>", to_html(card), flags=re.DOTALL)
+    ]
+    assert ["held-out discrepancy", "0.0155", "0.0532", "at most 0.0532", "passed"] in rows
+    assert ["share of copied patches", "0.25", "0", "", ""] in rows
+    assert ["chroma HF / luma HF", "0.59", "0.26", "at most 0.39", "failed"] in rows
+    warning = (
+        "chroma HF / luma HF is 0.59, 2.3 times that of random real patches (0.26): the patches carry colour noise."
+    )
+    assert f"<li>{warning}</li>" in to_html(card)
+
+
+@pytest.mark.parametrize(
+    "quality",
+    [
+        "x",
+        [],
+        {"nearest": "x"},
+        {"nearest": {"held_out": "x"}},
+        {"nearest": {"held_out": {"set": 1}}},
+        {"nearest": {"held_out": {"set": "<b>", "real": True}, "<script>": {"set": 1, "real": 1}}},
+    ],
+)
+def test_figures_that_are_none_are_not_told(published: Path, quality: object) -> None:
+    plain = render_card(published)
+    change(published, condensation=Manifest.load(published).condensation | {"quality": quality})
+    assert render_card(published) == plain
+
+
 def test_pictures_are_shown_where_they_are(published: Path) -> None:
     assert "![" not in render_card(published)
     (published / "report").mkdir()

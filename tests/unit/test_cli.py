@@ -55,12 +55,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             pushed = {"files": {"idc.json": 1200, "README.md": 5}, "uploads": ["idc.json"], "deletions": ["lr/old"]}
             pushed |= {"card_diff": "+ new line", "commit": None, "tag": None, "pull_request": None}
             pushed |= {"url": "http://hub/org/x", "private": True}
-            answer = {"verb": verb, "run": "runs/x", "shares": {"b": 2, "a": 1}, "instances": []}
+            answer = {"verb": verb, "run": "runs/x", "shares": {"b": 2, "a": 1}, "instances": [], "warnings": []}
             return answer | {"patches": 3} | (pushed if verb == "push" else {})
 
         return call
 
-    for verb in ("condense", "status", "verify", "regenerate", "push", "pull"):
+    for verb in ("condense", "status", "verify", "quality", "regenerate", "push", "pull"):
         monkeypatch.setattr(f"idc_hub.api.{verb}", stand_in(verb))
     return noted
 
@@ -290,6 +290,7 @@ class TestVerbs:
             "condense quickstart --json",
             "status runs/x --json",
             "verify runs/x --json",
+            "quality runs/x --json",
             "regenerate runs/x --teacher t --name n --json",
             "push runs/x org/x --license mit --json",
             "pull org/x --run-dir d --json",
@@ -310,6 +311,37 @@ class TestVerbs:
             "",
             "photograph\tstate\tpatches\tsteps\terror",
             "0001\tfailed\t15\t400/20000\tno [memory]",
+        ]
+
+    def test_what_is_wrong_with_the_patches_is_told_on_stderr_and_is_no_failure(
+        self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        result = {"run": "runs/x", "patches": 3, "quality": {"residual": {"set": 1}}, "warnings": ["too [red]: noise"]}
+        monkeypatch.setattr("idc_hub.api.condense", lambda *_, **__: result)
+        code, out, err = idc("condense", "quickstart", "--quiet")
+        assert (code, err) == (0, "warning: too [red]: noise.\n")
+        assert out == "run\truns/x\npatches\t3\n"
+        code, out, err = idc("condense", "quickstart", "--json")
+        assert (code, err) == (0, "warning: too [red]: noise.\n")
+        assert json.loads(out) == result
+
+    def test_quality_is_a_table(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+        figures = {
+            "held_out": {"set": 0.09, "real": 0.08, "real_range": [0.07, 0.09], "limit": 0.08, "passed": False},
+            "copied": {"set": 0.5, "real": 0.0, "real_range": [0.0, 0.0], "limit": None, "passed": None},
+        }
+        told = {"run": "runs/x", "hr_version": "v", "photographs": 2, "patches": 4, "draws": 4, "passed": False}
+        told |= {"warnings": ["too far"], "figures": figures, "spectra": {}, "gradient_norms": {}}
+        asked = []
+        monkeypatch.setattr("idc_hub.api.quality", lambda *args, **options: asked.append((args, options)) or told)
+        code, out, err = idc("quality", "runs/x", "--hr-version", "v", "--teacher", "t", "-q")
+        assert (code, err) == (0, "warning: too far.\n")
+        assert asked == [((Path("runs/x"),), {"hr_version": "v", "teacher": "t", "progress": False})]
+        assert out.splitlines()[-4:] == [
+            "",
+            "figure\tset\trandom real\twanted\tverdict",
+            "held-out discrepancy\t0.09\t0.08\tat most 0.08\tfailed",
+            "share of copied patches\t0.5\t0\t\t",
         ]
 
 
