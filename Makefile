@@ -27,5 +27,5 @@ quality: install  ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install  ## Measure a condensed set against random real patches
-	$(BIN)/python benchmarks/quality.py runs/quickstart
+bench: install  ## Measure the quickstart's patches beside random real ones
+	$(BIN)/idc quality runs/quickstart
