@@ -89,7 +89,7 @@ class Paper:
 
     def __call__(self, raw: Tensor, group: Tensor, partner: Tensor, name: object) -> dict[str, Tensor]:
         """The three unweighted terms for raw synthetic features `[n, c, h, w]`."""
-        draw = Draw.make(self.recipe, raw.shape[1], name, raw.device)
+        draw = Draw.make(self.recipe, raw.shape[1], 1, name, raw.device)
         with torch.no_grad():
             real = torch.cat([self.tiles(piece, draw) for piece in self.features.split(_CHUNK)])
         syn = self.tiles(raw, draw)

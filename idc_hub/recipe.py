@@ -130,14 +130,21 @@ class Features(Section):
 
 
 class Transform(Section):
-    """Random local Fourier features (section 3.2)."""
+    """What turns feature maps into local features: random local Fourier features, or an alternative of table 7."""
 
+    kind: Literal["rlff", "identity", "dct", "dwt"] = "rlff"
+    """Random rows of the Fourier matrix of local neighbourhoods (section 3.2), the feature maps' own channels, random
+    rows of the cosine matrix, or Haar wavelets at full resolution (table 7: x1, x2, x3). Identity and dwt draw no
+    rows: there kernel_size, channels, rows and replacement change nothing."""
+    unfold: Literal["pixels", "tiles", "patches"] = "pixels"
+    """What one sample of the distributions is: the local feature of a pixel (section 3.2, unfolding), those of a
+    tile together (table 2: v2, v6), or those of a whole patch (v1), where there can be neither groups nor pairs."""
     kernel_size: Odd = 7
     """Side k of the local neighbourhood, in feature-map pixels (appendix C.1: 7)."""
     channels: Count = 256
-    """Fourier rows drawn, C_out (appendix C.1: 256)."""
+    """Rows drawn, C_out (appendix C.1: 256)."""
     rows: Literal["literal", "unique"] = "unique"
-    """Draw from all 2C' rows of equation 4, where nearly every row has a twin, or from an orthogonal half."""
+    """Draw from all 2C' rows of equation 4, where nearly every row has a twin, or from an orthogonal half; of rlff."""
     replacement: Switch = False
     """Draw rows with replacement."""
     padding: Literal["reflect", "zero", "valid"] = "reflect"
@@ -146,10 +153,22 @@ class Transform(Section):
     """Arithmetic of local features and of their products with frequencies; bf16 is several times as fast where
     the processor has it. Sums, cosines, sines and means are fp32 in either case."""
 
+    @property
+    def neighbourhood(self) -> int:
+        """Side of what one local feature sees, in feature-map pixels; Haar's 2 x 2 stands in 3 x 3."""
+        return {"identity": 1, "dwt": 3}.get(self.kind, self.kernel_size)
+
+    def local_channels(self, channels: int) -> int:
+        """Channels of the local features of feature maps with `channels`."""
+        return {"identity": channels, "dwt": 4 * channels}.get(self.kind, self.channels)
+
 
 class Loss(Section):
     """The three distances that are minimised (section 3.3)."""
 
+    distance: Literal["ncfd", "mmd", "mse"] = "ncfd"
+    """What the instance and the group distance compare (section 3): characteristic functions by amplitude and phase,
+    the same functions by their squared difference (maximum mean discrepancy), or mean local features."""
     alpha: Weight = 0.2
     """Share of the amplitude in the distance of characteristic functions (equation 3, appendix C.1)."""
     beta: Weight = 0.8
@@ -270,7 +289,13 @@ PAPER: dict[str, dict[str, Any]] = {
 """What `preset: paper` fills in where a key is not given; the other values are the same in both presets."""
 
 
-LATER = {"features.precision": "fp32", "transform.precision": "fp32"}
+LATER = {
+    "features.precision": "fp32",
+    "transform.precision": "fp32",
+    "transform.kind": "rlff",
+    "transform.unfold": "pixels",
+    "loss.distance": "ncfd",
+}
 """Keys that came after the first sets were made, and what those were made with: there the hash stays what it was."""
 
 
@@ -415,7 +440,7 @@ def _conflicts(
     patches: Patches, transform: Transform, loss: Loss, assignment: Assignment, optimiser: Optimiser
 ) -> Iterator[tuple[list[str], str]]:
     """Values that are right on their own and cannot go together: the keys, and a sentence."""
-    size, tile, kernel, steps = patches.size, assignment.tile, transform.kernel_size, optimiser.steps
+    size, tile, kernel, steps = patches.size, assignment.tile, transform.neighbourhood, optimiser.steps
     if patches.stride > size:
         keys = ["patches.stride", "patches.size"]
         yield keys, f"patches.stride {patches.stride} is more than patches.size {size}: pixels are left out."
@@ -431,6 +456,9 @@ def _conflicts(
     if loss.instance_weight == loss.group_weight == loss.pair_weight == 0:
         keys = ["loss.instance_weight", "loss.group_weight", "loss.pair_weight"]
         yield keys, "loss.instance_weight, group_weight and pair_weight are 0: nothing would be optimised."
+    if transform.unfold == "patches" and (loss.group_weight or loss.pair_weight):
+        keys = ["transform.unfold", "loss.group_weight", "loss.pair_weight"]
+        yield keys, "transform.unfold patches leaves no tiles to group and pair: set group_weight and pair_weight to 0."
     keys = ["assignment.events", "assignment.interval", "assignment.warmup", "optimiser.steps"]
     events = assignment.event_steps(steps)
     if assignment.interval * steps < 1:

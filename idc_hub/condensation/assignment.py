@@ -17,18 +17,24 @@ from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from idc_hub.condensation.transforms import to_rows
+
 KMEANS_RESTARTS = 4
 KMEANS_STEPS = 50
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """The non-overlapping `tile x tile` pieces of `patches` maps of `height x width`; a remainder is left out."""
+    """The non-overlapping `tile x tile` pieces of `patches` maps of `height x width`; a remainder is left out.
+
+    It knows what is a row, that is one sample of a distribution (`transform.unfold`): a pixel, a tile or a patch.
+    """
 
     patches: int
     height: int
     width: int
     tile: int
+    unfold: str = "pixels"
 
     @property
     def rows_down(self) -> int:
@@ -43,22 +49,42 @@ class TileGrid:
     def __len__(self) -> int:
         return self.patches * self.rows_down * self.across
 
-    def pixels(self) -> Tensor:
-        """int64 `[tiles, tile*tile]`: the row of `to_rows` at which each pixel of each tile stands."""
-        rows = torch.arange(self.patches * self.height * self.width).view(self.patches, self.height, self.width)
-        return self.cut(rows[:, None]).flatten(1)
+    @property
+    def rows(self) -> int:
+        """Rows of all maps together."""
+        return {"pixels": self.patches * self.height * self.width, "tiles": len(self)}.get(self.unfold, self.patches)
+
+    @property
+    def pixels_in_row(self) -> int:
+        """Pixels whose local features make one row."""
+        return {"pixels": 1, "tiles": self.tile**2}.get(self.unfold, self.height * self.width)
+
+    def to_rows(self, maps: Tensor) -> Tensor:
+        """Maps `[B, C, height, width]`, of any number of patches, as rows `[rows, C * pixels_in_row]`."""
+        if self.unfold == "pixels":
+            return to_rows(maps)
+        return (self.cut(maps) if self.unfold == "tiles" else maps).flatten(1)
+
+    def rows_of_tiles(self) -> Tensor:
+        """int64 `[tiles, r]`: the rows that each tile has to itself; none where a row is a whole patch."""
+        if self.unfold == "pixels":
+            pixels = torch.arange(self.rows).view(self.patches, 1, self.height, self.width)
+            return self.cut(pixels).flatten(1)
+        tiles = torch.arange(len(self))[:, None]
+        return tiles if self.unfold == "tiles" else tiles[:, :0]
 
     def cut(self, maps: Tensor) -> Tensor:
-        """The tiles of maps `[patches, c, height, width]`: `[tiles, c, tile, tile]`, ordered (patch, y, x)."""
+        """The tiles of maps `[B, c, height, width]`: `[tiles, c, tile, tile]`, ordered (patch, y, x)."""
         pieces = maps.unfold(2, self.tile, self.tile).unfold(3, self.tile, self.tile)
-        return pieces.permute(0, 2, 3, 1, 4, 5).reshape(len(self), maps.shape[1], self.tile, self.tile)
+        return pieces.permute(0, 2, 3, 1, 4, 5).reshape(-1, maps.shape[1], self.tile, self.tile)
 
     def row_labels(self, labels: Tensor, other: int) -> Tensor:
-        """Spread one label a tile to one label a row of `to_rows`; `other` where no tile or a label below 0."""
-        spread = torch.full((self.patches * self.height * self.width,), other, dtype=torch.int64)
+        """Spread one label a tile to one label a row; `other` where no tile or a label below 0."""
+        spread = torch.full((self.rows,), other, dtype=torch.int64)
         known = labels.cpu().clamp(min=-1)
         known = torch.where(known < 0, torch.full_like(known, other), known)
-        spread[self.pixels()] = known[:, None].expand(-1, self.tile**2)
+        places = self.rows_of_tiles()
+        spread[places] = known[:, None].expand_as(places)
         return spread.to(labels.device)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -149,13 +149,12 @@ def condense_instance(
     real = RealSide(lr.to(device), offsets, network, recipe, instance_id)
     held_out: list[object] = [f"held-out-{k}" for k in range(HELD_OUT_DRAWS)]
     patches = initial_patches(real, count) if resume is None else resume.patches
-    grid = TileGrid(count, real.grid.height, real.grid.width, recipe.assignment.tile)
+    grid = replace(real.grid, patches=count)
     state = resume or State.start(patches, len(grid))
     optimiser = _adam(state, recipe)
     objective = Objective(real, grid, recipe)
     objective.take_partners(state.assignment)
-    event_steps = recipe.assignment.event_steps(recipe.optimiser.steps)
-    events = {step: number for number, step in enumerate(event_steps, start=1)}
+    events = assignment_events(recipe)
     norms: dict[str, list[float]] = {term: [] for term in TERMS}
     last: dict[str, float] = {}
 
@@ -193,6 +192,14 @@ def condense_instance(
         gradient_norms=norms,
         seconds=time.monotonic() - begun,
     )
+
+
+def assignment_events(recipe: Recipe) -> dict[int, int]:
+    """Number of the assignment event, from 1 on, at each step that has one; none where nothing follows from it."""
+    if recipe.loss.group_weight == recipe.loss.pair_weight == 0:
+        return {}
+    steps = recipe.assignment.event_steps(recipe.optimiser.steps)
+    return {step: number for number, step in enumerate(steps, start=1)}
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -1,15 +1,24 @@
-"""The distance between two sets of local features: Neural Characteristic Function Discrepancy (paper Eq. 2-3).
+"""The distance between two sets of local features (paper section 3; `loss.distance`).
 
-A set of rows is described by its empirical characteristic function at `T` frequencies, the mean of
-`exp(i <t, row>)`. Two sets are compared by the amplitude and by the phase of that function.
+A set of rows is described by a mean: `set_sums` adds up over its rows, and `set_distance` compares two such means.
+
+- `ncfd`, Neural Characteristic Function Discrepancy (paper Eq. 2-3): the empirical characteristic function at `T`
+  frequencies, the mean of `exp(i <t, row>)`, compared by its amplitude and by its phase.
+- `mmd`, Maximum Mean Discrepancy: the mean over `t` of the squared difference of those functions. With `t` from
+  N(0, s^2) it is the random-feature estimate of the squared MMD with the kernel `exp(-s^2 |u - v|^2 / 2)`.
+- `mse`, Mean Squared Error: the squared difference of the mean rows, averaged over their elements; frequencies play
+  no part.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from idc_hub.recipe import Loss
 
 _EPS = 1e-12
 
@@ -17,8 +26,42 @@ _CACHED_ROWS = 1024
 """Rows that `segment_sums` projects at a time on a CPU."""
 
 
+def set_sums(rows: Tensor, freqs: Tensor, members: Tensor, loss: Loss) -> Tensor:
+    """What `set_distance` compares the mean of, added up over the rows of each segment.
+
+    Args:
+        rows: `[S, C]`, one local feature a row; differentiable in them.
+        freqs: `[T, C]`, of the same dtype.
+        members: float `[G, S]` of `membership`.
+        loss: The recipe's loss.
+
+    Returns:
+        complex `[G, T]` of `segment_sums`, or for `mse` float `[G, C]`, the sums of the rows themselves.
+    """
+    if loss.distance != "mse":
+        return segment_sums(rows, freqs, members)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return members.to(dtype) @ rows.to(dtype)
+
+
+def set_distance(real: Tensor, syn: Tensor, loss: Loss) -> Tensor:
+    """Distance between sets of rows, from their means.
+
+    Args:
+        real: `[..., T]` or `[..., C]`: `set_sums` of the real rows, divided by their number.
+        syn: The same of the synthetic rows; differentiable in it.
+        loss: The recipe's loss.
+
+    Returns:
+        float `[...]`, at least 0.
+    """
+    if loss.distance == "ncfd":
+        return cf_distance(real, syn, alpha=loss.alpha, beta=loss.beta)
+    return (real - syn).abs().square().mean(-1)
+
+
 def membership(labels: Tensor, segments: int) -> Tensor:
-    """Which rows belong to which segment, for `segment_sums`: float32 `[segments, S]` from int64 labels `[S]`."""
+    """Which rows belong to which segment, for `set_sums`: float32 `[segments, S]` from int64 labels `[S]`."""
     return torch.nn.functional.one_hot(labels, segments).float().T.contiguous()
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from idc_hub.condensation.assignment import Assignment, TileGrid
-from idc_hub.condensation.discrepancy import cf_distance, membership, segment_sums
+from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
 from idc_hub.condensation.real_side import Draw, RealSide, Statistics, Targets, generator
-from idc_hub.condensation.transforms import convolve, to_rows
+from idc_hub.condensation.transforms import convolve
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
@@ -33,7 +33,7 @@ class Objective:
         self.grid = grid
         self.recipe = recipe
         self.margin = 1 if recipe.loss.deformation == "translation" else 0
-        self.pixels = grid.pixels().to(real.features.device)
+        self.rows_of_tiles = grid.rows_of_tiles().to(real.features.device)
         self.take_partners(Assignment.empty(len(grid), real.features.device))
 
     def take_partners(self, assignment: Assignment) -> None:
@@ -46,7 +46,7 @@ class Objective:
         self.paired = torch.nonzero(assignment.partner >= 0).flatten()
         self.partners = assignment.partner[self.paired]
         # Rows of the maps in their own order: once all are paired, they are compared as they lie in memory.
-        self.pair_rows, self.pair_order = self.pixels[self.paired].flatten().sort()
+        self.pair_rows, self.pair_order = self.rows_of_tiles[self.paired].flatten().sort()
         self.pair_weights = self._pair_weights(assignment.group[self.paired])[self.pair_order]
         self.kept: dict[object, Tensor] = {}
         self.windows: Tensor | None = None
@@ -90,15 +90,15 @@ class Objective:
         return self.real.at(name, keep=self.recipe.loss.draws == "bank")
 
     def distribution_terms(self, rows: Tensor, draw: Draw, targets: Targets) -> dict[str, Tensor]:
-        """The instance term, and the group term once a tile is grouped, of synthetic rows `[S, C_out]`."""
+        """The instance term, and the group term once a tile is grouped, of synthetic rows `[S, C]`."""
         loss = self.recipe.loss
-        sums = segment_sums(rows, draw.freqs, self.members)
-        terms = {"instance": cf_distance(targets.instance, sums.sum(0) / len(rows), alpha=loss.alpha, beta=loss.beta)}
+        sums = set_sums(rows, draw.freqs, self.members, loss)
+        terms = {"instance": set_distance(targets.instance, sums.sum(0) / len(rows), loss)}
         if len(self.present):
             if draw.group_freqs is not draw.freqs:
-                sums = segment_sums(rows, draw.group_freqs, self.members)
+                sums = set_sums(rows, draw.group_freqs, self.members, loss)
             means = sums.index_select(0, self.present) / self.group_sizes
-            distances = cf_distance(targets.groups[self.present], means, alpha=loss.alpha, beta=loss.beta)
+            distances = set_distance(targets.groups[self.present], means, loss)
             terms["group"] = distances.sum() if loss.group_reduction == "sum" else distances.mean()
         return terms
 
@@ -109,7 +109,7 @@ class Objective:
         return distances @ self.pair_weights
 
     def partner_rows(self, step: int, draw: Draw, shifts: Tensor, statistics: Statistics) -> Tensor:
-        """Rows of the real partners, `[pairs * tile * tile, C_out]`, in the order of the synthetic rows."""
+        """Rows of the real partners, as many as their tiles have, in the order of the synthetic rows."""
         joint = self.recipe.features.statistics == "joint"
         if joint or self.margin or self.recipe.loss.draws == "fresh":
             windows = self.real.windows(self.partners, statistics, self.margin) if joint else self.windows
@@ -126,11 +126,12 @@ class Objective:
         assert windows is not None
         if self.margin:
             windows = shift_windows(windows, shifts[self.paired])
-        return self.real.norm_rows(to_rows(convolve(windows, draw.rows)))[self.pair_order]
+        return self.real.norm_rows(self.grid.to_rows(convolve(windows, draw.rows)))[self.pair_order]
 
     def _pair_weights(self, groups: Tensor) -> Tensor:
         """What each row's L1 distance counts (`loss.pair_reduction`; algorithm note 6.9), from its pair's group."""
-        elements = self.grid.tile**2 * self.recipe.transform.channels
+        channels = self.recipe.transform.local_channels(self.real.features.shape[1])
+        elements = self.grid.tile**2 * channels
         sizes = torch.bincount(groups, minlength=1)[groups].float()
         weights = {
             "mean": 1 / (elements * torch.full_like(sizes, len(groups))),
@@ -138,7 +139,7 @@ class Objective:
             "group-mean": 1 / (elements * sizes),
             "group-mean-twice": 1 / (elements * sizes.square()),
         }[self.recipe.loss.pair_reduction]
-        return weights.repeat_interleave(self.grid.tile**2)
+        return weights.repeat_interleave(self.rows_of_tiles.shape[1])
 
 
 def shift_windows(windows: Tensor, shifts: Tensor) -> Tensor:

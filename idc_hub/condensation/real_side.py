@@ -1,6 +1,6 @@
 """Everything about one photograph that the optimisation is held to, computed once before the loop.
 
-The real side of the losses depends on the photograph and on the draw (RLFF rows and frequencies), never on the
+The real side of the losses depends on the photograph and on the draw (rows and frequencies), never on the
 synthetic patches. With a fixed bank of draws it is therefore a table, filled when a draw is first met.
 """
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from idc_hub.condensation.assignment import TileGrid, kmeans
-from idc_hub.condensation.discrepancy import cf_distance, membership, segment_sums
-from idc_hub.condensation.transforms import draw_row_indices, pad_for_rlff, rlff, rlff_rows, to_rows
+from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
+from idc_hub.condensation.transforms import draw_rows, local_features, pad, to_rows
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
@@ -52,9 +52,10 @@ class Draw:
     """One draw of features and frequencies, shared by all photographs of a recipe.
 
     Attributes:
-        rows: RLFF rows `[C_out, c, k, k]`.
-        freqs: `[T, C_out]`, from N(0, frequency_scale^2), for the instance term.
-        group_freqs: `[T, C_out]` for the group term; the same tensor unless `loss.shared_frequencies` is off.
+        rows: Convolution rows of the transform, `[C_out, c, k, k]`.
+        freqs: `[T, C]`, from N(0, frequency_scale^2), for the instance term; `C` is `C_out` times the pixels in a
+            sample (`transform.unfold`).
+        group_freqs: `[T, C]` for the group term; the same tensor unless `loss.shared_frequencies` is off.
     """
 
     rows: Tensor
@@ -62,27 +63,28 @@ class Draw:
     group_freqs: Tensor
 
     @classmethod
-    def make(cls, recipe: Recipe, channels: int, name: object, device: torch.device) -> Draw:
-        """The draw called `name` (its number in the bank, a step, or a held-out number) of a recipe."""
+    def make(cls, recipe: Recipe, channels: int, pixels: int, name: object, device: torch.device) -> Draw:
+        """The draw called `name` (its number in the bank, a step, or a held-out number) of a recipe.
+
+        Args:
+            recipe: The recipe.
+            channels: Channels `c` of the feature maps.
+            pixels: Pixels whose local features make one sample.
+            name: The name; the draw depends on it and on the recipe's seed alone.
+            device: Where to put it.
+        """
         rng = generator(recipe.seed, "draw", name)
-        spec, loss = recipe.transform, recipe.loss
-        indices = draw_row_indices(
-            channels,
-            spec.kernel_size,
-            spec.channels,
-            rows=spec.rows,
-            replacement=spec.replacement,
-            generator=rng,
-        )
-        shape = (loss.frequencies, spec.channels)
+        loss = recipe.loss
+        rows = draw_rows(recipe.transform, channels, rng)
+        shape = (loss.frequencies, len(rows) * pixels)
         freqs = torch.randn(shape, generator=rng).to(device) * loss.frequency_scale
         group_freqs = freqs
         if not loss.shared_frequencies:
             group_freqs = torch.randn(shape, generator=rng).to(device) * loss.frequency_scale
-        return cls(rlff_rows(channels, spec.kernel_size, indices).to(device), freqs, group_freqs)
+        return cls(rows.to(device), freqs, group_freqs)
 
     def prepared(self, norm: float, dtype: torch.dtype) -> Draw:
-        """This draw with its rows divided by `norm`, all in `dtype`, the rows laid out as `rlff` likes them."""
+        """This draw with its rows divided by `norm`, all in `dtype`, the rows laid out as `convolve` likes them."""
         freqs = self.freqs.to(dtype)
         group_freqs = freqs if self.group_freqs is self.freqs else self.group_freqs.to(dtype)
         return Draw((self.rows / norm).to(dtype, memory_format=torch.channels_last), freqs, group_freqs)
@@ -112,11 +114,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Targets:
-    """The real side at one draw.
+    """The real side at one draw: what `set_distance` compares.
 
     Attributes:
-        instance: complex `[T]`, characteristic function of all real rows.
-        groups: complex `[M, T]`, of the rows of each group.
+        instance: `[T]`, characteristic function of all real rows; with `loss.distance: mse` their mean `[C]`.
+        groups: `[M, T]` or `[M, C]`, of the rows of each group.
     """
 
     instance: Tensor
@@ -152,7 +154,7 @@ class RealSide:
         self.features = self._extract_all(network)
         self.statistics = Statistics.of(self.features)
         height, width = (side - 2 * self.border for side in self.features.shape[2:])
-        self.grid = TileGrid(len(lr), height, width, recipe.assignment.tile)
+        self.grid = TileGrid(len(lr), height, width, recipe.assignment.tile, recipe.transform.unfold)
         with torch.no_grad():
             descriptors = self.descriptors(self.features)
         seed = seed_of(recipe.seed, instance_id, "kmeans")
@@ -175,7 +177,7 @@ class RealSide:
     @property
     def border(self) -> int:
         """Feature pixels that the transform leaves out on each side."""
-        return self.recipe.transform.kernel_size // 2 if self.recipe.transform.padding == "valid" else 0
+        return self.recipe.transform.neighbourhood // 2 if self.recipe.transform.padding == "valid" else 0
 
     def crop(self, maps: Tensor) -> Tensor:
         """The part of feature maps `[B, c, h, w]` that the transformed maps cover."""
@@ -204,7 +206,7 @@ class RealSide:
         pieces = []
         for piece in raw.split(_CHUNK):
             maps = self.normalise(piece, statistics)
-            maps = self.crop(maps) if rows is None else rlff(maps, rows, self.recipe.transform.padding).float()
+            maps = self.crop(maps) if rows is None else self._local(maps, rows).float()
             pooled = torch.nn.functional.avg_pool2d(maps, self.recipe.assignment.tile)
             pieces.append(to_rows(pooled))
         return torch.cat(pieces)
@@ -218,7 +220,8 @@ class RealSide:
 
     def draw(self, name: object, statistics: Statistics) -> Draw:
         """The draw called `name` on this photograph's device, with `loss.row_norm: global` and in its precision."""
-        draw = Draw.make(self.recipe, self.features.shape[1], name, self.features.device)
+        channels, pixels = self.features.shape[1], self.grid.pixels_in_row
+        draw = Draw.make(self.recipe, channels, pixels, name, self.features.device)
         norm = self._rms_norm(draw, statistics) if self.recipe.loss.row_norm == "global" else 1.0
         return draw.prepared(norm, PRECISIONS[self.recipe.transform.precision])
 
@@ -234,7 +237,7 @@ class RealSide:
 
     @torch.no_grad()
     def targets(self, draw: Draw, statistics: Statistics) -> Targets:
-        """Characteristic functions of the real rows at a draw, streamed over the patches."""
+        """What the real rows are at a draw, streamed over the patches."""
         groups = len(self.centroids)
         labels = self.grid.row_labels(self.labels, groups).view(self.grid.patches, -1)
         total: Tensor | int = 0
@@ -243,19 +246,23 @@ class RealSide:
             here = slice(start, start + _CHUNK)
             rows = self.rows(self.normalise(self.features[here], statistics), draw)
             members = membership(labels[here].flatten(), groups + 1)
-            sums = segment_sums(rows, draw.freqs, members)
+            sums = set_sums(rows, draw.freqs, members, self.recipe.loss)
             total = total + sums.sum(0)
             if draw.group_freqs is not draw.freqs:
-                sums = segment_sums(rows, draw.group_freqs, members)
+                sums = set_sums(rows, draw.group_freqs, members, self.recipe.loss)
             grouped = grouped + sums[:groups]
         assert isinstance(total, Tensor)
         assert isinstance(grouped, Tensor)
-        pixels = (self.sizes * self.grid.tile**2).clamp(min=1)
-        return Targets(total / labels.numel(), grouped / pixels[:, None])
+        rows_in_tile = self.grid.tile**2 // self.grid.pixels_in_row
+        rows_of_groups = (self.sizes * rows_in_tile).clamp(min=1)
+        return Targets(total / labels.numel(), grouped / rows_of_groups[:, None])
 
     def rows(self, normalised: Tensor, draw: Draw) -> Tensor:
-        """Local features of normalised maps, one a row, normalised as `loss.row_norm` says."""
-        return self.norm_rows(to_rows(rlff(normalised, draw.rows, self.recipe.transform.padding)))
+        """Local features of normalised maps, one sample a row, normalised as `loss.row_norm` says."""
+        return self.norm_rows(self.grid.to_rows(self._local(normalised, draw.rows)))
+
+    def _local(self, normalised: Tensor, rows: Tensor) -> Tensor:
+        return local_features(normalised, rows, self.recipe.transform.padding)
 
     def norm_rows(self, rows: Tensor) -> Tensor:
         """Divide each row by its length under `loss.row_norm: row`; a global norm is in the draw already."""
@@ -276,13 +283,13 @@ class RealSide:
             float `[P, c, s, s]` with `s = tile + k - 1 + 2 * margin`.
         """
         spec, tile = self.recipe.transform, self.grid.tile
-        side = tile + spec.kernel_size - 1 + 2 * margin
+        side = tile + spec.neighbourhood - 1 + 2 * margin
         patch, down, across = self._place(partners)
         pieces = self.features.new_empty((len(partners), self.features.shape[1], side, side), dtype=torch.float32)
         for start in range(0, len(self.features), _CHUNK):
             wanted = torch.nonzero((patch >= start) & (patch < start + _CHUNK)).flatten()
             maps = self.normalise(self.features[start : start + _CHUNK], statistics)
-            maps = pad_for_rlff(maps, spec.kernel_size, spec.padding, margin=margin)
+            maps = pad(maps, spec.neighbourhood, spec.padding, margin=margin)
             maps = maps.unfold(2, side, tile).unfold(3, side, tile)
             pieces[wanted] = maps[patch[wanted] - start, :, down[wanted], across[wanted]].float()
         return pieces
@@ -296,9 +303,9 @@ class RealSide:
         for name in names:
             draw, targets = self.at(name, keep=True)
             rows = self.rows(normalised, draw)
-            syn = segment_sums(rows, draw.freqs, torch.ones(1, len(rows), device=rows.device))[0] / len(rows)
-            loss = self.recipe.loss
-            values.append(cf_distance(targets.instance, syn, alpha=loss.alpha, beta=loss.beta))
+            everything = torch.ones(1, len(rows), device=rows.device)
+            syn = set_sums(rows, draw.freqs, everything, self.recipe.loss)[0] / len(rows)
+            values.append(set_distance(targets.instance, syn, self.recipe.loss))
         return float(torch.stack(values).mean())
 
     @torch.no_grad()
@@ -308,12 +315,11 @@ class RealSide:
         A patch may be chosen again only when all have been chosen.
         """
         functions, targets = self._patch_functions(names)
-        loss = self.recipe.loss
         chosen: list[int] = []
         total = torch.zeros_like(functions[:, 0])
         for _ in range(count):
             mean = (total[:, None] + functions) / (len(chosen) + 1)
-            distance = cf_distance(targets[:, None], mean, alpha=loss.alpha, beta=loss.beta).mean(0)
+            distance = set_distance(targets[:, None], mean, self.recipe.loss).mean(0)
             if len(chosen) < len(self.lr):
                 distance[chosen] = torch.inf
             best = int(distance.argmin())
@@ -322,7 +328,7 @@ class RealSide:
         return torch.tensor(chosen)
 
     def _patch_functions(self, names: list[object]) -> tuple[Tensor, Tensor]:
-        """Characteristic functions of every real patch alone, complex `[draws, N, T]`, and of all `[draws, T]`."""
+        """What `Targets.instance` is of every real patch alone, `[draws, N, T]`, and of all, `[draws, T]`."""
         functions, targets = [], []
         for name in names:
             draw, target = self.at(name, keep=True)
@@ -332,7 +338,7 @@ class RealSide:
                 rows = self.rows(self.normalise(piece), draw)
                 labels = torch.arange(len(piece), device=rows.device).repeat_interleave(len(rows) // len(piece))
                 members = membership(labels, len(piece))
-                pieces.append(segment_sums(rows, draw.freqs, members) * (len(piece) / len(rows)))
+                pieces.append(set_sums(rows, draw.freqs, members, self.recipe.loss) * (len(piece) / len(rows)))
             functions.append(torch.cat(pieces))
         return torch.stack(functions), torch.stack(targets)
 
@@ -346,9 +352,9 @@ class RealSide:
     def _rms_norm(self, draw: Draw, statistics: Statistics) -> float:
         total, count = 0.0, 0
         for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(_CHUNK):
-            maps = rlff(self.normalise(piece, statistics), draw.rows, self.recipe.transform.padding)
-            total += float(maps.double().square().sum())
-            count += maps.numel() // maps.shape[1]
+            rows = self.grid.to_rows(self._local(self.normalise(piece, statistics), draw.rows))
+            total += float(rows.double().square().sum())
+            count += len(rows)
         # A photograph of one colour has no features at all; nothing is divided by nothing.
         return max((total / count) ** 0.5, _NORM_EPS)
 

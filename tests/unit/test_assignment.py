@@ -15,13 +15,30 @@ def test_tiles_are_cut_in_reading_order_and_the_remainder_is_left_out() -> None:
     assert len(grid) == 2 * 2 * 3
     tiles = grid.cut(maps)
     assert torch.equal(tiles[7, 0], maps[1, 0, 0:3, 3:6])
-    assert torch.equal(grid.pixels()[4], maps[0, 0, 3:6, 3:6].reshape(-1))
+    assert torch.equal(grid.rows_of_tiles()[4], maps[0, 0, 3:6, 3:6].reshape(-1))
 
 
 def test_row_labels_mark_the_rows_of_each_tile_and_leave_the_others() -> None:
     grid = TileGrid(1, 5, 4, 2)
     labels = grid.row_labels(torch.tensor([0, 1, -1, 2]), other=9).view(5, 4)
     assert labels.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [9, 9, 2, 2], [9, 9, 2, 2], [9, 9, 9, 9]]
+
+
+def test_a_row_is_a_pixel_a_tile_or_a_patch() -> None:
+    maps = torch.arange(2 * 3 * 7 * 9).view(2, 3, 7, 9)
+    pixels, tiles, patches = (TileGrid(2, 7, 9, 3, unfold) for unfold in ("pixels", "tiles", "patches"))
+    assert torch.equal(pixels.to_rows(maps)[9 + 4], maps[0, :, 1, 4])
+    assert torch.equal(tiles.to_rows(maps)[7], maps[1, :, 0:3, 3:6].flatten())
+    assert torch.equal(patches.to_rows(maps)[1], maps[1].flatten())
+    for grid in (pixels, tiles, patches):
+        rows = grid.to_rows(maps)
+        assert rows.shape == (grid.rows, 3 * grid.pixels_in_row)
+        of_one_patch = grid.to_rows(maps[1:])
+        assert torch.equal(rows[-len(of_one_patch) :], of_one_patch)
+    labels = torch.arange(12) % 4 - 1
+    assert torch.equal(tiles.row_labels(labels, other=9), torch.where(labels < 0, 9, labels))
+    assert tiles.rows_of_tiles().flatten().tolist() == list(range(12))
+    assert patches.row_labels(labels, other=9).tolist() == [9, 9]
 
 
 def test_kmeans_finds_separated_clusters_and_repeats_itself() -> None:

@@ -83,8 +83,8 @@ def slow_distance(real: np.ndarray, syn: np.ndarray, freqs: np.ndarray) -> float
     return total / len(freqs)
 
 
-def slow_rows(maps: np.ndarray, rows: np.ndarray, padding: str) -> np.ndarray:
-    """Local features `[B, h, w, C_out]` of normalised maps, by loops over pixels, each of unit length."""
+def slow_rows(maps: np.ndarray, rows: np.ndarray, padding: str, *, unit: bool = True) -> np.ndarray:
+    """Local features `[B, h, w, C_out]` of normalised maps, by loops over pixels; of unit length if `unit`."""
     edge = 0 if padding == "valid" else rows.shape[-1] // 2
     mode = "reflect" if padding == "reflect" else "constant"
     padded = np.pad(maps, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode=mode)
@@ -95,25 +95,32 @@ def slow_rows(maps: np.ndarray, rows: np.ndarray, padding: str) -> np.ndarray:
         for x in range(width):
             window = padded[:, :, y : y + k, x : x + k].reshape(len(maps), -1)
             found[:, y, x] = window @ rows.reshape(len(rows), -1).T
-    return found / np.linalg.norm(found, axis=-1, keepdims=True)
+    return found / np.linalg.norm(found, axis=-1, keepdims=True) if unit else found
 
 
-@pytest.mark.parametrize("padding", ["reflect", "zero", "valid"])
-@pytest.mark.parametrize("reduction", ["mean", "literal", "group-mean", "group-mean-twice"])
-def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) -> None:
-    spec = recipe(transform__padding=padding, loss__pair_reduction=reduction)
+def partly_assigned(spec: Recipe, network: nn.Module) -> tuple[Objective, State]:
+    """Two synthetic patches, a third of whose tiles is grouped, some of them paired with real tiles of their group."""
     patches, places = photograph()
-    network = SmallNetwork()
     real = RealSide(patches, places, network, spec, "photo")
-    grid = TileGrid(2, real.grid.height, real.grid.width, 4)
+    grid = TileGrid(2, real.grid.height, real.grid.width, 4, spec.transform.unfold)
     state = State.start(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), len(grid))
-    # A third of the tiles is grouped, some of them paired with real tiles of their group.
     state.assignment.group[::3] = torch.arange(len(state.assignment.group[::3])) % 3
     for tile in torch.nonzero(state.assignment.group >= 0).flatten().tolist()[::2]:
         of_group = torch.nonzero(real.labels == state.assignment.group[tile]).flatten()
         state.assignment.partner[tile] = of_group[tile % len(of_group)]
     objective = Objective(real, grid, spec)
     objective.take_partners(state.assignment)
+    return objective, state
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero", "valid"])
+@pytest.mark.parametrize("reduction", ["mean", "literal", "group-mean", "group-mean-twice"])
+def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) -> None:
+    spec = recipe(transform__padding=padding, loss__pair_reduction=reduction)
+    patches, _ = photograph()
+    network = SmallNetwork()
+    objective, state = partly_assigned(spec, network)
+    real, grid = objective.real, objective.grid
     terms, _ = objective(extract(network, state.patches, spec), state.shifts, step=0)
 
     draw, _ = objective.at(0, real.statistics)
@@ -161,6 +168,106 @@ def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) 
     summed = sum(weighted(terms, spec).values())
     by_hand = sum(getattr(spec.loss, f"{name}_weight") * float(value) for name, value in terms.items())
     assert float(summed) == pytest.approx(by_hand, rel=1e-6)
+
+
+def tiles_by_hand(rows: np.ndarray) -> np.ndarray:
+    """Tiles `[tiles, 16, C]` of local features `[B, h, w, C]`, 4 x 4 pixels each."""
+    down, across = rows.shape[1] // 4, rows.shape[2] // 4
+    pieces = [rows[b, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4] for b, i, j in np.ndindex(len(rows), down, across)]
+    return np.stack(pieces).reshape(-1, 16, rows.shape[-1])
+
+
+def by_hand(distance: str, real: np.ndarray, syn: np.ndarray, freqs: np.ndarray) -> float:
+    if distance == "ncfd":
+        return slow_distance(real, syn, freqs)
+    if distance == "mse":
+        return float(np.square(real.mean(0) - syn.mean(0)).mean())
+    functions = [np.exp(1j * rows @ freqs.T).mean(0) for rows in (real, syn)]
+    return float(np.square(np.abs(functions[0] - functions[1])).mean())
+
+
+@pytest.mark.parametrize("padding", ["reflect", "valid"])
+@pytest.mark.parametrize("unfold", ["pixels", "tiles"])
+@pytest.mark.parametrize(
+    ("kind", "distance"),
+    [("identity", "ncfd"), ("dct", "ncfd"), ("dwt", "ncfd"), ("rlff", "ncfd"), ("rlff", "mmd"), ("rlff", "mse")],
+)
+def test_the_three_terms_of_every_transform_and_distance(kind: str, distance: str, unfold: str, padding: str) -> None:
+    spec = recipe(
+        transform={"kind": kind, "unfold": unfold, "padding": padding, "kernel_size": 3, "channels": 12},
+        loss__distance=distance,
+        loss__row_norm="none",
+    )
+    network = SmallNetwork()
+    objective, state = partly_assigned(spec, network)
+    real = objective.real
+    terms, _ = objective(extract(network, state.patches, spec), state.shifts, step=0)
+
+    draw, _ = objective.at(0, real.statistics)
+    syn_tiles, real_tiles = (
+        tiles_by_hand(
+            slow_rows(
+                real.statistics.normalise(extract(network, lr, spec)).double().numpy(),
+                draw.rows.double().numpy(),
+                padding,
+                unit=False,
+            )
+        )
+        for lr in (state.patches, real.lr)
+    )
+
+    def samples(tiles: np.ndarray) -> np.ndarray:
+        # A tile as one sample is its features in the order (channel, pixel).
+        if unfold == "tiles":
+            return tiles.transpose(0, 2, 1).reshape(len(tiles), -1)
+        return tiles.reshape(-1, tiles.shape[-1])
+
+    freqs = draw.freqs.double().numpy()
+    if padding == "reflect":  # 16 x 16 pixels are tiles without remainder
+        whole = by_hand(distance, samples(real_tiles), samples(syn_tiles), freqs)
+        assert float(terms["instance"]) == pytest.approx(whole, rel=1e-3)
+    groups, labels = state.assignment.group.numpy(), real.labels.numpy()
+    expected = [
+        by_hand(distance, samples(real_tiles[labels == m]), samples(syn_tiles[groups == m]), freqs) for m in range(3)
+    ]
+    assert float(terms["group"]) == pytest.approx(sum(expected), rel=1e-3)
+    paired = [(s, int(r)) for s, r in enumerate(state.assignment.partner) if r >= 0]
+    differences = [np.abs(syn_tiles[s] - real_tiles[r]).mean() for s, r in paired]
+    assert float(terms["pair"]) == pytest.approx(float(np.mean(differences)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "distance", "unfold"),
+    [
+        *((kind, "ncfd", "pixels") for kind in ("rlff", "identity", "dct", "dwt")),
+        *(("rlff", distance, "pixels") for distance in ("mmd", "mse")),
+        *(("rlff", distance, "tiles") for distance in ("ncfd", "mmd", "mse")),
+        *(("identity", distance, "patches") for distance in ("ncfd", "mmd", "mse")),
+    ],
+)
+def test_every_transform_and_distance_lowers_its_own_loss(kind: str, distance: str, unfold: str) -> None:
+    # Where a whole patch is one sample, two samples never get near nine: no more than the direction is asked for.
+    spec = recipe(
+        transform={"kind": kind, "unfold": unfold, "kernel_size": 3, "channels": 12},
+        loss={"distance": distance, "frequencies": 64, "bank_size": 4, "group_weight": 0, "pair_weight": 0},
+        optimiser={"steps": 60, "initial": "noise"},
+    )
+    patches, places = photograph()
+    real = RealSide(patches, places, SmallNetwork(), spec, "photo")
+    start = (initial_patches(real, 2) * 255).round().to(torch.uint8)
+    bank: list[object] = list(range(4))
+    before = real.discrepancy(start, SmallNetwork(), bank)
+    after = real.discrepancy(condense(spec).patches, SmallNetwork(), bank)
+    assert after < (0.95 if unfold == "patches" else 0.7) * before
+
+
+def test_without_groups_and_pairs_nothing_is_assigned() -> None:
+    lines: list[dict[str, float]] = []
+    spec = recipe(loss__group_weight=0, loss__pair_weight=0)
+    condensed = condense(spec, log=lines.append)
+    assert lines[-1]["grouped"] == lines[-1]["paired"] == 0
+    assert condensed.losses.keys() == {"instance"}
+    assert not torch.equal(condensed.patches, condense(recipe()).patches)
 
 
 def test_the_instance_function_is_the_size_weighted_mean_of_the_groups() -> None:
@@ -215,6 +322,12 @@ SWITCHES = [
     ("features__statistics", "joint"),
     ("features__statistics", "none"),
     ("features__real_patches", 4),
+    ("transform__kind", "identity"),
+    ("transform__kind", "dct"),
+    ("transform__kind", "dwt"),
+    ("transform__unfold", "tiles"),
+    ("loss__distance", "mmd"),
+    ("loss__distance", "mse"),
     ("transform__rows", "literal"),
     ("transform__replacement", True),
     ("transform__padding", "zero"),
@@ -302,10 +415,11 @@ def test_initial_patches_are_noise_in_range_or_real_patches() -> None:
         assert len({int(index) for index in found}) == 3
 
 
-def test_greedy_subset_takes_the_best_patch_first() -> None:
+@pytest.mark.parametrize("distance", ["ncfd", "mse"])
+def test_greedy_subset_takes_the_best_patch_first(distance: str) -> None:
     patches, places = photograph()
     network = SmallNetwork()
-    real = RealSide(patches, places, network, recipe(), "photo")
+    real = RealSide(patches, places, network, recipe(loss__distance=distance), "photo")
     alone = [real.discrepancy(patch[None], network, [0, 1]) for patch in patches]
     first = int(real.greedy_subset(1, [0, 1]))
     assert first == int(np.argmin(alone))

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from idc_hub.condensation import discrepancy
-from idc_hub.condensation.discrepancy import cf_distance, characteristic_function, membership, ncfd, segment_sums
+from idc_hub.condensation.discrepancy import (
+    cf_distance,
+    characteristic_function,
+    membership,
+    ncfd,
+    segment_sums,
+    set_distance,
+    set_sums,
+)
+from idc_hub.recipe import Loss
 
 
 def slow_ncfd(real: np.ndarray, syn: np.ndarray, freqs: np.ndarray, alpha: float, beta: float) -> float:
@@ -95,3 +104,59 @@ def test_bfloat16_projections_keep_the_sums_within_their_rounding() -> None:
     assert rounded.dtype == torch.complex64
     assert (exact - rounded).abs().max() < 0.2
     assert (exact - rounded).abs().max() > 0
+
+
+def between(kind: str, real: torch.Tensor, syn: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+    """The distance of two whole sets as the optimisation takes it: sums, means, distance."""
+    loss = Loss.model_validate({"distance": kind})
+    means = [set_sums(rows, freqs, torch.ones(1, len(rows)), loss)[0] / len(rows) for rows in (real, syn)]
+    return set_distance(means[0], means[1], loss)
+
+
+def test_ncfd_of_sums_is_ncfd_of_rows() -> None:
+    real, syn, freqs = samples()
+    assert float(between("ncfd", real, syn, freqs)) == pytest.approx(float(ncfd(real, syn, freqs)), rel=1e-9)
+
+
+def test_mmd_is_the_squared_difference_of_characteristic_functions() -> None:
+    real, syn, freqs = samples()
+    expected = 0.0
+    for t in freqs.numpy():
+        a, b = (sum(cmath.exp(1j * float(t @ row)) for row in rows.numpy()) / len(rows) for rows in (real, syn))
+        expected += abs(a - b) ** 2 / len(freqs)
+    assert float(between("mmd", real, syn, freqs)) == pytest.approx(expected, rel=1e-9)
+    assert float(between("mmd", real, real, freqs)) == 0
+
+
+def test_mmd_tends_to_that_of_the_gaussian_kernel() -> None:
+    real, syn, _ = samples()
+    scale = 0.5
+    freqs = scale * torch.randn(20_000, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def kernel(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((-(scale**2) / 2 * torch.cdist(one, other).square()).exp().mean())
+
+    exact = kernel(real, real) + kernel(syn, syn) - 2 * kernel(real, syn)
+    assert float(between("mmd", real, syn, freqs)) == pytest.approx(exact, rel=0.03)
+
+
+def test_mse_compares_mean_rows_by_hand() -> None:
+    real = torch.tensor([[1.0, 2.0], [3.0, 6.0]])  # mean (2, 4)
+    syn = torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 0.0]])  # mean (1, 1)
+    freqs = torch.ones(5, 2)
+    assert float(between("mse", real, syn, freqs)) == pytest.approx((1 + 9) / 2)
+    assert float(between("mse", real, real.flip(0), freqs)) == 0
+    sums = set_sums(syn, freqs, membership(torch.tensor([0, 1, 0]), 3), Loss(distance="mse"))
+    assert sums.tolist() == [[2, 1], [1, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["ncfd", "mmd", "mse"])
+def test_every_distance_has_the_right_slope_and_none_at_equal_sets(kind: str) -> None:
+    real, syn, freqs = samples()
+    assert torch.autograd.gradcheck(lambda s: between(kind, real, s, freqs), syn.requires_grad_(), atol=1e-6)
+    same = real.clone().requires_grad_()
+    between(kind, real, same, freqs).backward()
+    assert same.grad is not None
+    assert torch.isfinite(same.grad).all()
+    if kind != "ncfd":  # a square root, whose slope jumps there
+        assert float(same.grad.abs().max()) < 1e-12

@@ -201,10 +201,18 @@ class TestRefusals:
                 {"loss": dict.fromkeys(("instance_weight", "group_weight", "pair_weight"), 0)},
                 "nothing would be optimised",
             ),
+            ({"transform": {"unfold": "patches"}}, "leaves no tiles to group and pair"),
         ],
     )
     def test_values_that_contradict_each_other(self, sections: dict[str, Any], sentence: str) -> None:
         assert sentence in complaint(**sections)
+
+    def test_a_transform_that_sees_less_fits_into_smaller_patches(self) -> None:
+        small = {"size": 5, "stride": 1}
+        assert make(patches=small, transform={"kind": "identity"}).transform.neighbourhood == 1
+        assert make(patches=small, transform={"kind": "dwt"}).transform.neighbourhood == 3
+        without_groups = {"group_weight": 0, "pair_weight": 0}
+        assert make(transform={"unfold": "patches"}, loss=without_groups).transform.unfold == "patches"
 
     def test_the_constructor_checks_too(self) -> None:
         with pytest.raises(ValueError, match="does not fit"):
@@ -262,7 +270,7 @@ featurs: {}
         text = "name: mine\nsource: {path: p}\nsteps: 3\nloss: {zzz: 1}\n1: x\n"
         lines = problems(text, tmp_path)
         assert lines[0] == "my.yaml:3  steps is not a recipe key. Did you mean optimiser.steps?"
-        assert lines[1].startswith("my.yaml:4  loss.zzz is not a recipe key. Keys of loss: alpha, beta,")
+        assert lines[1].startswith("my.yaml:4  loss.zzz is not a recipe key. Keys of loss: distance, alpha, beta,")
         assert lines[2].startswith("my.yaml:5  1 is not a recipe key. Keys: name, preset,")
 
     @pytest.mark.parametrize(
@@ -361,12 +369,27 @@ class TestHash:
             **{"optimiser.milestones": [0.5], "optimiser.clamp": "end", "optimiser.initial": "noise"},
             **{"assignment.warmup": 0.1, "assignment.interval": 0.01},
             **{"features.precision": "bf16", "transform.precision": "bf16"},
+            **{"transform.kind": "dct", "transform.unfold": "tiles", "loss.distance": "mmd"},
         }
         changed = other.get(key, not value if isinstance(value, bool) else value * 2 if value else 1)
         sections = {"features": {"weights_sha256": DIGEST}}
         after = make(**{**sections, section: {**sections.get(section, {}), name: changed}})
         assert after.lr_hash != before.lr_hash
         assert [line.split()[0] for line in before.differing(after)] == [key]
+
+    @pytest.mark.parametrize(
+        ("name", "digest"),
+        [
+            ("small-x4", "06442ff6bae0d4e558e6741dab79cb6a08226c6447205d5974defb6b0c901cdb"),
+            ("div2k-x4-paper", "d1e24bc0263737b8aebff9fee7b65304c7b434f953514b22464a8dde0f0effd7"),
+        ],
+    )
+    def test_keys_that_came_later_leave_the_hashes_of_older_recipes(self, name: str, digest: str) -> None:
+        recipe = Recipe.load(name, ["source.path=photos"])  # the digests are those of the version before the keys
+        assert recipe.lr_hash == digest
+        written_out = Recipe.from_dict(yaml.safe_load(recipe.to_yaml()))
+        assert (written_out.transform.kind, written_out.loss.distance) == ("rlff", "ncfd")
+        assert written_out.lr_hash == digest
 
     @pytest.mark.parametrize("change", [{"scale": 2}, {"seed": 1}, {"features": {"network": "edsr"}}])
     def test_scale_seed_and_an_unknown_extractor_count(self, change: dict[str, Any]) -> None:

@@ -1,12 +1,22 @@
-"""RLFF against the definition: the DFT of flattened neighbourhoods."""
+"""RLFF and its alternatives against their definitions: transforms of neighbourhoods, one after the other."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dct
 
-from idc_hub.condensation.transforms import draw_row_indices, rlff, rlff_rows, to_rows
+from idc_hub.condensation.transforms import (
+    dct_rows,
+    draw_row_indices,
+    draw_rows,
+    haar_rows,
+    local_features,
+    rlff_rows,
+    to_rows,
+)
+from idc_hub.recipe import Transform
 
 
 def test_rows_are_the_dft_of_the_identity_real_part_then_minus_imaginary() -> None:
@@ -55,7 +65,9 @@ def test_rlff_is_the_dft_of_every_flattened_neighbourhood(padding: str, numpy_mo
     edge = k // 2
     padded = np.pad(maps, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode=numpy_mode) if numpy_mode else maps
     indices = [0, 5, 17, 36 + 5, 36 + 17, 71]
-    found = rlff(torch.from_numpy(maps), rlff_rows(channels, k, torch.tensor(indices)).double(), padding).numpy()
+    found = local_features(
+        torch.from_numpy(maps), rlff_rows(channels, k, torch.tensor(indices)).double(), padding
+    ).numpy()
     height = padded.shape[2] - k + 1
     assert found.shape == (2, len(indices), height, height)
     for b in range(2):
@@ -95,3 +107,83 @@ def test_to_rows_keeps_the_order_patch_y_x() -> None:
     rows = to_rows(maps)
     assert rows.shape == (8, 3)
     assert rows[5].tolist() == maps[1, :, 0, 1].tolist()
+
+
+def maps_of(channels: int, side: int = 6) -> torch.Tensor:
+    return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero", "valid"])
+def test_identity_is_the_feature_map(padding: str) -> None:
+    maps = maps_of(5)
+    rows = draw_rows(Transform(kind="identity"), 5, torch.Generator())
+    assert torch.equal(local_features(maps, rows.double(), padding), maps)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero", "valid"])
+def test_dct_is_that_of_every_flattened_neighbourhood(padding: str) -> None:
+    channels, k = 4, 3
+    maps, size = maps_of(channels), channels * k * k
+    indices = torch.tensor([0, 1, 17, size - 1])
+    found = local_features(maps, dct_rows(channels, k, indices).double(), padding).numpy()
+    width = 0 if padding == "valid" else k // 2
+    edges = ((0, 0), (0, 0), (width, width), (width, width))
+    padded = np.pad(maps.numpy(), edges, mode="reflect" if padding == "reflect" else "constant")
+    for b, y, x in np.ndindex(2, *found.shape[2:]):
+        spectrum = dct(padded[b, :, y : y + k, x : x + k].ravel(), norm="ortho")
+        np.testing.assert_allclose(found[b, :, y, x], spectrum[indices], atol=1e-6)
+
+
+def test_dct_rows_stay_exact_where_the_angle_is_large() -> None:
+    channels, k = 60, 7
+    rows = dct_rows(channels, k, torch.tensor([2939])).flatten()
+    exact = dct(np.eye(channels * k * k)[2939], type=3, norm="ortho")
+    np.testing.assert_allclose(rows.numpy(), exact, atol=2e-9)
+
+
+def test_haar_is_sums_and_differences_of_four_neighbours() -> None:
+    maps = maps_of(2)
+    found = local_features(maps, haar_rows(2).double(), "zero")
+    assert found.shape == (2, 8, 6, 6)
+    beyond = torch.nn.functional.pad(maps, (0, 1, 0, 1))
+    here, right, below, across = beyond[..., :6, :6], beyond[..., :6, 1:], beyond[..., 1:, :6], beyond[..., 1:, 1:]
+    expected = [
+        (here + right + below + across) / 2,
+        (here - right + below - across) / 2,
+        (here + right - below - across) / 2,
+        (here - right - below + across) / 2,
+    ]
+    for channel in range(2):
+        for band in range(4):
+            assert torch.allclose(found[:, 4 * channel + band], expected[band][:, channel], atol=1e-6)
+
+
+def test_dct_and_haar_keep_the_energy_of_what_they_see() -> None:
+    maps = maps_of(4)
+    windows = maps.unfold(2, 3, 1).unfold(3, 3, 1).square().sum((1, 4, 5))
+    whole = local_features(maps, dct_rows(4, 3, torch.arange(36)).double(), "valid")
+    assert torch.allclose(whole.square().sum(1), windows, rtol=1e-5)
+    fours = maps[..., 1:, 1:].unfold(2, 2, 1).unfold(3, 2, 1).square().sum((1, 4, 5))
+    haar = local_features(maps, haar_rows(4).double(), "valid")
+    assert torch.allclose(haar.square().sum(1), fours, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rlff", "identity", "dct", "dwt"])
+def test_a_draw_has_the_size_that_the_recipe_says(kind: str) -> None:
+    spec = Transform.model_validate({"kind": kind, "kernel_size": 5, "channels": 11})
+    rows, again, other = (draw_rows(spec, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert rows.shape == (spec.local_channels(3), 3, spec.neighbourhood, spec.neighbourhood)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, again)
+    assert torch.equal(rows, other) == (kind in ("identity", "dwt"))  # nothing is drawn there
+
+
+def test_dct_draws_every_row_once_unless_with_replacement() -> None:
+    def draw(**keys: object) -> torch.Tensor:
+        spec = Transform.model_validate({"kind": "dct", "kernel_size": 3, **keys})
+        return draw_rows(spec, 2, torch.Generator().manual_seed(0)).flatten(1)
+
+    assert torch.allclose(draw(channels=18) @ draw(channels=18).T, torch.eye(18), atol=1e-6)
+    assert len(draw(channels=50, replacement=True)) == 50
+    with pytest.raises(ValueError, match="asks for 19 rows, but there are only 18"):
+        draw(channels=19)
