@@ -39,9 +39,9 @@ from idc_hub.recipe_reader import (
     Text,
     Weight,
     Whole,
-    bundled_recipes,
     explain,
     find_recipe,
+    label_of,
     listed,
     sections_of,
     shown,
@@ -337,7 +337,8 @@ class Recipe(Section):
         """Read and check a recipe.
 
         Args:
-            name: What `find_recipe` accepts: a bundled name, a YAML file, a folder or a Hub dataset id.
+            name: What `find_recipe` accepts: a bundled name, a YAML file, a folder or a Hub dataset id. A file may
+                begin with `base: NAME`, a bundled recipe or a YAML file beside it, whose values it starts from.
             overrides: `section.key=value` (or `seed=3`), values as in YAML; they win over the file.
 
         Raises:
@@ -345,8 +346,9 @@ class Recipe(Section):
             HubError: If the Hub does not answer or refuses.
         """
         path = find_recipe(name)
-        draft = Draft(path.name if path in bundled_recipes().values() else str(path), _SECTIONS)
+        draft = Draft(label_of(path), _SECTIONS)
         draft.read(path)
+        draft.start_from_base(path)
         for override in overrides:
             draft.override(override)
         return cls._checked(draft)

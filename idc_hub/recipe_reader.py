@@ -24,6 +24,7 @@ _SWITCH = {"on": True, "yes": True, "true": True, "off": False, "no": False, "fa
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_BYTES = 100_000
 _MAX_DEPTH = 8
+_MAX_BASES = 4
 
 
 def _number(value: object) -> Decimal:
@@ -108,10 +109,11 @@ def shown(value: object) -> str:
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes that ship with idc-hub: name to YAML file."""
+    """The recipes that ship with idc-hub, and then the paper's ablations: name to YAML file."""
     packaged = Path(str(files("idc_hub"))) / "recipes"
     folder = packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    found = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("ablations/*.yaml"))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -136,11 +138,41 @@ def find_recipe(name: str | Path) -> Path:
             if candidate.is_file():
                 return candidate
         raise RecipeError(f"The folder {path} holds no recipe.yaml.", "Name a Run or a recipe file.")
-    if _HUB_ID.fullmatch(str(name)) and path.suffix not in (".yaml", ".yml"):
+    ours = path.parts[:1] == ("ablations",)  # a misspelt row of a table is not looked for on the Hub
+    if _HUB_ID.fullmatch(str(name)) and path.suffix not in (".yaml", ".yml") and not ours:
         return _download(str(name))
-    near = difflib.get_close_matches(path.stem, bundled, 1)
-    hint = f"Did you mean {near[0]}?" if near else f"Bundled recipes: {', '.join(bundled)}."
-    raise RecipeError(f"There is no recipe {name}: no bundled name, file or folder.", hint)
+    raise RecipeError(f"There is no recipe {name}: no bundled name, file or folder.", _near(str(name)))
+
+
+def _near(name: str) -> str:
+    bundled = bundled_recipes()
+    if near := difflib.get_close_matches(name, bundled, 1) or difflib.get_close_matches(Path(name).stem, bundled, 1):
+        return f"Did you mean {near[0]}?"
+    return f"Bundled recipes: {', '.join(name for name in bundled if '/' not in name)}, and ablations/."
+
+
+def _find_base(base: object, beside: Path) -> Path:
+    """The file that `base:` names in the recipe `beside`; a ValueError says what is wrong with it."""
+    if beside.name == "recipe.yaml":
+        raise ValueError("recipe.yaml is what a Run or a published set was made with, every key written out")
+    if not isinstance(base, str):
+        raise ValueError("it should be the name of a bundled recipe or of a YAML file")
+    if Path(base).suffix not in (".yaml", ".yml"):
+        if base not in bundled_recipes():
+            raise ValueError(f"there is no bundled recipe of that name. {_near(base)} A file's name ends in .yaml")
+        return bundled_recipes()[base]
+    folder = beside.parent.resolve()
+    path = (folder / base).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"the file is not in the folder of {beside.name}, nor below it")
+    if not path.is_file():
+        raise ValueError(f"there is no such file beside {beside.name}")
+    return path
+
+
+def label_of(path: Path) -> str:
+    """What messages call a recipe's file."""
+    return path.name if path in bundled_recipes().values() else str(path)
 
 
 def _download(repo_id: str) -> Path:
@@ -211,6 +243,48 @@ class Draft:
             raise RecipeError(f"{self.label} holds no recipe keys.", "A recipe begins with `name: ...`.")
         self.values = values
         self._note_lines(root, "")
+
+    def start_from_base(self, path: Path, above: tuple[Path, ...] = ()) -> None:
+        """Take what the recipe that `base:` names says and this one does not, but its name, key by key.
+
+        Args:
+            path: The file that was read. A base is a bundled recipe, or a YAML file in the folder of `path`.
+            above: The files that led here, each being the base of the one before it.
+
+        Raises:
+            RecipeError: If there is no such base, if it leads back, or if it cannot be read.
+        """
+        if "base" not in self.values:
+            return
+        base, (_, place) = self.values.pop("base"), self._places.get("base", (0, self.label))
+        chain = (*above, path.resolve())
+        try:
+            found = _find_base(base, path)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{place}  base is {shown(base)}; {error}.") from error
+        if found.resolve() in chain:
+            way = " -> ".join(step.name for step in (*chain, found))
+            raise RecipeError(f"{place}  base {shown(base)} leads back to where it came from: {way}.")
+        if len(chain) > _MAX_BASES:
+            raise RecipeError(f"{place}  base {shown(base)} is one too many: {_MAX_BASES} can stand upon each other.")
+        below = Draft(label_of(found), self._sections)
+        below.read(found)
+        below.start_from_base(found, chain)
+        self._lie_over(below)
+
+    def _lie_over(self, below: "Draft") -> None:
+        """Put this recipe's values over those of another, and its places and problems after the other's."""
+        values = {key: value for key, value in below.values.items() if key != "name"}
+        for key, value in self.values.items():
+            under = values.get(key)
+            if key in self._sections and isinstance(under, dict) and isinstance(value, dict | None):
+                values[key] = {**under, **(value or {})}
+            else:
+                values[key] = value
+        self.values = values
+        before = {key: (line - _MAX_BYTES, place) for key, (line, place) in below._places.items() if key != "name"}
+        self._places = before | self._places
+        self._problems = [(line - _MAX_BYTES, sentence) for line, sentence in below._problems] + self._problems
 
     def _refuse_what_no_recipe_needs(self, content: str) -> None:
         """Aliases and deep nesting, which make a small file from the Hub cost a lot of memory or time."""

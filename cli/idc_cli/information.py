@@ -23,7 +23,7 @@ app.add_typer(teachers, name="teachers", rich_help_panel="Look around")
 @recipes.command("ls", epilog=examples("idc recipes ls", "idc recipes ls --json"))
 def list_recipes(as_json: JsonOption = False) -> None:
     """List the recipes that come with idc-hub."""
-    from idc_hub.recipe import bundled_recipes
+    from idc_hub.recipe_reader import bundled_recipes
 
     found = [
         {"name": name, "description": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}

@@ -20,7 +20,8 @@ from rich.console import Console
 from idc_cli import output
 from idc_cli.main import app, main
 from idc_hub.errors import HubError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
-from idc_hub.recipe import Recipe, bundled_recipes
+from idc_hub.recipe import Recipe
+from idc_hub.recipe_reader import bundled_recipes
 from idc_hub.running.worker import Interrupted
 
 ROOT = Path(__file__).parents[2]

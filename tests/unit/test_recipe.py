@@ -14,7 +14,8 @@ import yaml
 
 from idc_hub import recipe_reader
 from idc_hub.errors import HubError, RecipeError
-from idc_hub.recipe import LATER, PAPER, Recipe, bundled_recipes, find_recipe
+from idc_hub.recipe import LATER, PAPER, Recipe
+from idc_hub.recipe_reader import bundled_recipes, find_recipe
 
 MINIMAL = {"name": "mine", "source": {"path": "photos"}}
 LR_SECTIONS = ("patches", "features", "transform", "loss", "assignment", "optimiser")
@@ -318,6 +319,8 @@ featurs: {}
     def test_no_such_recipe(self, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="Did you mean quickstart"):
             Recipe.load("quikstart")
+        with pytest.raises(RecipeError, match="Did you mean ablations/table2-v"):
+            Recipe.load("ablations/table2-v9")  # no dataset of that name is asked for
         with pytest.raises(RecipeError, match=r"There is no recipe nowhere/my\.yaml"):
             Recipe.load("nowhere/my.yaml")
         with pytest.raises(RecipeError, match=r"holds no recipe\.yaml"):
@@ -462,7 +465,7 @@ class TestFiles:
     @pytest.mark.parametrize("name", sorted(bundled_recipes()))
     def test_bundled_recipes_are_valid(self, name: str) -> None:
         recipe = Recipe.load(name, ["source.path=photos"])
-        assert recipe.name == name
+        assert recipe.name == Path(name).name
         first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
         assert first.startswith("# ")  # what `idc recipes ls` shows
 
@@ -490,11 +493,154 @@ class TestFiles:
             assert of_paper.replace(",", "") == f"{paper[section][key]}".removesuffix(".0")
             assert of_default == f"{default[section][key]}".removesuffix(".0")
 
+    @pytest.mark.parametrize("name", [name for name in bundled_recipes() if name.startswith("ablations/")])
+    def test_an_ablation_changes_what_it_writes_and_nothing_else(self, name: str) -> None:
+        written = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
+        recipe, base = Recipe.load(name).model_dump(mode="json"), Recipe.load(written["base"]).model_dump(mode="json")
+        sections = recipe_reader.sections_of(Recipe)
+        changed = {(s, key) for s in sections for key in recipe[s] if recipe[s][key] != base[s][key]}
+        assert changed == {(s, key) for s in sections for key in written.get(s, {})}
+        assert {key for key in recipe.keys() - sections.keys() if recipe[key] != base[key]} == {"name"}
+        assert written.keys() - sections.keys() == {"name", "base"}
+
+    def test_the_rows_of_the_papers_tables_are_there(self) -> None:
+        rows = {2: ["idc", *(f"v{n}" for n in range(1, 8))], 4: [f"a{n}" for n in range(12)]}
+        rows |= {5: ["edsr", "swinir", "mambairv2"], 7: ["x1", "x2", "x3"]}
+        expected = {f"ablations/table{table}-{row}" for table, names in rows.items() for row in names}
+        assert {name for name in bundled_recipes() if "/" in name} == expected
+
+    def test_ablations_say_what_the_paper_says(self) -> None:
+        """Ticks and crosses of table 2, numbers of table 4."""
+        ticks = {
+            "v1": "xx+xx",
+            "v2": "+x+xx",
+            "v3": "+++xx",
+            "v4": "++++x",
+            "v5": "x++++",
+            "v6": "+x+++",
+            "v7": "++x++",
+        }
+        for row, expected in {"idc": "+++++", **ticks}.items():
+            recipe = Recipe.load(f"ablations/table2-{row}")
+            weights = (recipe.loss.instance_weight, recipe.loss.group_weight, recipe.loss.pair_weight)
+            found = (recipe.transform.kind == "rlff", recipe.transform.unfold == "pixels", *map(bool, weights))
+            assert "".join("+" if there else "x" for there in found) == expected, row
+            assert (recipe.source.limit, recipe.patches.ratio, recipe.preset) == (80, 0.1, "paper")
+        numbers: dict[str, tuple[object, ...]] = {
+            "a0": (4, 7, 256, "last", 300, 300_000),
+            "a1": (2, 7, 256, "last", 300, 300_000),
+            "a2": (8, 7, 256, "last", 300, 300_000),
+            "a3": (4, 5, 256, "last", 300, 300_000),
+            "a4": (4, 9, 256, "last", 300, 300_000),
+            "a5": (4, 7, 128, "last", 300, 300_000),
+            "a6": (4, 7, 512, "last", 300, 300_000),
+            "a7": (4, 7, 256, "last", 30, 300_000),
+            "a8": (4, 7, 256, "last", 3000, 300_000),
+            "a9": (4, 7, 256, "last", 300, 30_000),
+            "a10": (4, 7, 256, "last", 300, 3_000_000),
+            "a11": (4, 7, 256, "first", 300, 300_000),
+        }
+        for row, expected_values in numbers.items():
+            recipe = Recipe.load(f"ablations/table4-{row}")
+            assert (
+                *(recipe.assignment.tile, recipe.transform.kernel_size, recipe.transform.channels),
+                *(recipe.features.layer, recipe.loss.group_weight, recipe.loss.pair_weight),
+            ) == expected_values, row
+        assert [Recipe.load(f"ablations/table7-x{n}").transform.kind for n in (1, 2, 3)] == ["identity", "dct", "dwt"]
+
+    def test_teachers_change_no_lr_patches(self) -> None:
+        paper = Recipe.load("div2k-x4-paper")
+        for teacher in ("edsr", "swinir", "mambairv2"):
+            assert Recipe.load(f"ablations/table5-{teacher}").lr_hash == paper.lr_hash
+
     def test_every_key_is_described(self) -> None:
         for name, field in Recipe.model_fields.items():
             nested = recipe_reader.sections_of(Recipe).get(name)
             for key, inner in (nested.model_fields if nested else {name: field}).items():
                 assert inner.description, f"{name}.{key}"
+
+
+class TestBase:
+    BELOW = "name: below\npreset: paper\nsource: {path: photos}\nloss: {alpha: 0.5, beta: 0.5}\nworkers: {threads: 3}\n"
+
+    def write(self, folder: Path, **files: str) -> Path:
+        for name, text in files.items():
+            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+        return folder / "my.yaml"
+
+    def test_overrides_win_over_the_file_over_the_base_over_the_preset(self, tmp_path: Path) -> None:
+        mine = "name: my\nbase: below.yaml\nloss:\n  beta: 0.7\nworkers:\nseed: 3\n"
+        recipe = Recipe.load(self.write(tmp_path, below=self.BELOW, my=mine), ["workers.threads=2"])
+        assert (recipe.name, recipe.seed, recipe.source.path) == ("my", 3, "photos")
+        assert (recipe.loss.alpha, recipe.loss.beta, recipe.loss.pair_weight) == (0.5, 0.7, 300_000)
+        assert recipe.workers.threads == 2
+        assert Recipe.load(tmp_path / "my.yaml").workers.threads == 3  # an empty section takes nothing away
+
+    def test_the_files_preset_wins_and_keys_of_the_base_over_it(self, tmp_path: Path) -> None:
+        mine = "name: my\nbase: below.yaml\npreset: default\n"
+        recipe = Recipe.load(self.write(tmp_path, below=self.BELOW, my=mine))
+        assert (recipe.preset, recipe.loss.pair_weight, recipe.loss.alpha) == ("default", 1000, 0.5)
+
+    def test_what_is_written_out_has_no_base_and_is_the_same(self, tmp_path: Path) -> None:
+        recipe = Recipe.load(self.write(tmp_path, below=self.BELOW, my="name: my\nbase: below.yaml\n"))
+        (tmp_path / "alone").mkdir()
+        (tmp_path / "alone" / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        assert "base" not in yaml.safe_load(recipe.to_yaml())
+        assert Recipe.load(tmp_path / "alone") == recipe
+
+    def test_a_base_may_have_a_base_and_be_a_bundled_recipe(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path, my="name: my\nbase: middle.yaml\n", middle="base: quickstart\npatches: {size: 32, stride: 16}\n"
+        )
+        recipe, bundled = Recipe.load(path), Recipe.load("quickstart")
+        assert (recipe.patches.size, recipe.patches.ratio) == (32, bundled.patches.ratio)
+        assert recipe.loss == bundled.loss
+
+    def test_its_name_is_not_taken_over(self, tmp_path: Path) -> None:
+        self.write(tmp_path, below=self.BELOW)
+        assert problems("base: below.yaml\n", tmp_path)[0].startswith("my.yaml  name is missing.")
+
+    def test_problems_name_the_line_of_the_file_that_has_them(self, tmp_path: Path) -> None:
+        self.write(tmp_path, below=self.BELOW + "optimiser: {stps: 3}\n")
+        found = problems("name: my\nbase: below.yaml\nloss: {alpha: much}\n", tmp_path, "seed=x")
+        assert [line.partition("  ")[0] for line in found] == ["below.yaml:6", "my.yaml:3", "override seed=x"]
+
+    @pytest.mark.parametrize(
+        ("base", "sentence"),
+        [
+            ("nothing.yaml", "my.yaml:2  base is nothing.yaml; there is no such file beside my.yaml."),
+            ("quikstart", "base is quikstart; there is no bundled recipe of that name. Did you mean quickstart?"),
+            ("../outside.yaml", "base is ../outside.yaml; the file is not in the folder of my.yaml, nor below it."),
+            ("/etc/passwd.yaml", "base is /etc/passwd.yaml; the file is not in the folder of my.yaml"),
+            ("link.yaml", "base is link.yaml; the file is not in the folder of my.yaml"),
+            ("[quickstart]", 'base is ["quickstart"]; it should be the name of a bundled recipe or of a YAML file.'),
+            ("", "base is null; it should be the name"),
+            ("my.yaml", "base my.yaml leads back to where it came from: my.yaml -> my.yaml."),
+            (
+                "a.yaml",
+                "b.yaml:1  base my.yaml leads back to where it came from: my.yaml -> a.yaml -> b.yaml -> my.yaml",
+            ),
+            ("1.yaml", "4.yaml:1  base 5.yaml is one too many: 4 can stand upon each other."),
+            ("list.yaml", "list.yaml holds no recipe keys."),
+        ],
+    )
+    def test_bases_that_are_none(self, base: str, sentence: str, tmp_path: Path) -> None:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (tmp_path / "outside.yaml").write_text(self.BELOW)
+        (folder / "link.yaml").symlink_to(tmp_path / "outside.yaml")
+        chain = {str(n): f"base: {n + 1}.yaml\n" for n in range(1, 6)}
+        self.write(folder, a="base: b.yaml\n", b="base: my.yaml\n", list="- 1\n", **chain)
+        assert sentence in problems(f"name: my\nbase: {base}\nsource: {{path: x}}\n", folder)[0]
+
+    def test_the_recipe_of_a_run_or_a_published_set_has_none(self, tmp_path: Path) -> None:
+        (tmp_path / "recipe.yaml").write_text("name: my\nbase: quickstart\n")
+        with pytest.raises(RecipeError, match=r"recipe\.yaml:2  base is quickstart; recipe\.yaml is what a Run or"):
+            Recipe.load(tmp_path)
+
+    def test_overrides_name_no_base(self) -> None:
+        with pytest.raises(RecipeError, match="base is not a recipe key"):
+            Recipe.load("quickstart", ["base=small-x4"])
 
 
 @pytest.fixture
@@ -554,6 +700,11 @@ class TestHub:
             Recipe.load("org/nobody")
         with pytest.raises(RecipeError, match=r"org/other has no recipe\.yaml"):
             Recipe.load("org/other")
+
+    def test_a_published_recipe_names_no_base(self, hub: dict[str, bytes]) -> None:
+        hub["org/set"] = b"name: my\nbase: quickstart\n"
+        with pytest.raises(RecipeError, match="base is quickstart"):
+            Recipe.load("org/set")
 
     def test_no_answer(self, hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants
