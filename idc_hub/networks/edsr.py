@@ -4,7 +4,10 @@ The parameters carry the names of the BasicSR checkpoints (`conv_first`, `body.N
 so the weights published there load into this class as they are.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idc_hub.errors import NetworkError
@@ -29,12 +32,15 @@ class ResidualBlock(nn.Module):
 class EDSR(nn.Module):
     """EDSR: RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped.
 
-    No bicubic copy of the input is added to the output, so the features carry the colours too.
+    As published, no bicubic copy of the input is added to the output, so the features carry the colours too.
 
     Args:
         channels: Feature channels of every layer.
         blocks: Residual blocks.
         residual_scale: Factor on each block's residual; 0.1 keeps the 256-channel network stable.
+        upsampler: "pixelshuffle", the published one; or "pixelshuffledirect", one convolution and one pixel shuffle
+            (the term is SwinIR's) on top of a bicubic enlargement: no convolution works on more than LR pixels,
+            and a network learns something in 2,000 steps.
         scale: 2, 3 or 4.
 
     Attributes:
@@ -46,18 +52,34 @@ class EDSR(nn.Module):
     name = "edsr"
     mean: Tensor
 
-    def __init__(self, *, channels: int, blocks: int, residual_scale: float = 1.0, scale: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        blocks: int,
+        residual_scale: float = 1.0,
+        upsampler: str = "pixelshuffle",
+        scale: int = 4,
+    ) -> None:
         if scale not in (2, 3, 4):
             raise NetworkError(f"EDSR exists for the scales 2, 3 and 4, not for {scale}.")
+        if upsampler not in ("pixelshuffle", "pixelshuffledirect"):
+            raise NetworkError(f"EDSR has the upsamplers pixelshuffle and pixelshuffledirect, not {upsampler}.")
         super().__init__()
         self.scale = scale
         self.feature_channels = channels
-        self.arguments = {"channels": channels, "blocks": blocks, "residual_scale": residual_scale}
+        self.direct = upsampler == "pixelshuffledirect"
+        self.arguments: dict[str, Any] = {"channels": channels, "blocks": blocks, "residual_scale": residual_scale}
+        if self.direct:
+            self.arguments["upsampler"] = upsampler
 
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels, residual_scale) for _ in range(blocks)))
         self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)
+        if self.direct:
+            self.upsample = nn.Sequential(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+            return
         steps: list[nn.Module] = []
         for factor in (2, 2) if scale == 4 else (scale,):
             steps += [nn.Conv2d(channels, channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
@@ -65,8 +87,10 @@ class EDSR(nn.Module):
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, lr: Tensor) -> Tensor:
-        x = self.conv_last(self.upsample(self.features(lr, "body")))
-        return x / PIXEL_RANGE + self.mean
+        x = self.upsample(self.features(lr, "body"))
+        if self.direct:
+            return x / PIXEL_RANGE + F.interpolate(lr, scale_factor=self.scale, mode="bicubic")
+        return self.conv_last(x) / PIXEL_RANGE + self.mean
 
     def features(self, lr: Tensor, layer: int | str = "last") -> Tensor:
         """The feature map after one layer.

@@ -24,6 +24,7 @@ Network = EDSR | SwinIR | MambaIRv2
 ARCHITECTURES: dict[str, type[Network]] = {"EDSR": EDSR, "SwinIR": SwinIR, "MambaIRv2": MambaIRv2}
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "edsr-tiny": ("EDSR", {"channels": 32, "blocks": 8, "upsampler": "pixelshuffledirect"}),
     "edsr-small": ("EDSR", {"channels": 32, "blocks": 8}),
     "edsr-baseline": ("EDSR", {"channels": 64, "blocks": 16}),
     "edsr": ("EDSR", {"channels": 256, "blocks": 32, "residual_scale": 0.1}),

@@ -82,6 +82,23 @@ def test_edsr_computes_what_the_slow_reference_computes(scale: int) -> None:
         np.testing.assert_allclose(result, reference_edsr(network, image)[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_direct_upsampler_adds_one_shuffled_convolution_to_the_bicubic_enlargement(scale: int) -> None:
+    network = EDSR(channels=4, blocks=1, upsampler="pixelshuffledirect", scale=scale).double()
+    lr = torch.rand(1, 3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    enlarged = torch.nn.functional.interpolate(lr, scale_factor=scale, mode="bicubic")
+    with torch.no_grad():
+        body, hr = network.features(lr, "body")[0].numpy(), network(lr)
+    weights = {key: value.numpy() for key, value in network.state_dict().items()}
+    detail = reference_pixel_shuffle(reference_conv(weights, "upsample.0", body), scale) / 255
+    assert np.allclose((hr - enlarged)[0].numpy(), detail, rtol=0, atol=1e-12)
+
+
+def test_an_upsampler_that_edsr_does_not_have_is_refused() -> None:
+    with pytest.raises(NetworkError, match="pixelshuffle and pixelshuffledirect, not nearest"):
+        EDSR(channels=4, blocks=1, upsampler="nearest")
+
+
 @pytest.mark.parametrize("layer", [1, 2, 3, "first", "last", "body"])
 def test_features_are_the_reference_s_feature_maps(layer: int | str) -> None:
     network = tiny().double()
@@ -235,7 +252,9 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(function: Any) 
 
 
 def test_a_name_unlike_any_other_is_answered_with_all_of_them() -> None:
-    with pytest.raises(NetworkError, match=r"The names are edsr-small, edsr-baseline, edsr, swinir-light, .*\."):
+    with pytest.raises(
+        NetworkError, match=r"The names are edsr-tiny, edsr-small, edsr-baseline, edsr, swinir-light, .*\."
+    ):
         networks.load("qqq")
 
 
