@@ -147,7 +147,6 @@ def condense_instance(
     begun = time.monotonic()
     device = next(network.parameters()).device
     real = RealSide(lr.to(device), offsets, network, recipe, instance_id)
-    held_out: list[object] = [f"held-out-{k}" for k in range(HELD_OUT_DRAWS)]
     patches = initial_patches(real, count) if resume is None else resume.patches
     grid = replace(real.grid, patches=count)
     state = resume or State.start(patches, len(grid))
@@ -182,12 +181,11 @@ def condense_instance(
             checkpoint(state)
 
     finished = (state.patches.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-    subsets = [random_subset(real, count, "held-out", k) for k in range(RANDOM_SUBSETS)]
-    at_random = [real.discrepancy(real.lr[subset], network, held_out) for subset in subsets]
+    held_out, held_out_random = held_out_discrepancies(real, finished, network)
     return Condensed(
         patches=finished.cpu(),
-        held_out=real.discrepancy(finished, network, held_out),
-        held_out_random=sum(at_random) / len(at_random),
+        held_out=held_out,
+        held_out_random=held_out_random,
         losses={term: last[term] for term in TERMS if term in last},
         gradient_norms=norms,
         seconds=time.monotonic() - begun,
@@ -202,6 +200,23 @@ def assignment_events(recipe: Recipe) -> dict[int, int]:
     return {step: number for number, step in enumerate(steps, start=1)}
 
 
+def held_out_discrepancies(real: RealSide, patches: Tensor, network: torch.nn.Module) -> tuple[float, float]:
+    """Discrepancy (Eq. 6, unweighted) of finished patches on draws that no step and no choice used.
+
+    Args:
+        real: The photograph.
+        patches: uint8 `[n, 3, h, w]`, on the device of `network`.
+        network: The extractor.
+
+    Returns:
+        That of `patches`, and the mean of `RANDOM_SUBSETS` random real subsets of the same size.
+    """
+    names: list[object] = [f"held-out-{k}" for k in range(HELD_OUT_DRAWS)]
+    subsets = [random_subset(real, len(patches), "held-out", k) for k in range(RANDOM_SUBSETS)]
+    at_random = [real.discrepancy(real.lr[subset], network, names) for subset in subsets]
+    return real.discrepancy(patches, network, names), sum(at_random) / len(at_random)
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Adam's step size at a step: times `gamma` from each milestone on (paper C.1)."""
     passed = sum(step >= milestone for milestone in recipe.optimiser.milestone_steps())
@@ -212,7 +227,7 @@ def initial_patches(real: RealSide, count: int) -> Tensor:
     """The patches before the first step, float32 `[count, 3, h, w]` in [0, 1] (`optimiser.initial`).
 
     `noise` is N(0.5, 0.25) clamped, as NCFM's released code starts; `real` is a random subset of the real
-    patches; `cf-greedy` a subset chosen to lower the discrepancy on the bank's first draws.
+    patches; `cf-greedy` is `RealSide.greedy_subset`.
     """
     recipe = real.recipe
     if recipe.optimiser.initial == "noise":
@@ -220,7 +235,7 @@ def initial_patches(real: RealSide, count: int) -> Tensor:
         noise = torch.randn((count, *real.lr.shape[1:]), generator=rng)
         return (noise * 0.25 + 0.5).clamp(0, 1).to(real.features.device)
     if recipe.optimiser.initial == "cf-greedy":
-        chosen = real.greedy_subset(count, list(range(min(4, recipe.loss.bank_size))))
+        chosen = real.greedy_subset(count)
     else:
         chosen = random_subset(real, count, "initial")
     return real.lr[chosen].float() / 255

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from idc_hub.condensation.assignment import TileGrid, kmeans
 from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
+from idc_hub.condensation.subset import greedy_subset
 from idc_hub.condensation.transforms import draw_rows, local_features, pad, to_rows
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ HELD_OUT_DRAWS = 4
 
 _CHUNK = 8
 """Real patches transformed at a time; bounds the memory of the precomputation."""
+
+_SUBSET_DRAWS = 4
+"""Draws on which `greedy_subset` compares patches."""
 
 _RMS_PATCHES = 16
 """Real patches, spread evenly, that the RMS norm of `loss.row_norm: global` is taken from."""
@@ -136,6 +140,7 @@ class RealSide:
         instance_id: Names the photograph; seeds what is drawn for it alone.
 
     Attributes:
+        lr: The real patches in use, all or `features.real_patches` of them; `offsets`: their places.
         features: `[N, c, h, w]`, raw features, in the dtype of `features.precision`.
         statistics: Their per-channel statistics.
         grid: The tiles of the transformed real maps.
@@ -150,7 +155,7 @@ class RealSide:
         if limit is not None and limit < len(lr):
             chosen = torch.randperm(len(lr), generator=generator(recipe.seed, instance_id, "real"))[:limit].sort()
             lr, offsets = lr[chosen.values], offsets[chosen.values]
-        self.lr = lr
+        self.lr, self.offsets = lr, offsets
         self.features = self._extract_all(network)
         self.statistics = Statistics.of(self.features)
         height, width = (side - 2 * self.border for side in self.features.shape[2:])
@@ -160,7 +165,7 @@ class RealSide:
         seed = seed_of(recipe.seed, instance_id, "kmeans")
         self.centroids, self.labels = kmeans(descriptors, recipe.assignment.groups, seed)
         self.sizes = torch.bincount(self.labels, minlength=len(self.centroids))
-        self.content = self._content(offsets)
+        self.content = self._content()
         self._table: dict[object, tuple[Draw, Targets]] = {}
 
     @torch.no_grad()
@@ -309,38 +314,26 @@ class RealSide:
         return float(torch.stack(values).mean())
 
     @torch.no_grad()
-    def greedy_subset(self, count: int, names: list[object]) -> Tensor:
-        """Real patches chosen one by one to lower the discrepancy over some draws; int64 `[count]`.
+    def greedy_subset(self, count: int) -> Tensor:
+        """Indices of real patches that together have a low discrepancy, see `subset.greedy_subset`; int64 `[count]`.
 
-        A patch may be chosen again only when all have been chosen.
+        It is the discrepancy that the optimisation makes small, on the bank's first draws; but the features of a
+        subset are normalised with the real statistics, whatever `features.statistics` says.
         """
-        functions, targets = self._patch_functions(names)
-        chosen: list[int] = []
-        total = torch.zeros_like(functions[:, 0])
-        for _ in range(count):
-            mean = (total[:, None] + functions) / (len(chosen) + 1)
-            distance = set_distance(targets[:, None], mean, self.recipe.loss).mean(0)
-            if len(chosen) < len(self.lr):
-                distance[chosen] = torch.inf
-            best = int(distance.argmin())
-            chosen.append(best)
-            total = total + functions[:, best]
-        return torch.tensor(chosen)
+        names = range(min(_SUBSET_DRAWS, self.recipe.loss.bank_size))
+        functions = torch.stack([self._patch_functions(self.draw(name, self.statistics)) for name in names])
+        # All patches have equally many rows: the function of all rows is the mean of the patches' functions.
+        return torch.tensor(greedy_subset(functions, functions.mean(1), count, self.recipe.loss))
 
-    def _patch_functions(self, names: list[object]) -> tuple[Tensor, Tensor]:
-        """What `Targets.instance` is of every real patch alone, `[draws, N, T]`, and of all, `[draws, T]`."""
-        functions, targets = [], []
-        for name in names:
-            draw, target = self.at(name, keep=True)
-            targets.append(target.instance)
-            pieces = []
-            for piece in self.features.split(_CHUNK):
-                rows = self.rows(self.normalise(piece), draw)
-                labels = torch.arange(len(piece), device=rows.device).repeat_interleave(len(rows) // len(piece))
-                members = membership(labels, len(piece))
-                pieces.append(set_sums(rows, draw.freqs, members, self.recipe.loss) * (len(piece) / len(rows)))
-            functions.append(torch.cat(pieces))
-        return torch.stack(functions), torch.stack(targets)
+    def _patch_functions(self, draw: Draw) -> Tensor:
+        """What `Targets.instance` is of every real patch alone: `[N, T]`."""
+        pieces = []
+        for piece in self.features.split(_CHUNK):
+            rows = self.rows(self.normalise(piece), draw)
+            labels = torch.arange(len(piece), device=rows.device).repeat_interleave(len(rows) // len(piece))
+            sums = set_sums(rows, draw.freqs, membership(labels, len(piece)), self.recipe.loss)
+            pieces.append(sums * (len(piece) / len(rows)))
+        return torch.cat(pieces)
 
     def _place(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patch, row and column of real tiles."""
@@ -358,13 +351,13 @@ class RealSide:
         # A photograph of one colour has no features at all; nothing is divided by nothing.
         return max((total / count) ** 0.5, _NORM_EPS)
 
-    def _content(self, offsets: Tensor) -> Tensor:
+    def _content(self) -> Tensor:
         """Number the real tiles so that tiles that show the same pixels share a number, if the recipe wants it."""
         tiles = torch.arange(len(self.grid))
         if not self.recipe.assignment.unique_content:
             return tiles.to(self.labels.device)
         patch, down, across = self._place(tiles)
-        positions = offsets.cpu()[patch] + torch.stack([down, across], dim=1) * self.grid.tile
+        positions = self.offsets.cpu()[patch] + torch.stack([down, across], dim=1) * self.grid.tile
         return torch.unique(positions, dim=0, return_inverse=True)[1].to(self.labels.device)
 
 

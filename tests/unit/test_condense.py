@@ -415,17 +415,22 @@ def test_initial_patches_are_noise_in_range_or_real_patches() -> None:
         assert len({int(index) for index in found}) == 3
 
 
-@pytest.mark.parametrize("distance", ["ncfd", "mse"])
-def test_greedy_subset_takes_the_best_patch_first(distance: str) -> None:
+@pytest.mark.parametrize(("distance", "statistics"), [("ncfd", "real"), ("ncfd", "none"), ("mse", "real")])
+def test_greedy_subset_is_the_best_patch_and_no_swap_makes_it_better(distance: str, statistics: str) -> None:
     patches, places = photograph()
     network = SmallNetwork()
-    real = RealSide(patches, places, network, recipe(loss__distance=distance), "photo")
-    alone = [real.discrepancy(patch[None], network, [0, 1]) for patch in patches]
-    first = int(real.greedy_subset(1, [0, 1]))
-    assert first == int(np.argmin(alone))
-    pairs = [real.discrepancy(patches[[first, other]], network, [0, 1]) for other in range(9) if other != first]
-    chosen = real.greedy_subset(2, [0, 1]).tolist()
-    assert real.discrepancy(patches[chosen], network, [0, 1]) == pytest.approx(min(pairs), rel=1e-4)
+    real = RealSide(patches, places, network, recipe(loss__distance=distance, features__statistics=statistics), "photo")
+
+    def measured(chosen: list[int]) -> float:
+        return real.discrepancy(patches[chosen], network, [0, 1, 2])  # all draws of its bank
+
+    assert int(real.greedy_subset(1)) == int(np.argmin([measured([patch]) for patch in range(9)]))
+    chosen = real.greedy_subset(3).tolist()
+    assert len(set(chosen)) == 3
+    for place in range(3):
+        for other in set(range(9)) - set(chosen):
+            swapped = chosen[:place] + [other] + chosen[place + 1 :]
+            assert measured(swapped) >= measured(chosen) * (1 - 1e-4)
 
 
 def test_random_subset_repeats_only_when_there_are_too_few_patches() -> None:
