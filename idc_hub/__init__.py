@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from idc_hub.api import push as push
     from idc_hub.api import quality as quality
     from idc_hub.api import regenerate as regenerate
+    from idc_hub.api import select as select
     from idc_hub.api import status as status
     from idc_hub.api import verify as verify
     from idc_hub.errors import IDCError as IDCError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "IDCError": "errors",
     "Recipe": "recipe",
-    **dict.fromkeys(("condense", "pull", "push", "quality", "regenerate", "status", "verify"), "api"),
+    **dict.fromkeys(("condense", "pull", "push", "quality", "regenerate", "select", "status", "verify"), "api"),
 }
 __all__ = sorted(_WHERE)
 

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from idc_hub.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from idc_hub.images.sources import Instance
     from idc_hub.networks.teachers import Teacher
+    from idc_hub.running.regenerate import HRSource
     from idc_hub.storage.run import Run, Share
 
 PACKAGES = (
@@ -79,12 +82,17 @@ def condense(
 
     begun = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if recipe.method != "idc":
+        raise RecipeError(
+            f"The recipe {recipe.name} chooses real patches (method: {recipe.method}); nothing is condensed.",
+            f"Say `idc select {recipe.method} {recipe.source.path}`, or condense with method=idc.",
+        )
     spec = recipe.features
     extractor = load_extractor(spec.network, spec.layer, scale=recipe.scale, size=recipe.patches.size)
     recipe = recipe.with_extractor(extractor.weights_sha256)
     teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=_device())
-    shares = _survey(recipe, progress)
-    path = Path(run_dir) if run_dir else Path(os.environ.get("IDC_RUNS", "runs")) / recipe.name
+    shares = _shares(recipe, _survey(recipe, progress))
+    path = _run_dir(run_dir, recipe.name)
     summary = {
         "run": str(path),
         "photographs": len(shares),
@@ -125,6 +133,84 @@ def condense(
         "held_out_random": facts["held_out_random"],
         "quality": measured["figures"],
         "warnings": measured["warnings"],
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def select(
+    method: str,
+    source: str | Path,
+    *,
+    ratio: float = 0.1,
+    scale: int = 4,
+    seed: int = 0,
+    overrides: Iterable[str] = (),
+    teacher: str = "real",
+    name: str | None = None,
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Choose real patches by a baseline (paper appendix C.2), in a Run like any other: evaluate, push, regenerate it.
+
+    The same call continues what was interrupted, and does nothing where nothing is left to do.
+
+    Args:
+        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (`judging.selection`).
+        source: A folder or zip of photographs, or a Hub dataset.
+        ratio: Which part of the patches to choose; `whole` takes all.
+        scale: How many times larger HR is than LR.
+        seed: Seed of every random draw.
+        overrides: Further recipe keys as `section.key=value`: patches and features shape what is chosen.
+        teacher: `real` for the photographs' own HR, or what `regenerate` takes.
+        name: Name of the set; of source and method by default.
+        run_dir: The Run directory; `$IDC_RUNS` or `runs`, and the name, by default.
+        progress: Show progress on stderr.
+
+    Returns:
+        `run`, `photographs`, `windows`, `patches`, `lr_digest`, `hr_version`, `held_out`, `held_out_random` and
+        `seconds`, as of `condense`.
+
+    Raises:
+        RecipeError: There is no such method, a key is wrong, or the Run directory belongs to something else.
+        ImageError: If photographs cannot be used.
+        NetworkError: If the extractor or the teacher cannot be loaded or has another scale.
+    """
+    from idc_hub.networks.extractors import load_extractor
+    from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.progress import counting
+    from idc_hub.running.real_hr import NAME, RealHR
+    from idc_hub.running.select import begin, finish, selection_recipe
+    from idc_hub.storage.pack import pack
+
+    begun = time.monotonic()
+    given = {"method": method, "scale": scale, "seed": seed, "teacher": {"network": teacher}}
+    recipe = selection_recipe(str(source), ratio, name, given, overrides)
+    spec, hr = recipe.features, recipe.teacher
+    extractor = load_extractor(spec.network, spec.layer, scale=recipe.scale, size=recipe.patches.size, device=_device())
+    recipe = recipe.with_extractor(extractor.weights_sha256)
+    upscaler = None if hr.network == NAME else load_teacher(hr.network, scale=recipe.scale, device=_device())
+    instances = _survey(recipe, progress)
+    with counting("describing photographs", enabled=progress) as count:
+        facts = {"packages": _packages(), "machine": _machine()}
+        run = begin(_run_dir(run_dir, recipe.name), recipe, instances, extractor.network, facts, count)
+    with counting("photographs finished", enabled=progress) as count:
+        finish(run, extractor.network, count)
+    facts = _facts(run, processes=1)
+    with run.repository_lock():
+        manifest = pack(run, facts, _packages())
+        maker = upscaler or RealHR(run)
+        version_name = hr.hr_version or maker.name
+        first = version_name not in manifest.hr_versions
+        _add_version(run.repo, maker, version_name, set_default=first, progress=progress)
+    return {
+        "run": str(run.path),
+        "photographs": len(instances),
+        "windows": facts["windows"],
+        "patches": manifest.patches,
+        "lr_digest": manifest.lr_digest,
+        "hr_version": version_name,
+        "held_out": facts["held_out"],
+        "held_out_random": facts["held_out_random"],
         "seconds": round(time.monotonic() - begun, 1),
     }
 
@@ -229,7 +315,8 @@ def regenerate(
 
     Args:
         run_or_repo: A Run, a repository tree, or the id of a dataset repository on the Hub.
-        teacher: What makes HR: a bundled name, `bicubic`, a folder, a weights file, a Hub id or `package.module:build`.
+        teacher: What makes HR: a bundled name, `bicubic`, a folder, a weights file, a Hub id or `package.module:build`;
+            or `real` for the photographs' own, of a Run that `select` made.
         name: Name of the HR version, the config that consumers load.
         run_dir: Where to pull a Hub repository to; `$IDC_RUNS` or `runs`, and its name, by default.
         set_default: Make it the version that `load_dataset` gives without a config name.
@@ -246,16 +333,27 @@ def regenerate(
         HubError: If the repository cannot be pulled.
     """
     from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.real_hr import NAME, RealHR
     from idc_hub.storage.manifest import Manifest
+    from idc_hub.storage.run import Run
 
     path = Path(run_or_repo)
     if not path.exists():
-        target = Path(run_dir) if run_dir else Path(os.environ.get("IDC_RUNS", "runs")) / path.name
+        target = _run_dir(run_dir, path.name)
         pull(str(run_or_repo), run_dir=target)
         path = target
     repo = repository(path)
-    upscaler = load_teacher(teacher, scale=Manifest.load(repo).scale, device=_device(), **settings)
-    added = _add_version(repo, upscaler, name, set_default=set_default, progress=progress)
+    maker: HRSource
+    if teacher != NAME:
+        maker = load_teacher(teacher, scale=Manifest.load(repo).scale, device=_device(), **settings)
+    elif (path / "run.json").is_file():
+        maker = RealHR(Run.open(path))
+    else:
+        raise RunError(
+            f"{path} does not say where its patches were cut out: only a Run that `idc select` made here does.",
+            "Name that Run, or a teacher (`idc teachers ls`).",
+        )
+    added = _add_version(repo, maker, name, set_default=set_default, progress=progress)
     return {"repo": str(repo), "hr_version": name, **added}
 
 
@@ -309,19 +407,27 @@ def repository(path: Path) -> Path:
     )
 
 
-def _survey(recipe: Recipe, progress: bool) -> list[Share]:
-    """Look at every photograph once and share the synthetic patches out."""
-    from idc_hub.images.patches import synthetic_counts
+def _run_dir(given: str | Path | None, name: str) -> Path:
+    return Path(given) if given else Path(os.environ.get("IDC_RUNS", "runs")) / name
+
+
+def _survey(recipe: Recipe, progress: bool) -> list[Instance]:
+    """Look at every photograph once."""
     from idc_hub.images.sources import open_source, survey
     from idc_hub.running.progress import counting
-    from idc_hub.storage.run import Share
 
     source = open_source(**recipe.source.model_dump())
     spec = recipe.patches
     with counting("reading photographs", enabled=progress) as count:
-        instances = survey(
-            source, scale=recipe.scale, size=spec.size, stride=spec.stride, tail=spec.tail, progress=count
-        )
+        return survey(source, scale=recipe.scale, size=spec.size, stride=spec.stride, tail=spec.tail, progress=count)
+
+
+def _shares(recipe: Recipe, instances: list[Instance]) -> list[Share]:
+    """Share the synthetic patches out."""
+    from idc_hub.images.patches import synthetic_counts
+    from idc_hub.storage.run import Share
+
+    spec = recipe.patches
     counts = synthetic_counts([i.patches for i in instances], spec.ratio, spec.rounding, spec.min_per_image)
     return [Share(instance, count) for instance, count in zip(instances, counts, strict=True)]
 
@@ -357,14 +463,14 @@ def _require_finished(run: Run) -> None:
 
 
 def _facts(run: Run, processes: int) -> dict[str, Any]:
-    """What the card tells of a condensation."""
+    """What the card tells of a condensation or a selection."""
     recipe = run.recipe
     facts = [run.read_facts(share) for share in run.shares if share.count]
     ends = [line for share in run.shares for line in run.read_metrics(share.id) if line["event"] == "end"]
     return {
         "photographs": len(run.shares),
         "windows": sum(share.instance.patches for share in run.shares),
-        "steps": recipe.optimiser.steps,
+        **({"steps": recipe.optimiser.steps} if recipe.method == "idc" else {}),
         "held_out": sum(fact["held_out"] for fact in facts) / len(facts),
         "held_out_random": sum(fact["held_out_random"] for fact in facts) / len(facts),
         "worker_seconds": round(sum(line["seconds"] for line in ends), 1),
@@ -373,7 +479,7 @@ def _facts(run: Run, processes: int) -> dict[str, Any]:
     }
 
 
-def _add_version(repo: Path, teacher: Any, name: str, *, set_default: bool, progress: bool) -> dict[str, Any]:
+def _add_version(repo: Path, teacher: HRSource, name: str, *, set_default: bool, progress: bool) -> dict[str, Any]:
     """Make an HR version, then the pictures and the card that go with it, and check that all of it loads."""
     from idc_hub.publishing.card import write_card
     from idc_hub.publishing.report import write_report

@@ -264,7 +264,7 @@ class TeacherChoice(Section):
 
     network: Text = "edsr-small"
     """The upsampling network (section 3.1, second stage): a bundled name, `bicubic`, a folder, a Hub id, a
-    checkpoint file or package.module:build."""
+    checkpoint file or package.module:build; of a selection also `real`, the photographs' own HR."""
     hr_version: Annotated[Name, AfterValidator(_version_name)] | None = None
     """Name of the HR version, a config on the Hub; null: the teacher's name."""
 
@@ -290,6 +290,7 @@ PAPER: dict[str, dict[str, Any]] = {
 
 
 LATER = {
+    "method": "idc",
     "features.precision": "fp32",
     "transform.precision": "fp32",
     "transform.kind": "rlff",
@@ -306,6 +307,10 @@ class Recipe(Section):
     """Name of the Run and of its directory: lower case letters, digits and hyphens."""
     preset: Literal["default", "paper"] = "default"
     """Values for the keys that are not given: what measures best, or what the paper says."""
+    method: Literal["idc", "whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"] = "idc"
+    """How LR patches are made: optimised by instance data condensation, or chosen among the real ones by a baseline
+    (appendix C.2; `idc select`). whole takes all, cf-greedy chooses in each photograph as condensation does, the
+    others choose from the pool of all photographs and may leave some without patches."""
     scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole)] = 4
     """How many times larger HR is than LR."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
@@ -354,10 +359,12 @@ class Recipe(Section):
         return cls._checked(draft)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Check a recipe that stands in a dict of sections; raises RecipeError like `load`."""
+    def from_dict(cls, values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Self:
+        """Check a recipe that stands in a dict of sections; overrides and errors as those of `load`."""
         draft = Draft("recipe", _SECTIONS)
-        draft.values = dict(values)
+        draft.values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+        for override in overrides:
+            draft.override(override)
         return cls._checked(draft)
 
     @classmethod
@@ -387,7 +394,7 @@ class Recipe(Section):
         a key of `LATER` at the value that stands there.
         """
         values = self.model_dump(mode="json")
-        keys: dict[str, Any] = {"scale": self.scale, "seed": self.seed}
+        keys: dict[str, Any] = {"method": self.method, "scale": self.scale, "seed": self.seed}
         for section in ("patches", "features", "transform", "loss", "assignment", "optimiser"):
             keys |= {f"{section}.{key}": value for key, value in values[section].items()}
         if self.features.weights_sha256 is not None:

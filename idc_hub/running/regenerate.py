@@ -1,27 +1,41 @@
-"""A teacher applied to the LR patches of a repository: a new HR version beside those that are there."""
+"""The HR side of a repository: a new HR version, by a teacher or real, beside those that are there."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from idc_hub.errors import RecipeError, RunError
 from idc_hub.images.files import encode_png
-from idc_hub.networks.teachers import Teacher
 from idc_hub.storage import parquet, shards
 from idc_hub.storage.manifest import Manifest, is_version_name
 
 _ENCODERS = 2  # threads: PNG is written while the teacher works on the next batch
 
 
+class HRSource(Protocol):
+    """What makes HR patches: a `Teacher` from LR alone, `RealHR` from the photographs that the patches come from."""
+
+    name: str
+    scale: int
+
+    def answer(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
+        """HR uint8 `[B, 3, scale*h, scale*w]` of LR uint8 `[B, 3, h, w]`; keys: (instance id, patch index)."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The facts for `idc.json`."""
+        ...
+
+
 def regenerate(
     repo: Path,
-    teacher: Teacher,
+    teacher: HRSource,
     name: str,
     *,
     set_default: bool = True,
@@ -36,7 +50,7 @@ def regenerate(
 
     Args:
         repo: The repository tree: idc.json and lr/ are there, data/`name` is made.
-        teacher: What makes HR from LR.
+        teacher: What makes HR patches.
         name: What to call the version.
         set_default: Whether `load_dataset` without a config name gives this version from now on; the first
             version of a repository always is the default.
@@ -83,7 +97,7 @@ def regenerate(
     return {"hr_version": name, "written": written, "default": manifest.default, **facts}
 
 
-def _check_request(manifest: Manifest, teacher: Teacher, name: str) -> None:
+def _check_request(manifest: Manifest, teacher: HRSource, name: str) -> None:
     if not is_version_name(name):
         raise RecipeError(
             f"An HR version may not be called {name!r}.",
@@ -96,7 +110,7 @@ def _check_request(manifest: Manifest, teacher: Teacher, name: str) -> None:
         )
 
 
-def same_teacher(recorded: dict[str, Any], teacher: Teacher) -> bool:
+def same_teacher(recorded: dict[str, Any], teacher: HRSource) -> bool:
     """Whether weights and settings are the same; what has no weights goes by its name."""
     told = set() if recorded["weights_sha256"] is None else {"name", "licence"}
     facts = teacher.describe()
@@ -123,7 +137,7 @@ def _reload(repo: Path, started_with: Manifest) -> Manifest:
 def _make_rows(
     lr: Path,
     manifest: Manifest,
-    teacher: Teacher,
+    teacher: HRSource,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[parquet.Row]:
@@ -137,7 +151,8 @@ def _make_rows(
     done = 0
     with ThreadPoolExecutor(_ENCODERS) as pool:
         while batch := list(islice(patches, batch_size)):
-            hr_patches = teacher(torch.stack([patch for *_, patch in batch]))
+            keys = [(instance_id, index) for instance_id, index, _ in batch]
+            hr_patches = teacher.answer(keys, torch.stack([patch for *_, patch in batch]))
             previous = len(waiting)
             for (instance_id, index, lr_patch), hr_patch in zip(batch, hr_patches, strict=True):
                 waiting.append((instance_id, index, pool.submit(_png, lr_patch), pool.submit(_png, hr_patch)))

@@ -147,6 +147,11 @@ class Run:
             raise RecipeError(f"{self.path} was made from other photographs ({'; '.join(listed)}).", hint)
 
     @property
+    def state(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    @property
     def repo(self) -> Path:
         """The repository tree."""
         return self.path / "repo"
@@ -282,7 +287,7 @@ class Run:
         lines = self.read_metrics(share.id)
         starts = [line for line in lines if line["event"] == "start"]
         logged = [line for line in lines if line["event"] == "log"]
-        steps = self.recipe.optimiser.steps
+        steps = self.recipe.optimiser.steps if self.recipe.method == "idc" else 0
         step = logged[-1]["step"] if logged else 0
         error = self.failure(share)
         if self.instance_file(share.id).is_file():
