@@ -1,7 +1,7 @@
-"""idc condense, status, quality, verify: make a condensed set and look after it."""
+"""idc condense, select, status, quality, verify: make a set and look after it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,10 +14,14 @@ from idc_cli.options import (
     RecipeArgument,
     RunArgument,
     RunDirOption,
+    ScaleOption,
     examples,
 )
 
 app = typer.Typer()
+
+# A copy of what the recipe knows: pydantic would slow every `idc --help` down. A test compares them.
+Selection = Literal["whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"]
 
 
 @app.command(
@@ -66,14 +70,71 @@ def condense(
     output.print_facts({key: value for key, value in result.items() if key not in ("quality", "warnings")})
     if dry_run or quiet:
         return
-    repo = f"{result['run']}/repo"
+    _note_what_next(result, checked.name)
+
+
+@app.command(
+    rich_help_panel="Make a set",
+    epilog=examples(
+        "idc select random photos --ratio 0.05",
+        "idc select cf-greedy DIV2K_train_HR --ratio 0.01 --teacher edsr-small --run-dir runs/cf-greedy",
+        "idc select k-center org/photographs --seed 1 patches.size=48 patches.stride=24 name=far-apart",
+    ),
+)
+def select(
+    method: Annotated[
+        Selection,
+        typer.Argument(help="How to choose; herding-deepcore has the released code's inverted sign.", metavar="METHOD"),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder or zip of photographs, or a dataset on the Hub.", metavar="SOURCE"),
+    ],
+    overrides: OverridesArgument = None,
+    ratio: Annotated[float, typer.Option(help="Which part of the patches to choose; whole takes all.")] = 0.1,
+    scale: ScaleOption = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    teacher: Annotated[
+        str, typer.Option(help="What makes HR: real, the photographs' own, or a teacher (`idc teachers ls`).")
+    ] = "real",
+    run_dir: RunDirOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Choose real patches by a baseline: the fair rivals of a condensed set, as a Run like any other.
+
+    The same command continues what was interrupted.
+    """
+    from idc_hub import api
+
+    result = api.select(
+        method,
+        source,
+        ratio=ratio,
+        scale=scale,
+        seed=seed,
+        overrides=overrides or (),
+        teacher=teacher,
+        run_dir=run_dir,
+        progress=not quiet,
+    )
+    if as_json:
+        output.print_json(result)
+        return
+    output.print_facts(result)
+    if not quiet:
+        _note_what_next(result, Path(result["run"]).name)
+
+
+def _note_what_next(result: dict[str, Any], name: str) -> None:
+    run = result["run"]
     output.note(
         f"""
-Look at    {repo}/report/patches.png and {repo}/README.md
-Figures    idc quality {result["run"]}
-Load it    load_dataset("{repo}", split="train") was tried and gives {result["patches"]} pairs
-Publish    idc push {result["run"]} YOUR_NAME/{checked.name} --license LICENCE
-Remake HR  idc regenerate {result["run"]} --teacher bicubic --name bicubic"""
+Look at    {run}/repo/report/patches.png and {run}/repo/README.md
+Figures    idc quality {run}
+Load it    load_dataset("{run}/repo", split="train") was tried and gives {result["patches"]} pairs
+Publish    idc push {run} YOUR_NAME/{name} --license LICENCE
+Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
     )
 
 

@@ -23,7 +23,11 @@ def regenerate(
         str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
     ],
     teacher: Annotated[
-        str, typer.Option(help="What makes HR: a name (`idc teachers ls`), a folder or a Hub id.", show_default=False)
+        str,
+        typer.Option(
+            help="What makes HR: a name (`idc teachers ls`), a folder, a Hub id; real for an `idc select`.",
+            show_default=False,
+        ),
     ],
     name: Annotated[
         str, typer.Option(help="Name of the HR version: the config that consumers load.", show_default=False)

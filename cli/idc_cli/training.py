@@ -225,6 +225,7 @@ def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair
 
 def _pairs_of_tree(tree: Path, scale: int, hr_version: str | None) -> tuple[list[Pair], dict[str, str]]:
     from idc_hub.errors import RecipeError, RunError
+    from idc_hub.publishing.card_section import selection_method
     from idc_hub.storage.manifest import Manifest
     from idc_hub.storage.parquet import read_rows
 
@@ -236,7 +237,8 @@ def _pairs_of_tree(tree: Path, scale: int, hr_version: str | None) -> tuple[list
     if manifest.scale != scale:
         raise RecipeError(f"{tree} is a set for x{manifest.scale}, not for x{scale}.", f"Say --scale {manifest.scale}.")
     pairs = _decoded((row.lr_png, row.hr_png) for row in read_rows(tree / "data" / version))
-    return pairs, {"condensed_set": manifest.name, "hr_version": version, "lr_digest": manifest.lr_digest}
+    kind = "selection" if selection_method(tree) else "condensed_set"
+    return pairs, {kind: manifest.name, "hr_version": version, "lr_digest": manifest.lr_digest}
 
 
 def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from idc_hub.errors import RunError
-from idc_hub.publishing.card_section import Version, read_versions, render_section
+from idc_hub.publishing.card_section import Version, read_versions, render_section, selection_method
 from idc_hub.storage.atomic import write_text_atomically
 from idc_hub.storage.manifest import Manifest
 
@@ -59,7 +59,7 @@ def render_card(
     """
     manifest = Manifest.load(repo)
     versions = read_versions(repo, manifest)
-    front = _front_matter(manifest, versions, license)
+    front = _front_matter(manifest, versions, license, is_selection=selection_method(repo) is not None)
     if existing:
         front["pretty_name"] = _parse(_split(existing)[0])[1].get("pretty_name") or front["pretty_name"]
     section = render_section(repo, manifest, versions, repo_id, str(front["pretty_name"]))
@@ -155,22 +155,19 @@ def _merge_body(body: str, ours: str) -> str:
     return body[: marks[0].start()] + ours[own[0].start() : own[1].end()] + body[marks[1].end() :]
 
 
-def _front_matter(manifest: Manifest, versions: list[Version], license: str | None) -> dict[str, Any]:
+def _front_matter(
+    manifest: Manifest, versions: list[Version], license: str | None, *, is_selection: bool
+) -> dict[str, Any]:
     front: dict[str, Any] = {"license": license} if license else {}
+    kind = ["coreset-selection"] if is_selection else ["dataset-condensation", "dataset-distillation", "synthetic"]
+    by_machine = not versions or any(not version.is_real for version in versions)
     front |= {
-        "pretty_name": f"{manifest.name} (condensed super-resolution set)",
+        "pretty_name": f"{manifest.name} ({'selected' if is_selection else 'condensed'} super-resolution set)",
         "task_categories": ["image-to-image"],
-        "tags": [
-            "super-resolution",
-            "dataset-condensation",
-            "dataset-distillation",
-            "synthetic",
-            "idc-hub",
-            f"x{manifest.scale}",
-        ],
+        "tags": ["super-resolution", *kind, "idc-hub", f"x{manifest.scale}"],
         "size_categories": [_size_category(manifest.patches)],
         "source_datasets": ["extended"],
-        "annotations_creators": ["machine-generated"],
+        "annotations_creators": ["machine-generated" if by_machine else "found"],
     }
     if versions:
         # Without explicit configs `load_dataset` would concatenate all HR versions into one set.

@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from idc_hub.errors import RunError
 from idc_hub.judging.quality import FIGURES, judge, table
+from idc_hub.recipe import Recipe
+from idc_hub.recipe_reader import sections_of
 from idc_hub.storage import parquet
 from idc_hub.storage.manifest import Manifest
 
@@ -32,6 +34,11 @@ class Version:
     date: str
     size: parquet.Size
 
+    @property
+    def is_real(self) -> bool:
+        """Whether its HR patches are pieces of the photographs, and no teacher made them."""
+        return bool(self.teacher["kind"] == "photographs")
+
 
 def read_versions(repo: Path, manifest: Manifest) -> list[Version]:
     """The HR versions of a repository tree, the default first, then the newest.
@@ -48,6 +55,27 @@ def read_versions(repo: Path, manifest: Manifest) -> list[Version]:
     return sorted(versions, key=lambda version: (version.default, version.date), reverse=True)
 
 
+_METHODS = {
+    "whole": "all that there are",
+    "random": "at random",
+    "herding": "by herding (Welling 2009): their mean feature is near to that of all patches",
+    "herding-deepcore": "by herding as DeepCore's released code has it, with the inverted sign that takes the farthest "
+    "patch for the nearest",
+    "k-center": "by k-center greedy (Sener & Savarese 2018): no patch is far from all of them",
+    "dcsr": "as DCSR (Ding et al. 2023) chooses them, equally many of each kind of texture among those with strong "
+    "edges; local binary patterns stand in for its texture network",
+    "cf-greedy": "in each photograph on its own, so that their local features are distributed like those of all its "
+    "patches",
+}
+"""How each selection chooses, in words that follow "were chosen"."""
+
+
+def selection_method(repo: Path) -> str | None:
+    """The method that the patches were chosen by; None where they were condensed."""
+    method = _lookup(_read_recipe(repo), "method")
+    return method if isinstance(method, str) and method in _METHODS else None
+
+
 def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo_id: str | None, title: str) -> str:
     """The Markdown between the marks.
 
@@ -61,7 +89,7 @@ def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo
     Raises:
         RunError: recipe.yaml is damaged.
     """
-    recipe = _read_recipe(repo)
+    recipe, method = _read_recipe(repo), selection_method(repo)
     facts = manifest.condensation
     source = str(_lookup(recipe, "source", "path") or "")
     packages = {name: version for name, version in manifest.packages.items() if _is_plain(version)}
@@ -83,12 +111,20 @@ def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo
         gates=_gates(facts.get("quality"), versions),
         held_out=_number(facts.get("held_out")),
         held_out_random=_number(facts.get("held_out_random")),
-        facts=_making(manifest, recipe),
+        facts=_making(manifest, recipe, method),
+        method=method,
+        chosen=_METHODS.get(method or ""),
+        real=[version.name for version in versions if version.is_real],
+        all_real=bool(versions) and all(version.is_real for version in versions),
+        overrides=_overrides(recipe),
+        ratio=_number(_lookup(recipe, "patches", "ratio")),
+        seed=_number(_lookup(recipe, "seed")),
         initial=_lookup(recipe, "optimiser", "initial"),
         local_photographs="/" not in source or Path(source).is_absolute(),
         packages=packages,
         pin=packages.get("idc-hub"),
         repo_id=repo_id,
+        source=source,
         place=repo_id or "path/to/this/folder",
         recipe_place=repo_id or "recipe.yaml",
         run_place=f"runs/{manifest.name}",
@@ -120,7 +156,7 @@ def _escape(value: object) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", line)
 
 
-def _making(manifest: Manifest, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+def _making(manifest: Manifest, recipe: dict[str, Any], method: str | None) -> list[tuple[str, str]]:
     """How the patches were made, as (label, value): what the recipe says, then what the Run measured."""
     facts = manifest.condensation
     source = str(_lookup(recipe, "source", "path") or "")
@@ -129,10 +165,13 @@ def _making(manifest: Manifest, recipe: dict[str, Any]) -> list[tuple[str, str]]
     rows: dict[str, list[Any]] = {
         "Photographs": [facts.get("photographs"), source and f"(source: {source})"],
         "Real LR patches": [windows, _grid(recipe, manifest.patch_size)],
-        "Synthetic LR patches": [manifest.patches, windows and f"({100 * manifest.patches / windows:.3g} %)"],
+        f"{'Chosen' if method else 'Synthetic'} LR patches": [
+            manifest.patches,
+            windows and f"({100 * manifest.patches / windows:.3g} %)",
+        ],
         "Feature network": [_lookup(recipe, "features", "network"), _digest(recipe)],
         "Preset": [_lookup(recipe, "preset")],
-        "First patches": [_lookup(recipe, "optimiser", "initial")],
+        "First patches": [None if method else _lookup(recipe, "optimiser", "initial")],
         "Steps for each photograph": [facts.get("steps")],
         "Computing time of all workers": [_duration(facts.get("worker_seconds"))],
     }
@@ -141,6 +180,20 @@ def _making(manifest: Manifest, recipe: dict[str, Any]) -> list[tuple[str, str]]
             rows[key.replace("_", " ").capitalize()] = [value]
     told = {label: [_shown(part) for part in parts if part not in (None, "")] for label, parts in rows.items()}
     return [(label, " ".join(parts)) for label, parts in told.items() if parts]
+
+
+def _overrides(recipe: dict[str, Any]) -> list[str]:
+    """What `idc select` must be told to make these LR patches again, but for its own options: keys that stand in the
+    recipe with another value than they have by default.
+    """
+    told = []
+    for section in ("source", "patches", "features", "transform", "loss"):
+        for key, field in sections_of(Recipe)[section].model_fields.items():
+            value, default = _lookup(recipe, section, key), field.default
+            default = list(default) if isinstance(default, tuple) else default
+            if f"{section}.{key}" not in ("source.path", "patches.ratio") and value not in (None, default):
+                told.append(f"{section}.{key}={json.dumps(value)}")
+    return told
 
 
 def _grid(recipe: dict[str, Any], size: int) -> str:

@@ -93,7 +93,7 @@ def counting(label: str, *, enabled: bool = True) -> Iterator[Callable[[int, int
 
     Args:
         label: What is being done.
-        enabled: Whether to show anything; without a terminal only the end is printed.
+        enabled: Whether to show anything; without a terminal only the end is printed, if there was anything.
     """
     console = Console(stderr=True)
     if not enabled:
@@ -103,7 +103,8 @@ def counting(label: str, *, enabled: bool = True) -> Iterator[Callable[[int, int
         begun = time.monotonic()
         count = [0]
         yield lambda done, total: count.__setitem__(0, done)
-        print(f"{label}: {count[0]} in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+        if count[0]:
+            print(f"{label}: {count[0]} in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
         return
     with Progress(console=console) as bars:
         task = bars.add_task(label, total=None)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from idc_cli import output
+from idc_cli.condensing import Selection
 from idc_cli.main import app, main
 from idc_hub.errors import HubError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
 from idc_hub.recipe import Recipe
@@ -61,7 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return call
 
-    for verb in ("condense", "status", "verify", "quality", "regenerate", "push", "pull"):
+    for verb in ("condense", "select", "status", "verify", "quality", "regenerate", "push", "pull"):
         monkeypatch.setattr(f"idc_hub.api.{verb}", stand_in(verb))
     return noted
 
@@ -240,6 +241,44 @@ class TestVerbs:
         }
         assert out == "verb\tcondense\nrun\truns/x\nshares\t\n  b: 2\n  a: 1\ninstances\t-\npatches\t3\n"
         assert err == ""
+
+    def test_select(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        arguments = ["--ratio", "0.05", "--seed", "3", "--scale", "2", "--teacher", "bicubic", "--run-dir", "runs/x"]
+        code, _, err = idc("select", "k-center", "photos", "patches.size=48", *arguments)
+        assert code == 0
+        assert calls["select"] == (
+            ("k-center", "photos"),
+            {
+                "ratio": 0.05,
+                "seed": 3,
+                "scale": 2,
+                "teacher": "bicubic",
+                "run_dir": Path("runs/x"),
+                "overrides": ["patches.size=48"],
+                "progress": True,
+            },
+        )
+        assert "idc push runs/x YOUR_NAME/x --license LICENCE" in err
+
+    def test_select_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, out, err = idc("select", "random", "photos", "--json", "--quiet")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["verb"] == "select"
+        assert calls["select"][1] == {
+            "ratio": 0.1,
+            "seed": 0,
+            "scale": 4,
+            "teacher": "real",
+            "run_dir": None,
+            "overrides": (),
+            "progress": False,
+        }
+
+    def test_the_selections_are_those_of_the_recipe(self, idc: Callable[..., Result]) -> None:
+        assert ("idc", *get_args(Selection)) == get_args(Recipe.model_fields["method"].annotation)
+        code, _, err = idc("select", "nearest", "photos")
+        assert code == 2
+        assert "'cf-greedy'" in err
 
     def test_condense_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, _, err = idc("condense", "quickstart")

@@ -1,0 +1,290 @@
+"""`idc_hub.select`: a selection as a Run, from photographs to pairs, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import idc_hub
+from idc_cli.training import _read_data
+from idc_hub.errors import ImageError, NetworkError, RecipeError, RunError
+from idc_hub.images.files import decode_png, read_image, write_png
+from idc_hub.images.resize import imresize
+from idc_hub.networks.teachers import load_teacher
+from idc_hub.publishing.card import render_card
+from idc_hub.recipe import Recipe
+from idc_hub.running import select as module
+from idc_hub.storage.manifest import Manifest
+from idc_hub.storage.parquet import Row, read_rows
+from idc_hub.storage.run import Run
+
+# 46 HR and 23 LR pixels by 50 and 25: windows of 8 every 4, the last ones flush with the edge.
+SIZES = {"bridge": (46, 50), "cat": (46, 34), "tower": (80, 50)}
+WINDOWS = {"bridge": 5 * 6, "cat": 5 * 4, "tower": 9 * 6}
+SMALL = ("patches.size=8", "patches.stride=4", "transform.kernel_size=3", "transform.channels=8")
+SMALL += ("loss.frequencies=8", "loss.bank_size=2", "assignment.groups=3")
+SHORT = ("optimiser.steps=10", "assignment.interval=0.1", "assignment.events=3")
+METHODS = ("whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy")
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Three photographs of noise on slopes, of odd sizes: LR and HR crops of another place are never the same."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "My photos"
+    folder.mkdir()
+    for name, (height, width) in SIZES.items():
+        slope = np.linspace(0, 120, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
+        write_png(folder / f"{name}.png", (slope + rng.integers(0, 70, (height, width, 3))).astype(np.uint8))
+    return folder
+
+
+def choose(photographs: Path, method: str = "random", *overrides: str, **options: Any) -> dict[str, Any]:
+    options = {"ratio": 0.2, "scale": 2, "run_dir": photographs.parent / "run", "progress": False} | options
+    return idc_hub.select(method, photographs, overrides=(*SMALL, *overrides), **options)
+
+
+def rows(run: Path, version: str) -> list[Row]:
+    return list(read_rows(run / "repo" / "data" / version))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, method: str) -> None:
+    result = choose(photographs, method)
+    run = photographs.parent / "run"
+    total = sum(WINDOWS.values())
+    assert result["windows"] == total == 104
+    assert result["patches"] == (total if method == "whole" else 20)
+    assert result["hr_version"] == "real"
+    shares = {share.id: share for share in Run.open(run).shares}
+    chosen = {name: Run.open(run).read_facts(share)["windows"] for name, share in shares.items()}
+    pairs = rows(run, "real")
+    assert len(pairs) == sum(map(len, chosen.values())) == result["patches"]
+    for pair in pairs:
+        hr = read_image((photographs / f"{pair.instance_id}.png").read_bytes(), pair.instance_id).pixels
+        lr = imresize(hr, 1 / 2)
+        top, left = chosen[pair.instance_id][pair.patch_index]
+        assert np.array_equal(decode_png(pair.lr_png), lr[top : top + 8, left : left + 8])
+        assert np.array_equal(decode_png(pair.hr_png), hr[2 * top : 2 * top + 16, 2 * left : 2 * left + 16])
+    for name, places in chosen.items():
+        height, width = SIZES[name]
+        assert len({tuple(place) for place in places}) == len(places)
+        assert all(0 <= top <= height // 2 - 8 and 0 <= left <= width // 2 - 8 for top, left in places)
+        assert places == sorted(places)
+    assert idc_hub.verify(run)["patches"] == result["patches"]
+    assert idc_hub.status(run)["finished"] == 3
+
+
+def test_cf_greedy_shares_as_condensing_does_and_lies_nearer_than_chance(photographs: Path) -> None:
+    result = choose(photographs, "cf-greedy")
+    # Cumulative floors of 0.2 x 30, 50 and 104.
+    assert [share.count for share in Run.open(photographs.parent / "run").shares] == [6, 4, 10]
+    assert result["held_out"] < 0.8 * result["held_out_random"]
+    choose(photographs, "cf-greedy", "patches.min_per_image=5", run_dir=photographs.parent / "more")
+    assert [share.count for share in Run.open(photographs.parent / "more").shares] == [6, 5, 10]
+
+
+def test_a_photograph_may_be_left_without_patches_by_the_others(photographs: Path) -> None:
+    result = choose(photographs, "random", ratio=0.01)
+    assert result["patches"] == 1
+    shares = Run.open(photographs.parent / "run").shares
+    assert sorted(share.count for share in shares) == [0, 0, 1]
+    assert Manifest.load(photographs.parent / "run" / "repo").instances == 1
+    assert idc_hub.status(photographs.parent / "run")["finished"] == 3
+
+
+def test_held_out_figures_are_those_that_condensing_gives(photographs: Path) -> None:
+    choose(photographs, "cf-greedy")
+    selected = Run.open(photographs.parent / "run")
+    # Condensing that begins with these very patches and hardly moves them.
+    still = ("optimiser.learning_rate=1e-9", "optimiser.initial=cf-greedy", "teacher.network=bicubic", "method=idc")
+    recipe = Recipe.load(selected.path, [*SHORT, *still])
+    idc_hub.condense(recipe, run_dir=photographs.parent / "condensed", num_processes=1, progress=False)
+    condensed = Run.open(photographs.parent / "condensed")
+    for mine, theirs in zip(selected.shares, condensed.shares, strict=True):
+        found, expected = selected.read_facts(mine), condensed.read_facts(theirs)
+        for figure in ("held_out", "held_out_random"):
+            assert found[figure] == pytest.approx(expected[figure], rel=1e-5)
+        patches, initial = selected.read_patches(mine), condensed.read_patches(theirs)
+        assert sorted(patch.numpy().tobytes() for patch in patches) == sorted(p.numpy().tobytes() for p in initial)
+
+
+def test_the_same_call_again_does_nothing_and_an_interrupted_one_is_continued(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = choose(photographs, "k-center")
+    run = photographs.parent / "run"
+    before = contents(run / "repo") | contents(run / "instances")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was done again")
+
+    with monkeypatch.context() as patch:
+        for name in ("_choose", "_finish", "real_patches"):
+            patch.setattr(module, name, refuse)
+        again = choose(photographs, "k-center")
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert contents(run / "repo") | contents(run / "instances") == before
+    (run / "instances" / "cat.safetensors").unlink()
+    shutil.rmtree(run / "repo")
+    monkeypatch.setattr(module, "_choose", refuse)  # what was chosen is not chosen again
+    choose(photographs, "k-center")
+    assert contents(run / "instances") == {k: v for k, v in before.items() if k in contents(run / "instances")}
+
+
+def test_another_selection_in_the_same_place_is_refused(photographs: Path) -> None:
+    choose(photographs, "random")
+    with pytest.raises(RecipeError, match="method random -> herding"):
+        choose(photographs, "herding")
+    with pytest.raises(RecipeError, match="seed 0 -> 1"):
+        choose(photographs, "random", seed=1)
+    write_png(photographs / "new.png", np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(RecipeError, match="new: new"):
+        choose(photographs, "random")
+
+
+def test_a_teacher_makes_hr_and_real_hr_can_follow(photographs: Path) -> None:
+    assert choose(photographs, teacher="bicubic")["hr_version"] == "bicubic"
+    run = photographs.parent / "run"
+    teacher = load_teacher("bicubic", scale=2)
+    lr = np.stack([decode_png(row.lr_png).transpose(2, 0, 1) for row in rows(run, "bicubic")])
+    for row, hr in zip(rows(run, "bicubic"), teacher(torch.from_numpy(lr)), strict=True):
+        assert np.array_equal(decode_png(row.hr_png), hr.permute(1, 2, 0).numpy())
+    idc_hub.regenerate(run, teacher="real", name="own", set_default=False, progress=False)
+    facts = Manifest.load(run / "repo")
+    assert facts.default == "bicubic"
+    assert facts.hr_versions["own"]["teacher"]["kind"] == "photographs"
+    fresh = photographs.parent / "fresh"
+    choose(photographs, run_dir=fresh)
+    assert rows(run, "own") == rows(fresh, "real")
+
+
+def test_real_hr_needs_the_photographs_as_they_were(photographs: Path) -> None:
+    choose(photographs, teacher="bicubic")
+    run = photographs.parent / "run"
+    before = contents(run / "repo")
+    pixels = read_image((photographs / "tower.png").read_bytes(), "tower").pixels.copy()
+    pixels[0, 0] ^= 1
+    write_png(photographs / "tower.png", pixels)
+    with pytest.raises(ImageError, match=r"tower.png .* is not the file"):
+        idc_hub.regenerate(run, teacher="real", name="real", progress=False)
+    photographs.rename(photographs.parent / "elsewhere")
+    with pytest.raises(ImageError, match="no folder"):
+        idc_hub.regenerate(run, teacher="real", name="real", progress=False)
+    assert contents(run / "repo") == before
+
+
+def test_real_hr_of_synthetic_or_pulled_patches_is_refused(photographs: Path, tmp_path: Path) -> None:
+    condensed = tmp_path / "condensed"
+    values = {"name": "small", "scale": 2, "source": {"path": str(photographs)}, "teacher": {"network": "bicubic"}}
+    spec = Recipe.from_dict(values, [*SMALL, *SHORT, "patches.ratio=0.02"])
+    idc_hub.condense(spec, run_dir=condensed, num_processes=1, progress=False)
+    with pytest.raises(RunError, match="synthetic"):
+        idc_hub.regenerate(condensed, teacher="real", name="real", progress=False)
+    choose(photographs)
+    shutil.copytree(tmp_path / "run" / "repo", tmp_path / "pulled" / "repo")
+    with pytest.raises(RunError, match="does not say where its patches were cut out"):
+        idc_hub.regenerate(tmp_path / "pulled", teacher="real", name="again", progress=False)
+    with pytest.raises(NetworkError):
+        idc_hub.condense(
+            spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"network": "real"})}),
+            run_dir=tmp_path / "other",
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"method": "idc"}, "idc condense"),
+        ({"method": "nearest"}, "method is nearest"),
+        ({"ratio": 0}, "patches.ratio is 0"),
+        ({"ratio": 0.001}, "104 real patches at a ratio of 0.001 leave none"),
+        ({"scale": 5}, "scale is 5"),
+        ({"name": "My photos"}, "name is My photos"),
+    ],
+)
+def test_what_cannot_be_selected_is_said(photographs: Path, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        choose(photographs, **arguments)
+    assert not (photographs.parent / "run").exists()
+
+
+def test_condensing_a_selections_recipe_names_the_right_command(photographs: Path) -> None:
+    choose(photographs, "herding")
+    with pytest.raises(RecipeError, match="idc select herding"):
+        idc_hub.condense(photographs.parent / "run", run_dir=photographs.parent / "other")
+
+
+def test_the_name_and_the_place_are_made_of_source_and_method(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDC_RUNS", str(photographs.parent / "here"))
+    assert choose(photographs, "random", run_dir=None)["run"] == str(photographs.parent / "here" / "my-photos-random")
+
+
+def test_nothing_of_a_large_pool_stays_in_memory_but_descriptors(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every photograph's patches are read anew when they are written, and die before the next one's are read."""
+    import gc
+    import weakref
+
+    alive: list[weakref.ref] = []
+    original = module.real_patches
+
+    def read(*arguments: Any) -> Any:
+        gc.collect()
+        assert sum(ref() is not None for ref in alive) <= 1
+        lr, offsets = original(*arguments)
+        alive.append(weakref.ref(lr))
+        return lr, offsets
+
+    monkeypatch.setattr(module, "real_patches", read)
+    choose(photographs, "dcsr")
+    assert len(alive) >= 4
+
+
+def test_the_card_tells_what_it_is(photographs: Path) -> None:
+    choose(photographs, "herding")
+    repo = photographs.parent / "run" / "repo"
+    card = (repo / "README.md").read_text()
+    for claim in ("synthetic", "optimised by", "teacher's errors", "not ground truth", "condensed", "distillation"):
+        assert claim not in card, claim
+    for fact in ("by herding (Welling 2009)", "Nothing was optimised", "coreset-selection", "(19.2 %)"):
+        assert fact in card, fact
+    command = next(line for line in card.splitlines() if line.startswith("idc select"))
+    assert command.startswith("idc select herding /path/to/the/photographs --scale 2 --ratio 0.2 --seed 0 ")
+    for override in SMALL[:6]:
+        assert f" {override}" in command
+    idc_hub.regenerate(repo.parent, teacher="bicubic", name="bicubic", progress=False)
+    both = render_card(repo)
+    assert "HR patches of `real` are the same pieces" in both
+    assert "HR patches of the other versions are what the teacher makes of them" in both
+    assert "machine-generated" in both
+    (repo / "recipe.yaml").write_text("method: <script>\n")  # a foreign file
+    assert "<script>" not in render_card(repo)
+
+
+def test_a_network_trained_on_it_will_not_say_condensed(photographs: Path) -> None:
+    choose(photographs, "random")
+    pairs, facts = _read_data(str(photographs.parent / "run"), 2, None)
+    assert len(pairs) == 20
+    assert facts["selection"] == "my-photos-random"
+    assert "condensed_set" not in facts
+
+
+def test_the_lr_hash_covers_the_method_and_old_hashes_stay(photographs: Path) -> None:
+    choose(photographs, "random")
+    run = Run.open(photographs.parent / "run")
+    assert run.recipe.lr_keys()["method"] == "random"
+    assert "method" not in run.recipe.model_copy(update={"method": "idc"}).lr_keys()
+    assert json.loads((photographs.parent / "run" / "run.json").read_text())["lr_hash"] == run.recipe.lr_hash
