@@ -135,7 +135,8 @@ class Run:
         Raises:
             RecipeError: With the differing keys or photographs.
         """
-        hint = "Choose another --run-dir, or --restart to discard what this one holds."
+        restart = ", or --restart to discard what this one holds" if recipe.method == "idc" else ""
+        hint = f"Choose another --run-dir{restart}."
         if recipe.lr_hash != self.recipe.lr_hash:
             differing = "; ".join(self.recipe.differing(recipe))
             raise RecipeError(f"{self.path} was made with another recipe: {differing}.", hint)

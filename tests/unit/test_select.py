@@ -142,8 +142,9 @@ def test_the_same_call_again_does_nothing_and_an_interrupted_one_is_continued(
 
 def test_another_selection_in_the_same_place_is_refused(photographs: Path) -> None:
     choose(photographs, "random")
-    with pytest.raises(RecipeError, match="method random -> herding"):
+    with pytest.raises(RecipeError, match="method random -> herding") as refused:
         choose(photographs, "herding")
+    assert "--restart" not in str(refused.value)  # `idc select` has no such option
     with pytest.raises(RecipeError, match="seed 0 -> 1"):
         choose(photographs, "random", seed=1)
     write_png(photographs / "new.png", np.zeros((40, 40, 3), np.uint8))
