@@ -152,8 +152,8 @@ def select(
 ) -> dict[str, Any]:
     """Choose real patches by a baseline (paper appendix C.2), in a Run like any other: evaluate, push, regenerate it.
 
-    The same call continues what was interrupted, and does nothing where nothing is left to do. On a CPU most of the time
-    goes into `held_out`; `features.real_patches` and `loss.frequencies` bound it (and of cf-greedy, what it chooses from).
+    The same call continues what was interrupted, and does nothing where nothing is left to do. On a CPU most
+    of the time goes into `held_out`; `features.real_patches` bounds it, and with it what cf-greedy chooses from.
 
     Args:
         method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (`judging.selection`).
