@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from idc_hub.images.sources import Instance
     from idc_hub.networks.teachers import Teacher
+    from idc_hub.running.real_hr import RealHR
     from idc_hub.running.regenerate import HRSource
     from idc_hub.storage.run import Run, Share
 
@@ -168,8 +169,8 @@ def select(
         progress: Show progress on stderr.
 
     Returns:
-        `run`, `photographs`, `windows`, `patches`, `lr_digest`, `hr_version`, `held_out`, `held_out_random` and
-        `seconds`, as of `condense`.
+        `run`, `photographs`, `windows`, `patches`, `lr_digest`, `hr_version`, `held_out`, `held_out_random`,
+        `quality` and `seconds`, as of `condense`; without its warnings, as a baseline is what it is.
 
     Raises:
         RecipeError: There is no such method, a key is wrong, or the Run directory belongs to something else.
@@ -178,6 +179,7 @@ def select(
     """
     from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.gate import recorded
     from idc_hub.running.progress import counting
     from idc_hub.running.real_hr import NAME, RealHR
     from idc_hub.running.select import begin, finish, selection_recipe
@@ -203,6 +205,7 @@ def select(
         version_name = hr.hr_version or maker.name
         first = version_name not in manifest.hr_versions
         _add_version(run.repo, maker, version_name, set_default=first, progress=progress)
+    measured = recorded(run).get(version_name) or _measure(run, version_name, maker, progress)
     return {
         "run": str(run.path),
         "photographs": len(instances),
@@ -212,6 +215,7 @@ def select(
         "hr_version": version_name,
         "held_out": facts["held_out"],
         "held_out_random": facts["held_out_random"],
+        "quality": measured["figures"],
         "seconds": round(time.monotonic() - begun, 1),
     }
 
@@ -250,7 +254,6 @@ def quality(
         ImageError: If photographs are missing or have changed.
         NetworkError: If the teacher cannot be loaded.
     """
-    from idc_hub.networks.teachers import load_teacher
     from idc_hub.running.regenerate import same_teacher
     from idc_hub.storage.manifest import Manifest
     from idc_hub.storage.run import Run
@@ -270,13 +273,13 @@ def quality(
         )
     made_by = manifest.hr_versions[name]["teacher"]
     settings = {key: made_by[key] for key in ("steps", "guidance", "prompt", "seed") if key in made_by}
-    upscaler = load_teacher(teacher or run.recipe.teacher.network, scale=manifest.scale, device=_device(), **settings)
-    if not same_teacher(made_by, upscaler):
+    maker = _hr_source(path, teacher or run.recipe.teacher.network, manifest.scale, settings)
+    if not same_teacher(made_by, maker):
         raise RunError(
-            f"The HR version {name!r} was made by {made_by['name']}, not by {upscaler.name} with these weights.",
+            f"The HR version {name!r} was made by {made_by['name']}, not by {maker.name} with these weights.",
             "Name its teacher with --teacher.",
         )
-    return {"run": str(path), "hr_version": name, **_measure(run, name, upscaler, progress)}
+    return {"run": str(path), "hr_version": name, **_measure(run, name, maker, progress)}
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -333,10 +336,7 @@ def regenerate(
         RecipeError: If the name is not allowed or taken by other patches.
         HubError: If the repository cannot be pulled.
     """
-    from idc_hub.networks.teachers import load_teacher
-    from idc_hub.running.real_hr import NAME, RealHR
     from idc_hub.storage.manifest import Manifest
-    from idc_hub.storage.run import Run
 
     path = Path(run_or_repo)
     if not path.exists():
@@ -344,16 +344,7 @@ def regenerate(
         pull(str(run_or_repo), run_dir=target)
         path = target
     repo = repository(path)
-    maker: HRSource
-    if teacher != NAME:
-        maker = load_teacher(teacher, scale=Manifest.load(repo).scale, device=_device(), **settings)
-    elif (path / "run.json").is_file():
-        maker = RealHR(Run.open(path))
-    else:
-        raise RunError(
-            f"{path} does not say where its patches were cut out: only a Run that `idc select` made here does.",
-            "Name that Run, or a teacher (`idc teachers ls`).",
-        )
+    maker = _hr_source(path, teacher, Manifest.load(repo).scale, settings)
     added = _add_version(repo, maker, name, set_default=set_default, progress=progress)
     return {"repo": str(repo), "hr_version": name, **added}
 
@@ -496,14 +487,30 @@ def _add_version(repo: Path, teacher: HRSource, name: str, *, set_default: bool,
     return added
 
 
-def _measure(run: Run, name: str, teacher: Teacher, progress: bool) -> dict[str, Any]:
+def _hr_source(path: Path, spec: str, scale: int, settings: Mapping[str, Any]) -> Teacher | RealHR:
+    """What `--teacher` names: a teacher, or for a Run of a selection the photographs themselves."""
+    from idc_hub.networks.teachers import load_teacher
+    from idc_hub.running.real_hr import NAME, RealHR
+    from idc_hub.storage.run import Run
+
+    if spec != NAME:
+        return load_teacher(spec, scale=scale, device=_device(), **settings)
+    if (path / "run.json").is_file():
+        return RealHR(Run.open(path))
+    raise RunError(
+        f"{path} does not say where its patches were cut out: only a Run that `idc select` made here does.",
+        "Name that Run, or a teacher (`idc teachers ls`).",
+    )
+
+
+def _measure(run: Run, name: str, maker: Teacher | RealHR, progress: bool) -> dict[str, Any]:
     """Take the figures of an HR version, keep them, and show them on the card."""
     from idc_hub.publishing.card import write_card
     from idc_hub.running.gate import measure, record
     from idc_hub.running.progress import counting
 
     with counting("quality: photographs", enabled=progress) as count:
-        measured = measure(run, name, teacher, on_progress=count)
+        measured = measure(run, name, maker, on_progress=count)
     record(run, name, measured)
     write_card(run.repo)
     return measured

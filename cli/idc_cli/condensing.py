@@ -121,7 +121,7 @@ def select(
     if as_json:
         output.print_json(result)
         return
-    output.print_facts(result)
+    output.print_facts({key: value for key, value in result.items() if key != "quality"})
     if not quiet:
         _note_what_next(result, Path(result["run"]).name)
 

@@ -12,9 +12,11 @@ import torch
 from idc_hub.condensation.real_side import generator
 from idc_hub.errors import RunError
 from idc_hub.images.files import decode_png
-from idc_hub.images.sources import load_lr_patches, open_source
+from idc_hub.images.sources import open_source
 from idc_hub.judging.quality import Quality, judge
 from idc_hub.networks.teachers import Teacher
+from idc_hub.running.real_hr import RealHR
+from idc_hub.running.worker import real_patches
 from idc_hub.storage import parquet
 from idc_hub.storage.atomic import write_text_atomically
 from idc_hub.storage.manifest import Manifest
@@ -32,7 +34,7 @@ _GRADIENTS = ("gradient_instance", "gradient_group", "gradient_pair")
 
 
 def measure(
-    run: Run, name: str, teacher: Teacher, *, on_progress: Callable[[int, int], None] | None = None
+    run: Run, name: str, maker: Teacher | RealHR, *, on_progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Take the figures of an HR version of a finished Run and hold them to those of random real patches.
 
@@ -43,7 +45,7 @@ def measure(
     Args:
         run: A Run whose photographs are where its recipe says.
         name: An HR version of its repository tree.
-        teacher: What made it; it enlarges the random real patches.
+        maker: What made it; it makes the HR side of the random real patches too.
         on_progress: Called with the photographs done and all that will be looked at.
 
     Returns:
@@ -61,17 +63,19 @@ def measure(
     rows = _read(run, name, chosen)
     total = sum(len(numbers) for _, numbers in chosen)
     of_set, of_real = Quality(), [Quality() for _ in range(max(1, min(MAX_DRAWS, MAX_PATCHES // total)))]
-    spec = recipe.patches
     for done, (share, numbers) in enumerate(chosen, start=1):
-        real = load_lr_patches(
-            source, share.instance, scale=recipe.scale, size=spec.size, stride=spec.stride, tail=spec.tail
-        )
+        tensor, places = real_patches(share, source, recipe)
+        real = tensor.numpy()
         pairs = [rows[share.id, number] for number in numbers]
         lr, hr = (np.stack(images).transpose(0, 3, 1, 2) for images in zip(*pairs, strict=True))
         of_set.add(lr, hr, real)
         for number, quality in enumerate(of_real):
             own = _random_patches(len(lr), len(real), generator(recipe.seed, share.id, "quality", number))
-            quality.add(real[own], _enlarge(real[own], teacher), real, own)
+            if isinstance(maker, RealHR):
+                enlarged = maker.crops(share.id, places[own].tolist()).numpy()
+            else:
+                enlarged = _enlarge(real[own], maker)
+            quality.add(real[own], enlarged, real, own)
         if on_progress:
             on_progress(done, len(chosen))
     verdict = judge(

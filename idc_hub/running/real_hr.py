@@ -51,7 +51,20 @@ class RealHR:
         Raises:
             ImageError: A photograph is gone or has changed since the selection.
         """
-        return torch.stack([torch.from_numpy(self._crop(*key)) for key in keys])
+        return torch.cat([self.crops(key, [self._windows[key][index]]) for key, index in keys])
+
+    def crops(self, instance_id: str, windows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """HR crops uint8 `[n, 3, scale*h, scale*w]` at any windows, (top, left) in LR pixels, of a photograph.
+
+        Raises:
+            ImageError: The photograph is gone or has changed since the selection.
+        """
+        photograph = self._photograph(instance_id)
+        crops = []
+        for window in windows:
+            top, left, bottom, right = hr_box((window[0], window[1]), self._size, self.scale)
+            crops.append(torch.from_numpy(photograph[top:bottom, left:right].transpose(2, 0, 1).copy()))
+        return torch.stack(crops)
 
     def describe(self) -> dict[str, Any]:
         """The facts for `idc.json`; the licence is that of the photographs, which nobody has stated here."""
@@ -59,8 +72,3 @@ class RealHR:
 
     def _load(self, instance_id: str) -> np.ndarray:
         return load_hr(self._source, self._instances[instance_id], scale=self.scale)
-
-    def _crop(self, instance_id: str, index: int) -> np.ndarray:
-        top, left, bottom, right = hr_box(self._windows[instance_id][index], self._size, self.scale)
-        crop = self._photograph(instance_id)[top:bottom, left:right]
-        return np.ascontiguousarray(crop.transpose(2, 0, 1))

@@ -83,6 +83,15 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
     assert idc_hub.status(run)["finished"] == 3
 
 
+def test_as_many_random_patches_as_there_are_have_the_figures_of_all_real_ones(photographs: Path) -> None:
+    result = choose(photographs, "whole")
+    # Random ones are then the same patches in another order, with the photographs' own HR as well.
+    for figure in ("residual", "chroma_over_luma", "saturated", "colour_distance", "spectrum_distance", "coverage"):
+        assert result["quality"][figure]["set"] == pytest.approx(result["quality"][figure]["real"], rel=1e-9)
+    kept = json.loads((photographs.parent / "run" / "quality.json").read_text())
+    assert kept["hr_versions"]["real"]["figures"] == result["quality"]
+
+
 def test_cf_greedy_shares_as_condensing_does_and_lies_nearer_than_chance(photographs: Path) -> None:
     result = choose(photographs, "cf-greedy")
     # Cumulative floors of 0.2 x 30, 50 and 104.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from idc_hub.condensation.subset import greedy_subset
+from idc_hub.recipe import Loss
 
 ALPHA, BETA = 0.2, 0.8
 
