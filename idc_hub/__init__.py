@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from idc_hub.api import benchmark as benchmark
     from idc_hub.api import condense as condense
     from idc_hub.api import pull as pull
     from idc_hub.api import push as push
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 _WHERE = {
     "IDCError": "errors",
     "Recipe": "recipe",
-    **dict.fromkeys(("condense", "pull", "push", "quality", "regenerate", "select", "status", "verify"), "api"),
+    **dict.fromkeys(
+        ("benchmark", "condense", "pull", "push", "quality", "regenerate", "select", "status", "verify"), "api"
+    ),
 }
 __all__ = sorted(_WHERE)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -347,6 +348,76 @@ def regenerate(
     maker = _hr_source(path, teacher, Manifest.load(repo).scale, settings)
     added = _add_version(repo, maker, name, set_default=set_default, progress=progress)
     return {"repo": str(repo), "hr_version": name, **added}
+
+
+def benchmark(plan: str | Path, *, out: str | Path, dry_run: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Compare sets: make them, train students on them, measure, and write tables and pictures.
+
+    The same call continues a benchmark that was interrupted; what is finished is left alone.
+
+    Args:
+        plan: A YAML file; see `judging.benchmark_plan.Plan`.
+        out: Folder for the sets, the students, `ladder.csv`, `ladder.md` and `plots/`.
+        dry_run: Only say what is there and what is to be done.
+        progress: Show progress on stderr.
+
+    Returns:
+        `runs` and `finished` (single runs), and `report`, `csv` and `plots` (files; a sentence where matplotlib is not
+        installed). With `dry_run`, instead of the files, `states`: for each single run what is done.
+
+    Raises:
+        RecipeError: With every problem of the plan.
+        RunError: If another benchmark works in the folder.
+        IncompleteError: If single runs failed; the others are finished, and the same call tries again.
+    """
+    import idc_hub
+    from idc_hub.judging.benchmark_plan import REAL, Cell, Plan
+    from idc_hub.running.benchmark import DONE, Ladder, draw_plots
+
+    checked = Plan.load(Path(plan))
+
+    def make_set(cell: Cell, run_dir: Path) -> None:
+        entry = checked.sets[cell.set]
+        if entry.recipe:
+            condense(checked.recipe_of(cell), run_dir=run_dir, progress=progress)
+            return
+        version = [] if cell.hr == REAL else [f"teacher.hr_version={cell.hr}"]
+        idc_hub.select(
+            entry.method,
+            checked.source,
+            ratio=cell.ratio,
+            scale=checked.scale,
+            seed=cell.set_seed,
+            overrides=(*checked.set, *entry.set, *version),
+            teacher=checked.hr[cell.hr],
+            run_dir=run_dir,
+            progress=progress,
+        )
+
+    def add_version(cell: Cell, run_dir: Path) -> None:
+        if cell.hr == REAL:  # only the call that chose the patches knows where in the photographs they lie
+            make_set(cell, run_dir)
+        else:
+            regenerate(run_dir, teacher=checked.hr[cell.hr], name=cell.hr, set_default=False, progress=progress)
+
+    def say(line: str) -> None:
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+
+    ladder = Ladder(checked, Path(out), make_set, add_version, say)
+    if dry_run:
+        states = ladder.states()
+        done = sum(set(state.values()) == {DONE} for state in states.values())
+        return {"runs": len(states), "finished": done, "states": {str(cell): state for cell, state in states.items()}}
+    findings, runs = ladder.run(), len(checked.cells())
+    files = {"report": str(ladder.report), "csv": str(ladder.csv), "plots": draw_plots(ladder, findings)}
+    if findings.failures:
+        listed = "\n".join(f"  {cell}: {sentence}" for cell, sentence in findings.failures.items())
+        raise IncompleteError(
+            f"{len(findings.failures)} of {runs} single runs failed:\n{listed}\n",
+            f"The others are finished: {ladder.report}. Run the same command again to retry.",
+        )
+    return {"runs": runs, "finished": runs, **files}
 
 
 def push(

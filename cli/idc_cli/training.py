@@ -1,19 +1,16 @@
-"""idc train, evaluate: what a set is worth; idc networks: weights from elsewhere."""
+"""idc train, evaluate, benchmark: what a set is worth; idc networks: weights from elsewhere."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from idc_cli import output
-from idc_cli.options import JsonOption, QuietOption, ScaleOption, examples
+from idc_cli.options import DryRunOption, JsonOption, QuietOption, ScaleOption, examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from idc_hub.judging.pairs import Pair
 
 app = typer.Typer()
@@ -169,6 +166,40 @@ def evaluate(
     output.print_table(("PSNR (dB) / SSIM", *result["protocols"]), rows)
 
 
+@app.command(
+    rich_help_panel="Judge",
+    epilog=examples(
+        "idc benchmark plan.yaml --out ladder --dry-run",
+        "idc benchmark plan.yaml --out ladder",
+    ),
+)
+def benchmark(
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="A YAML file (benchmarks/README.md).", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for sets, students, tables and pictures.", show_default=False)],
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare sets: train the same students on all of them, with several seeds and sizes, and measure.
+
+    The same command continues a benchmark that was interrupted.
+    """
+    import idc_hub
+
+    result = idc_hub.benchmark(plan, out=out, dry_run=dry_run, progress=not quiet)
+    if as_json:
+        output.print_json(result)
+        return
+    states = result.pop("states", {})
+    output.print_facts(result)
+    if states:
+        print()
+        stages = ("set", "hr", "student", "evaluation", "problem")
+        output.print_table(("run", *stages), [(name, *map(state.get, stages)) for name, state in states.items()])
+
+
 @networks.command(
     "import",
     epilog=examples(
@@ -207,11 +238,12 @@ def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair
     from idc_hub.errors import RecipeError
     from idc_hub.images.sources import PACKAGE_PREFIX
     from idc_hub.judging.pairs import read_pairs
+    from idc_hub.storage.pairs import read_version
 
     path = Path(data)
     for tree in (path / "repo", path):
         if (tree / "idc.json").is_file():
-            return _pairs_of_tree(tree, scale, hr_version)
+            return read_version(tree, scale, hr_version)
     of_hub = not path.exists() and data.count("/") == 1 and not data.startswith(PACKAGE_PREFIX)
     if of_hub:
         pairs = _pairs_of_hub_set(data, hr_version)
@@ -223,29 +255,12 @@ def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair
     return list(read_pairs(data, scale).values()), {"hub" if of_hub else "photographs": name}
 
 
-def _pairs_of_tree(tree: Path, scale: int, hr_version: str | None) -> tuple[list[Pair], dict[str, str]]:
-    from idc_hub.errors import RecipeError, RunError
-    from idc_hub.publishing.card_section import selection_method
-    from idc_hub.storage.manifest import Manifest
-    from idc_hub.storage.parquet import read_rows
-
-    manifest = Manifest.load(tree)
-    version = hr_version or manifest.default
-    if version not in manifest.hr_versions:
-        names = ", ".join(manifest.hr_versions) or "none yet"
-        raise RunError(f"{tree} has no HR version {version}.", f"Its HR versions: {names}.")
-    if manifest.scale != scale:
-        raise RecipeError(f"{tree} is a set for x{manifest.scale}, not for x{scale}.", f"Say --scale {manifest.scale}.")
-    pairs = _decoded((row.lr_png, row.hr_png) for row in read_rows(tree / "data" / version))
-    kind = "selection" if selection_method(tree) else "condensed_set"
-    return pairs, {kind: manifest.name, "hr_version": version, "lr_digest": manifest.lr_digest}
-
-
 def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None:
     """The pairs of a dataset on the Hub, None if it has no columns `lr` and `hr`."""
     import datasets
 
     from idc_hub.errors import HubError
+    from idc_hub.storage.pairs import decode_pairs
 
     try:
         rows = datasets.load_dataset(repo_id, hr_version, split="train")
@@ -258,17 +273,4 @@ def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None
     rows = rows.select_columns(["lr", "hr"])
     for column in ("lr", "hr"):
         rows = rows.cast_column(column, datasets.Image(decode=False))
-    return _decoded((row["lr"]["bytes"], row["hr"]["bytes"]) for row in rows)
-
-
-def _decoded(rows: Iterable[tuple[bytes, bytes]]) -> list[Pair]:
-    """Pairs from the bytes of their image files; the decoder works in several threads at once."""
-    from idc_hub.images.files import read_image
-    from idc_hub.images.sources import MAX_THREADS
-
-    def decode(row: tuple[int, tuple[bytes, bytes]]) -> Pair:
-        number, (lr, hr) = row
-        return read_image(lr, f"LR of row {number}").pixels, read_image(hr, f"HR of row {number}").pixels
-
-    with ThreadPoolExecutor(MAX_THREADS) as pool:
-        return list(pool.map(decode, enumerate(rows)))
+    return decode_pairs((row["lr"]["bytes"], row["hr"]["bytes"]) for row in rows)

@@ -69,14 +69,16 @@ def save_result(folder: Path, result: dict[str, Any]) -> None:
     """Keep what `evaluate` found in the folder of the network, where its model card is made from.
 
     `results.json` holds `{"weights_sha256", "results"}`: for every test set the newest result. Those of other
-    weights are dropped.
+    weights are dropped. The file appears whole or not at all.
     """
     path, digest = folder / RESULTS, weights_sha256(folder, scale=None)
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     earlier = kept["results"] if kept.get("weights_sha256") == digest else []
     results = [old for old in earlier if old["testset"] != result["testset"]] + [result]
     facts = {"weights_sha256": digest, "results": sorted(results, key=lambda entry: entry["testset"])}
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    temporary = folder / (RESULTS + ".tmp")
+    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _table(per_image: dict[str, tuple[float, float]]) -> dict[str, Any]:
