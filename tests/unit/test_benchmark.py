@@ -10,7 +10,6 @@ import pytest
 from idc_hub.errors import RecipeError
 from idc_hub.judging.benchmark import (
     Result,
-    Worth,
     beyond_spread,
     by_seed,
     paired_differences,
