@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from idc_hub.errors import IDCError
 from idc_hub.judging.training_recipe import TrainingRecipe
 from idc_hub.networks import NETWORKS
-from idc_hub.recipe import Recipe, Section
+from idc_hub.recipe import Patches, Recipe, Section
 from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, explain, listed, sections_of
 
 REAL = "real"
@@ -146,15 +146,21 @@ class Plan(Section):
     def recipe_of(self, cell: "Cell") -> Recipe:
         """The recipe of a set that is condensed.
 
+        Its windows, and how patches are shared out, are those of a selection whatever the recipe says, so that a ratio
+        means as many patches of the same photographs for every set; the overrides have the last word.
+
         Raises:
             RecipeError: It cannot be loaded with these overrides.
             HubError: It is on the Hub, which does not answer.
         """
         entry = self.sets[cell.set]
         assert entry.recipe is not None
+        windows = [f"patches.{key}={value}" for key, value in Patches().model_dump().items() if key != "ratio"]
         place = [f"scale={self.scale}", f"seed={cell.set_seed}", f"source.path={self.source}"]
         teacher = [f"teacher.network={self.hr[cell.hr]}", f"teacher.hr_version={cell.hr}"]
-        return Recipe.load(entry.recipe, [*place, *self.set, *entry.set, f"patches.ratio={cell.ratio}", *teacher])
+        return Recipe.load(
+            entry.recipe, [*windows, *place, *self.set, *entry.set, f"patches.ratio={cell.ratio}", *teacher]
+        )
 
     def training_of(self, cell: "Cell") -> TrainingRecipe:
         """How a cell's student is trained."""

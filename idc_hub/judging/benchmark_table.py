@@ -108,7 +108,7 @@ def _lines(findings: Findings) -> Iterator[str]:
     yield ""
     yield (
         "Means ± sample standard deviations over the seeds (of the student, and of the set where it depends on one). "
-        "Differences are paired by seed and HR version, to random patches of the same number. **Bold**: beyond the "
+        "Differences are paired by seed and HR version, to random patches at the same ratio. **Bold**: beyond the "
         "seed spread, that is, 0 lies outside the 95 % confidence interval (Student's t); where there is no "
         "difference, about one figure in twenty is bold by chance. *Worth*: how many times as many random patches "
         "train as well, on the mean of the test sets; the random curve is joined in the logarithm of the patches."
@@ -150,16 +150,18 @@ def _quality_table(findings: Findings, rows: Mapping[Row, list[Result]], metric:
 
 def _difference_table(findings: Findings, rows: Mapping[Row, list[Result]], metric: str) -> Iterator[str]:
     names = findings.testsets
-    yield from _header(["set", "HR", "ratio", *names, "mean"])
+    yield from _header(["set", "HR", "ratio", "patches", *names, "mean"])
     for row, results in rows.items():
         reference = rows.get(Row(findings.random or "", row.hr, row.ratio))
         if row.set == findings.random or reference is None:
             continue
+        mine, theirs = findings.patches(row), findings.patches(Row(findings.random or "", row.hr, row.ratio))
+        patches = f"{mine:,}" if mine == theirs else f"{mine:,} to {theirs:,}"
         cells = []
         for group in (*([name] for name in names), names):
             both = (by_seed(found, metric, group) for found in (results, reference))
             cells.append(_difference(paired_differences(*both), metric))
-        yield _line([row.set, row.hr, f"{row.ratio:g}", *cells])
+        yield _line([row.set, row.hr, f"{row.ratio:g}", patches, *cells])
 
 
 def _cost_table(findings: Findings) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from idc_hub.judging.benchmark import (
 from idc_hub.judging.benchmark_plan import Cell, Plan
 from idc_hub.judging.benchmark_plots import draw
 from idc_hub.judging.benchmark_table import Findings, to_csv, to_markdown
+from idc_hub.running.benchmark import Ladder, draw_plots
 
 PLAN = """\
 name: small
@@ -128,6 +130,7 @@ class TestPlan:
         cell = next(cell for cell in plan.cells() if (cell.set, cell.seed, cell.ratio) == ("idc", 1, 0.04))
         recipe = plan.recipe_of(cell)
         assert (recipe.preset, recipe.optimiser.steps, recipe.patches.ratio) == ("paper", 900, 0.04)
+        assert (recipe.patches.size, recipe.patches.min_per_image) == (64, 0), "as a selection has, not as small-x4"
         assert (recipe.seed, recipe.source.path) == (1, "photographs")
         assert (recipe.teacher.network, recipe.teacher.hr_version) == ("bicubic", "bicubic")
         training = plan.training_of(cell)
@@ -209,8 +212,8 @@ class TestTables:
         assert "## edsr-small: PSNR (dB), x4, RGB, border 4, 8-bit" in lines
         assert "| random | bicubic | 0.01 | 10 | 3 | 27.000 ± 1.000 | – |" in lines
         assert "| idc | bicubic | 0.01 | 10 | 3 | 28.000 ± 1.020 | 2.00 x |" in lines
-        assert "| idc | bicubic | 0.01 | **+1.000 ± 0.020** | **+1.000 ± 0.020** |" in lines
-        assert "| idc | bicubic | 0.01 | +0.100 ± 0.100 | +0.100 ± 0.100 |" in lines, "luma: 0, .1 and .2"
+        assert "| idc | bicubic | 0.01 | 10 | **+1.000 ± 0.020** | **+1.000 ± 0.020** |" in lines
+        assert "| idc | bicubic | 0.01 | 10 | +0.100 ± 0.100 | +0.100 ± 0.100 |" in lines, "luma: 0, .1 and .2"
         assert "| idc-0.01-s0 | 10 | 100.0 | CPU |" in lines
         assert "- whole-1-s0 | real | edsr-small, seed 0: It did not work." in lines
 
@@ -221,3 +224,41 @@ class TestTables:
         names = ["edsr-small-patches.png", "edsr-small-seconds.png", "edsr-small-curves.png"]
         assert [path.name for path in files] == names
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+    def test_without_matplotlib_a_sentence_says_how_to_get_the_pictures(
+        self, findings: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        nothing = lambda *arguments: None  # noqa: E731
+        said = draw_plots(Ladder(findings.plan, tmp_path, nothing, nothing, nothing), findings)
+        assert said.startswith("left out: matplotlib is not installed; pip install 'idc-hub[report]'")
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_example_plan_is_right() -> None:
+    plan = Plan.load(REPOSITORY / "benchmarks" / "ladder.yaml")
+    assert len(plan.cells()) == 3 * (2 + 5 * 2 + 2 * 2 + 2 + 2)
+
+
+def test_published_rows_agree_where_two_tables_print_the_same_experiment() -> None:
+    """SwinIR's 10 % stands in tables 1 and 8, the default variant in 2, 4 and 7, and the teacher MambaIRv2 in 1 and 5."""
+
+    def table(number: int, *columns: str, **only: str) -> set[tuple[str, ...]]:
+        with (REPOSITORY / "benchmarks" / "published" / f"idc-table-{number}.csv").open(newline="") as file:
+            return {
+                tuple(row[column] for column in columns)
+                for row in csv.DictReader(file)
+                if all(row[key] == value for key, value in only.items())
+            }
+
+    figures = ("testset", "psnr_rgb", "ssim_rgb")
+    for name in ("Random", "IDC"):  # of DCSR the two print different figures twice
+        assert table(1, *figures, set=name, student="SwinIR") == table(8, *figures, set=name, ratio="0.1")
+    assert table(1, *figures, set="Whole", student="SwinIR") == table(8, *figures, set="Whole")
+    default = table(2, *figures, variant="IDC")
+    assert default == table(4, *figures, variant="a0") == table(7, *figures, transform="rlff")
+    own = ("student", "testset", "psnr_rgb")
+    assert table(1, *own, set="IDC") == table(5, *own, teacher="MambaIRv2")
+    assert len(table(1, "set", "student", "testset")) == 6 * 3 * 5
