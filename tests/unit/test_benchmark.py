@@ -243,7 +243,7 @@ def test_the_example_plan_is_right() -> None:
 
 
 def test_published_rows_agree_where_two_tables_print_the_same_experiment() -> None:
-    """SwinIR's 10 % stands in tables 1 and 8, the default variant in 2, 4 and 7, and the teacher MambaIRv2 in 1 and 5."""
+    """SwinIR at 10 % stands in tables 1 and 8, the default variant in 2, 4 and 7, teacher MambaIRv2 in 1 and 5."""
 
     def table(number: int, *columns: str, **only: str) -> set[tuple[str, ...]]:
         with (REPOSITORY / "benchmarks" / "published" / f"idc-table-{number}.csv").open(newline="") as file:
