@@ -370,7 +370,6 @@ def benchmark(plan: str | Path, *, out: str | Path, dry_run: bool = False, progr
         RunError: If another benchmark works in the folder.
         IncompleteError: If single runs failed; the others are finished, and the same call tries again.
     """
-    import idc_hub
     from idc_hub.judging.benchmark_plan import REAL, Cell, Plan
     from idc_hub.running.benchmark import DONE, Ladder, draw_plots
 
@@ -378,11 +377,11 @@ def benchmark(plan: str | Path, *, out: str | Path, dry_run: bool = False, progr
 
     def make_set(cell: Cell, run_dir: Path) -> None:
         entry = checked.sets[cell.set]
-        if entry.recipe:
+        if entry.method is None:
             condense(checked.recipe_of(cell), run_dir=run_dir, progress=progress)
             return
         version = [] if cell.hr == REAL else [f"teacher.hr_version={cell.hr}"]
-        idc_hub.select(
+        select(
             entry.method,
             checked.source,
             ratio=cell.ratio,

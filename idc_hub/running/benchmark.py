@@ -229,7 +229,7 @@ class Ladder:
         method = self.plan.sets[cell.set].method or "idc"
         wanted = {"scale": self.plan.scale, "method": method, "ratio": cell.ratio}
         recipe = run.recipe
-        found = {"scale": recipe.scale, "method": getattr(recipe, "method", method), "ratio": recipe.patches.ratio}
+        found = {"scale": recipe.scale, "method": recipe.method, "ratio": recipe.patches.ratio}
         differing = [f"{key} {found[key]} instead of {value}" for key, value in wanted.items() if found[key] != value]
         source = recipe.source.model_copy(update={"path": self.plan.source})
         if {share.id: share.instance.sha256 for share in run.shares} != self._photographs(source):
