@@ -299,7 +299,7 @@ def draw_plots(ladder: Ladder, findings: Findings) -> list[str] | str:
     try:
         return [str(path) for path in draw(findings, ladder.curves(), ladder.folder / "plots")]
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
+        if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         return "left out: matplotlib is not installed; pip install 'idc-hub[report]', and run the same command again"
 
