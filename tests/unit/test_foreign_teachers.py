@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from idc_hub.errors import NetworkError
 from idc_hub.images.metrics import Protocol
@@ -163,66 +163,17 @@ def test_the_digest_tells_weights_apart_and_nothing_else() -> None:
     assert weights_digest(nn.Linear(2, 2).bfloat16()) is not None
 
 
-# A published network: IMDN (Hui et al., ACM MM 2019) in the form of the NTIRE 2022 baseline, x4
+# A published network
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-class Distillation(nn.Module):
-    """Four convolutions; each but the last keeps 16 channels and hands the other 48 on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for number, channels in ((1, 64), (2, 48), (3, 48)):
-            steps = nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.LeakyReLU(0.05))
-            self.add_module(f"conv{number}", steps)
-        self.conv4 = nn.Conv2d(48, 16, 3, padding=1)
-        self.conv1x1 = nn.Conv2d(64, 64, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept, rest = [], x
-        for step in (self.conv1, self.conv2, self.conv3):
-            part, rest = step(rest).split((16, 48), 1)
-            kept.append(part)
-        kept.append(self.conv4(rest))
-        return x + self.conv1x1(torch.cat(kept, 1))
-
-
-class Skip(nn.Module):
-    """Adds its input to what the modules make of it."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__()
-        self.sub = nn.Sequential(*modules)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.sub(x)
-
-
-class IMDN(nn.Module):
-    """Eight blocks of 64 channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-        def convolution(channels: int, filters: int) -> nn.Module:
-            return nn.Conv2d(channels, filters, 3, padding=1)
-
-        blocks = [Distillation() for _ in range(8)]
-        self.model = nn.Sequential(
-            convolution(3, 64), Skip(*blocks, convolution(64, 64)), convolution(64, 48), nn.PixelShuffle(4)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
-def test_a_published_network_reaches_its_stated_psnr_as_a_teacher(shared: Path, publish: Publish) -> None:
-    def build(*, scale: int) -> nn.Module:
-        network = IMDN()
-        network.load_state_dict(load_file(shared / "weights" / "imdn_x4.safetensors"))
-        return network
-
-    publish(imdn=build)
-    spec = "my_package.networks:imdn"
+def test_a_published_network_reaches_its_stated_psnr_as_a_teacher(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("IMDN_WEIGHTS", str(shared / "weights" / "imdn_x4.safetensors"))
+    spec = "imdn:build"
     entries = json.loads((shared / "weights" / "manifest.json").read_text())["files"]
     (stated,) = (entry["checked"]["set5_x4_psnr_y_db"] for entry in entries if entry["file"] == "imdn_x4.safetensors")
     protocol = Protocol("y", border=4, scale=4)
