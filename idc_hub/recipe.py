@@ -57,8 +57,19 @@ def _layer(value: object) -> int | str:
     except ValueError:
         block = 0
     if block < 1:
-        raise ValueError("should be first, last, body, the path of a module or the number of a block, from 1 on")
+        raise ValueError(
+            "should be pixels, first, last, body, the path of a module or the number of a block, from 1 on"
+        )
     return block
+
+
+def _layers(value: object) -> int | str | tuple[int | str, ...]:
+    if not isinstance(value, list | tuple):
+        return _layer(value)
+    layers = tuple(_layer(entry) for entry in value)
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError("should be a layer or a list of different ones")
+    return layers
 
 
 def _version_name(value: str) -> str:
@@ -116,10 +127,11 @@ class Features(Section):
     """The feature extractor: a bundled name, a folder, a Hub id, a checkpoint file or package.module:build."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of the extractor's weights file; null: filled in when a Run begins."""
-    layer: Annotated[int | str, BeforeValidator(_layer)] = "first"
+    layer: Annotated[int | str | tuple[int | str, ...], BeforeValidator(_layers)] = "first"
     """Whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
     body, which ends with the closing convolution and the skip. Early blocks see colour best. Of any network: the
-    path of an inner module, such as layers.3 (as PyTorch's `named_modules` counts)."""
+    path of an inner module, such as layers.3 (as PyTorch's `named_modules` counts). `pixels` are the LR pixels
+    themselves. The maps of a list of layers are stacked: [pixels, first]."""
     statistics: Literal["real", "own", "joint", "none"] = "real"
     """Whose mean and deviation normalise the channels of the feature maps (batch normalisation, section 3.2):
     those of the real patches, each side's own, those of both together, or nobody's."""

@@ -17,6 +17,7 @@ from idc_hub.condensation.assignment import TileGrid, kmeans
 from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
 from idc_hub.condensation.subset import greedy_subset
 from idc_hub.condensation.transforms import draw_rows, local_features, pad, to_rows
+from idc_hub.networks.extractors import feature_maps
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
@@ -365,5 +366,4 @@ def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe) -> Tensor:
     """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1]; `features.precision` says how exact."""
     pixels = lr.float() / 255 if lr.dtype == torch.uint8 else lr
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.features.precision == "bf16"):
-        features: Tensor = network.features(pixels, recipe.features.layer)  # type: ignore[operator]
-    return features
+        return feature_maps(network, pixels, recipe.features.layer)

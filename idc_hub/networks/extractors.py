@@ -14,6 +14,10 @@ from idc_hub.networks.registry import load, weights_sha256
 
 LAYERS = ("first", "last", "norm", "body")
 """Names that our networks give to layers; an inner module of the same name is not meant."""
+PIXELS = "pixels"
+"""The layer that is the network's input."""
+
+Layer = int | str
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,20 @@ class Extractor:
 
 
 def load_extractor(
-    spec: str | Path, layer: int | str, *, scale: int, size: int, device: str | torch.device = "cpu"
+    spec: str | Path, layer: Layer | tuple[Layer, ...], *, scale: int, size: int, device: str | torch.device = "cpu"
 ) -> Extractor:
     """The network that `features.network` of a recipe names, tried out on one patch.
 
     Args:
         spec: As for a teacher; a diffusion pipeline and bicubic have no features.
         layer: Whose output is the feature map: what our networks call a layer (see their `features`), or the path
-            of an inner module as in `named_modules()`, such as "layers.3".
+            of an inner module as in `named_modules()`, such as "layers.3"; or several, see `feature_maps`.
         scale: What `build` of a module is asked for. Other weights may have any scale.
         size: Side of the recipe's LR patches.
         device: Where to compute.
 
     Returns:
-        Its network maps float `[B, 3, size, size]` in [0, 1] to `[B, c, size, size]` by `features(lr, layer)`.
+        Its network maps float `[B, 3, size, size]` in [0, 1] to `[B, c, size, size]` by `feature_maps`.
 
     Raises:
         NetworkError: There is no such network or layer, its output is no feature map, or no gradient passes it.
@@ -50,7 +54,8 @@ def load_extractor(
     network: nn.Module
     if kind == "network":
         network, digest = load(spec, scale=None).requires_grad_(False).to(device), weights_sha256(spec, scale=None)
-        if layer not in LAYERS and layer in dict(network.named_modules()):
+        modules = dict(network.named_modules())
+        if any(name in modules and name not in LAYERS for name in _listed(layer)):
             network = Tapped(network, str(spec))
     else:
         foreign = load_foreign(kind, spec, path, scale=scale, device=device)
@@ -59,6 +64,25 @@ def load_extractor(
         network, digest = Tapped(foreign.network, str(spec)), foreign.weights_sha256
     _try(network, layer, size, torch.device(device), spec)
     return Extractor(network, digest)
+
+
+def feature_maps(network: nn.Module, lr: Tensor, layer: Layer | tuple[Layer, ...]) -> Tensor:
+    """The feature map of a layer, or those of several layers stacked.
+
+    Args:
+        network: Of an `Extractor`.
+        lr: Float `[B, 3, h, w]` in [0, 1].
+        layer: Of `network.features`; "pixels" is `lr` itself. A tuple stacks the channels of its layers.
+
+    Returns:
+        `[B, c, h, w]`.
+    """
+    maps = [lr if name == PIXELS else network.features(lr, name) for name in _listed(layer)]  # type: ignore[operator]
+    return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+
+def _listed(layer: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
+    return layer if isinstance(layer, tuple) else (layer,)
 
 
 class Tapped(nn.Module):
@@ -128,11 +152,13 @@ class _Taken(Exception):
     """Ends a forward pass that has given its feature map."""
 
 
-def _try(network: nn.Module, layer: int | str, size: int, device: torch.device, spec: str | Path) -> None:
+def _try(
+    network: nn.Module, layer: Layer | tuple[Layer, ...], size: int, device: torch.device, spec: str | Path
+) -> None:
     """Take the features of one patch now, with a gradient, not when the first worker has started."""
     lr = torch.full((1, 3, size, size), 0.5, device=device, requires_grad=True)
     try:
-        features: Tensor = network.features(lr, layer)  # type: ignore[operator]
+        features = feature_maps(network, lr, layer)
     except NetworkError:
         raise
     except Exception as error:  # somebody else's code

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idc_hub import networks
 from idc_hub.condensation.condense import condense_instance
 from idc_hub.errors import NetworkError
-from idc_hub.networks.extractors import Tapped, load_extractor
+from idc_hub.networks.extractors import Tapped, feature_maps, load_extractor
 from idc_hub.networks.foreign import weights_digest
 from idc_hub.recipe import Recipe
 
@@ -201,3 +201,54 @@ def test_condensation_through_a_module_equals_condensation_through_the_layer_tha
         results.append(condense_instance(lr, offsets, 2, network, recipe, "photograph").patches)
     assert torch.equal(*results)
     assert not torch.equal(results[0], lr[:2])
+
+
+def test_several_layers_are_stacked_and_pixels_are_the_input() -> None:
+    network = load_extractor("edsr-small", ("pixels", "first", "body"), scale=4, size=16).network
+    lr = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    maps = feature_maps(network, lr, ("pixels", "first", "body"))
+    assert maps.shape == (2, 3 + 32 + 32, 16, 12)
+    assert torch.equal(maps[:, :3], lr)
+    assert torch.equal(maps[:, 3:35], network.features(lr, "first"))
+    assert torch.equal(maps[:, 35:], network.features(lr, "body"))
+    assert torch.equal(feature_maps(network, lr, "first"), network.features(lr, "first"))
+
+
+def test_a_stack_may_hold_inner_modules_and_says_which_one_is_missing() -> None:
+    network = load_extractor("edsr-small", ("pixels", "body.2.conv1"), scale=4, size=16).network
+    assert feature_maps(network, torch.rand(1, 3, 16, 16), ("pixels", "body.2.conv1")).shape == (1, 35, 16, 16)
+    with pytest.raises(NetworkError, match="12"):
+        load_extractor("edsr-small", ("pixels", 12), scale=4, size=16)
+
+
+def test_condensation_sees_what_only_pixels_show() -> None:
+    """A network that is blind to colour leaves a wrong colour alone; with the pixels beside it, it does not."""
+
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+        def features(self, lr: Tensor, layer: int | str) -> Tensor:
+            return lr.mean(1, keepdim=True) * self.weight
+
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 256, (8, 1, 16, 16), generator=rng, dtype=torch.uint8).repeat(1, 3, 1, 1)  # grey noise
+    places = torch.tensor([[0, 16 * number] for number in range(8)])
+
+    def chroma(layer: object) -> float:
+        recipe = Recipe.from_dict(
+            {
+                "name": "grey",
+                "source": {"path": "photos"},
+                "patches": {"size": 16, "stride": 16},
+                "features": {"layer": layer},
+                "transform": {"kind": "identity"},
+                "loss": {"frequencies": 128, "bank_size": 8, "group_weight": 0, "pair_weight": 0},
+                "optimiser": {"steps": 300, "initial": "noise", "learning_rate": 0.03},
+            }
+        )
+        patches = condense_instance(real, places, 1, Grey(), recipe, "noise").patches.float() / 255
+        return float((patches - patches.mean(1, keepdim=True)).abs().mean())
+
+    assert chroma(["pixels", "first"]) < 0.5 * chroma("first")

@@ -148,6 +148,11 @@ class TestSpellings:
         expected = int(layer) if layer in (1, "3") else layer  # type: ignore[call-overload]
         assert make(features={"layer": layer}).features.layer == expected
 
+    stacked = make(features={"layer": ["pixels", "3", "layers.1"]})
+    assert stacked.features.layer == ("pixels", 3, "layers.1")
+    assert Recipe.from_dict(yaml.safe_load(stacked.to_yaml())) == stacked
+    assert stacked.lr_hash != make(features={"layer": ["pixels", 3]}).lr_hash
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
