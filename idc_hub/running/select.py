@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from idc_hub.condensation.condense import held_out_discrepancies
-from idc_hub.condensation.real_side import RealSide, extract
+from idc_hub.condensation.real_side import RealSide, extract, generator
 from idc_hub.errors import RecipeError
 from idc_hub.images.patches import synthetic_counts
 from idc_hub.images.sources import Instance, Source, open_source
@@ -28,6 +28,8 @@ from idc_hub.storage.run import Run, Share
 
 BATCH = 32
 """Patches whose features are taken at a time."""
+MEASURED = 16
+"""Photographs, drawn by the seed, whose held-out discrepancy is measured: it costs far more than choosing does."""
 
 Progress = Callable[[int, int], None]
 Chosen = dict[str, list[int]]
@@ -110,10 +112,11 @@ def finish(run: Run, network: torch.nn.Module, progress: Progress | None) -> Non
     """
     source = open_source(**run.recipe.source.model_dump())
     chosen: Chosen | None = run.state["chosen"]
+    measured = _sample(run)
     for done, share in enumerate(run.shares, start=1):
         if not run.is_finished(share):
             begun = time.monotonic()
-            _finish(run, share, chosen[share.id] if chosen else None, source, network)
+            _finish(run, share, chosen[share.id] if chosen else None, source, network, measure=share.id in measured)
             run.append_metrics(share.id, {"event": "end", "seconds": time.monotonic() - begun, "time": time.time()})
         if progress:
             progress(done, len(run.shares))
@@ -189,7 +192,16 @@ def _mean_features(lr: torch.Tensor, network: torch.nn.Module, recipe: Recipe) -
     return torch.cat(means).numpy()
 
 
-def _finish(run: Run, share: Share, chosen: list[int] | None, source: Source, network: torch.nn.Module) -> None:
+def _sample(run: Run) -> set[str]:
+    """Ids of the photographs that are measured."""
+    ids = [share.id for share in run.shares if share.count]
+    order = torch.randperm(len(ids), generator=generator(run.recipe.seed, "measured"))[:MEASURED]
+    return {ids[number] for number in order.tolist()}
+
+
+def _finish(
+    run: Run, share: Share, chosen: list[int] | None, source: Source, network: torch.nn.Module, *, measure: bool
+) -> None:
     """Finish one photograph."""
     recipe = run.recipe
     if share.count == 0:
@@ -197,15 +209,19 @@ def _finish(run: Run, share: Share, chosen: list[int] | None, source: Source, ne
         run.write_patches(share, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"windows": []})
         return
     lr, places = real_patches(share, source, recipe)
-    facts = {"held_out": 0.0, "held_out_random": 0.0}  # what a photograph without a patch left out is
-    if chosen is None or len(chosen) < len(lr):
+    facts: dict[str, float] = {}
+    if chosen is not None and len(chosen) == len(lr):
+        facts = {"held_out": 0.0, "held_out_random": 0.0}  # what a photograph without a patch left out is
+    elif chosen is not None and not measure:
+        lr, places = lr[chosen], places[chosen]
+    else:
         device = next(network.parameters()).device
         real = RealSide(lr.to(device), places, network, recipe, share.id)
         if chosen is None:
             subset = real.greedy_subset(share.count).sort().values
-            patches, places = real.lr[subset], real.offsets[subset]
+            lr, places = real.lr[subset].cpu(), real.offsets[subset]
         else:
-            patches, places = lr[chosen].to(device), places[chosen]
-        facts = dict(zip(facts, held_out_discrepancies(real, patches, network), strict=True))
-        lr = patches.cpu()
+            lr, places = lr[chosen], places[chosen]
+        names = ("held_out", "held_out_random")
+        facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
     run.write_patches(share, lr, {**facts, "seed": recipe.seed, "windows": places.tolist()})

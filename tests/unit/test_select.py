@@ -83,6 +83,23 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
     assert idc_hub.status(run)["finished"] == 3
 
 
+def test_what_costs_more_than_choosing_is_measured_on_a_sample(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = choose(photographs, "random")
+    monkeypatch.setattr(module, "MEASURED", 2)
+    sampled = choose(photographs, "random", run_dir=photographs.parent / "sampled")
+    assert sampled["lr_digest"] == everything["lr_digest"]
+    run, whole = Run.open(photographs.parent / "sampled"), Run.open(photographs.parent / "run")
+    measured = [facts for share in run.shares if "held_out" in (facts := run.read_facts(share))]
+    assert len(measured) == 2
+    assert sampled["held_out"] == pytest.approx(np.mean([facts["held_out"] for facts in measured]))
+    every = [whole.read_facts(share)["held_out"] for share in whole.shares]
+    assert everything["held_out"] == pytest.approx(np.mean(every))
+    assert {facts["held_out"] for facts in measured} < set(every)
+    assert sampled["quality"]["held_out"]["set"] == pytest.approx(sampled["held_out"])
+
+
 def test_as_many_random_patches_as_there_are_have_the_figures_of_all_real_ones(photographs: Path) -> None:
     result = choose(photographs, "whole")
     # Random ones are then the same patches in another order, with the photographs' own HR as well.
