@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from idc_hub.api import repository
 from idc_hub.networks import create, save
 from idc_hub.networks.teachers import MARGIN, load_teacher
+from idc_hub.publishing.hr_version import repository
 from idc_hub.running.regenerate import regenerate
 from idc_hub.storage.manifest import Manifest
 from idc_hub.storage.shards import iterate_lr

@@ -6,38 +6,23 @@ Each is a short composition of the rooms below it, takes and returns plain data,
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idc_hub.errors import IncompleteError, RecipeError, RunError
+from idc_hub.publishing.hr_version import add_version, hr_source, measure_version, repository
 from idc_hub.recipe import Recipe
+from idc_hub.running.machine import device, machine, packages
 
 if TYPE_CHECKING:
     import torch
 
     from idc_hub.images.sources import Instance
-    from idc_hub.networks.teachers import Teacher
-    from idc_hub.running.real_hr import RealHR
-    from idc_hub.running.regenerate import HRSource
     from idc_hub.storage.run import Run, Share
-
-PACKAGES = (
-    "idc-hub",
-    "torch",
-    "datasets",
-    "huggingface-hub",
-    "accelerate",
-    "safetensors",
-    "pyarrow",
-    "numpy",
-    "pillow",
-)
 
 
 def condense(
@@ -92,7 +77,7 @@ def condense(
     spec = recipe.features
     extractor = load_extractor(spec.network, spec.layer, scale=recipe.scale, size=recipe.patches.size)
     recipe = recipe.with_extractor(extractor.weights_sha256)
-    teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=_device())
+    teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=device())
     shares = _shares(recipe, _survey(recipe, progress))
     path = _run_dir(run_dir, recipe.name)
     summary = {
@@ -115,7 +100,7 @@ def condense(
         }
     if restart:
         _discard(path)
-    run = Run.create(path, recipe, shares, {"packages": _packages(), "machine": _machine()})
+    run = Run.create(path, recipe, shares, {"packages": packages(), "machine": machine()})
     run.clear_failures()
     processes = num_processes or default_num_processes(recipe, len(shares))
     with show_progress(run, enabled=progress):
@@ -124,9 +109,9 @@ def condense(
     facts = _facts(run, processes)
     name = recipe.teacher.hr_version or teacher.name
     with run.repository_lock():
-        manifest = pack(run, facts, _packages())
-        _add_version(run.repo, teacher, name, set_default=name not in manifest.hr_versions, progress=progress)
-    measured = recorded(run).get(name) or _measure(run, name, teacher, progress)
+        manifest = pack(run, facts, packages())
+        add_version(run.repo, teacher, name, set_default=name not in manifest.hr_versions, progress=progress)
+    measured = recorded(run).get(name) or measure_version(run, name, teacher, progress)
     return {
         **summary,
         "lr_digest": manifest.lr_digest,
@@ -190,23 +175,23 @@ def select(
     given = {"method": method, "scale": scale, "seed": seed, "teacher": {"network": teacher}}
     recipe = selection_recipe(str(source), ratio, name, given, overrides)
     spec, hr = recipe.features, recipe.teacher
-    extractor = load_extractor(spec.network, spec.layer, scale=recipe.scale, size=recipe.patches.size, device=_device())
+    extractor = load_extractor(spec.network, spec.layer, scale=recipe.scale, size=recipe.patches.size, device=device())
     recipe = recipe.with_extractor(extractor.weights_sha256)
-    upscaler = None if hr.network == NAME else load_teacher(hr.network, scale=recipe.scale, device=_device())
+    upscaler = None if hr.network == NAME else load_teacher(hr.network, scale=recipe.scale, device=device())
     instances = _survey(recipe, progress)
     with counting("describing photographs", enabled=progress) as count:
-        facts = {"packages": _packages(), "machine": _machine()}
+        facts = {"packages": packages(), "machine": machine()}
         run = begin(_run_dir(run_dir, recipe.name), recipe, instances, extractor.network, facts, count)
     with counting("photographs finished", enabled=progress) as count:
         finish(run, extractor.network, count)
     facts = _facts(run, processes=1)
     with run.repository_lock():
-        manifest = pack(run, facts, _packages())
+        manifest = pack(run, facts, packages())
         maker = upscaler or RealHR(run)
         version_name = hr.hr_version or maker.name
         first = version_name not in manifest.hr_versions
-        _add_version(run.repo, maker, version_name, set_default=first, progress=progress)
-    measured = recorded(run).get(version_name) or _measure(run, version_name, maker, progress)
+        add_version(run.repo, maker, version_name, set_default=first, progress=progress)
+    measured = recorded(run).get(version_name) or measure_version(run, version_name, maker, progress)
     return {
         "run": str(run.path),
         "photographs": len(instances),
@@ -274,13 +259,13 @@ def quality(
         )
     made_by = manifest.hr_versions[name]["teacher"]
     settings = {key: made_by[key] for key in ("steps", "guidance", "prompt", "seed") if key in made_by}
-    maker = _hr_source(path, teacher or run.recipe.teacher.network, manifest.scale, settings)
+    maker = hr_source(path, teacher or run.recipe.teacher.network, manifest.scale, settings)
     if not same_teacher(made_by, maker):
         raise RunError(
             f"The HR version {name!r} was made by {made_by['name']}, not by {maker.name} with these weights.",
             "Name its teacher with --teacher.",
         )
-    return {"run": str(path), "hr_version": name, **_measure(run, name, maker, progress)}
+    return {"run": str(path), "hr_version": name, **measure_version(run, name, maker, progress)}
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -345,8 +330,8 @@ def regenerate(
         pull(str(run_or_repo), run_dir=target)
         path = target
     repo = repository(path)
-    maker = _hr_source(path, teacher, Manifest.load(repo).scale, settings)
-    added = _add_version(repo, maker, name, set_default=set_default, progress=progress)
+    maker = hr_source(path, teacher, Manifest.load(repo).scale, settings)
+    added = add_version(repo, maker, name, set_default=set_default, progress=progress)
     return {"repo": str(repo), "hr_version": name, **added}
 
 
@@ -454,21 +439,6 @@ def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, toke
     return hub.pull(repo_id, Path(run_dir), revision=revision, token=token)
 
 
-def repository(path: Path) -> Path:
-    """The repository tree at a path that names a Run or the tree itself.
-
-    Raises:
-        RunError: If there is none.
-    """
-    for folder in (path / "repo", path):
-        if (folder / "idc.json").is_file():
-            return folder
-    raise RunError(
-        f"{path} holds no condensed set (no repo/idc.json).",
-        "Finish `idc condense`, or fetch a set with `idc pull`.",
-    )
-
-
 def _run_dir(given: str | Path | None, name: str) -> Path:
     return Path(given) if given else Path(os.environ.get("IDC_RUNS", "runs")) / name
 
@@ -504,7 +474,7 @@ def _predicted_seconds(
     from idc_hub.running.launch import default_num_processes
 
     processes = num_processes or default_num_processes(recipe, len(shares))
-    return round(predict_seconds(recipe, shares, network, processes, torch.device(_device())), 1)
+    return round(predict_seconds(recipe, shares, network, processes, torch.device(device())), 1)
 
 
 def _discard(path: Path) -> None:
@@ -538,75 +508,5 @@ def _facts(run: Run, processes: int) -> dict[str, Any]:
         "held_out_random": sum(facts["held_out_random"] for facts in measured) / len(measured),
         "worker_seconds": round(sum(line["seconds"] for line in ends), 1),
         "workers": processes,
-        **_machine(),
+        **machine(),
     }
-
-
-def _add_version(repo: Path, teacher: HRSource, name: str, *, set_default: bool, progress: bool) -> dict[str, Any]:
-    """Make an HR version, then the pictures and the card that go with it, and check that all of it loads."""
-    from idc_hub.publishing.card import write_card
-    from idc_hub.publishing.report import write_report
-    from idc_hub.publishing.tree import check_repository
-    from idc_hub.running.progress import counting
-    from idc_hub.running.regenerate import regenerate as make_version
-
-    with counting(f"HR version {name}", enabled=progress) as count:
-        added = make_version(repo, teacher, name, set_default=set_default, on_progress=count)
-    write_report(repo)
-    write_card(repo)
-    check_repository(repo)
-    return added
-
-
-def _hr_source(path: Path, spec: str, scale: int, settings: Mapping[str, Any]) -> Teacher | RealHR:
-    """What `--teacher` names: a teacher, or for a Run of a selection the photographs themselves."""
-    from idc_hub.networks.teachers import load_teacher
-    from idc_hub.running.real_hr import NAME, RealHR
-    from idc_hub.storage.run import Run
-
-    if spec != NAME:
-        return load_teacher(spec, scale=scale, device=_device(), **settings)
-    if (path / "run.json").is_file():
-        return RealHR(Run.open(path))
-    raise RunError(
-        f"{path} does not say where its patches were cut out: only a Run that `idc select` made here does.",
-        "Name that Run, or a teacher (`idc teachers ls`).",
-    )
-
-
-def _measure(run: Run, name: str, maker: Teacher | RealHR, progress: bool) -> dict[str, Any]:
-    """Take the figures of an HR version, keep them, and show them on the card."""
-    from idc_hub.publishing.card import write_card
-    from idc_hub.running.gate import measure, record
-    from idc_hub.running.progress import counting
-
-    with counting("quality: photographs", enabled=progress) as count:
-        measured = measure(run, name, maker, on_progress=count)
-    record(run, name, measured)
-    write_card(run.repo)
-    return measured
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _packages() -> dict[str, str]:
-    """Versions of the packages that shape a result."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _machine() -> dict[str, str]:
-    """The kind of machine, without its name."""
-    import torch
-
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return {"device": device, "python": platform.python_version(), "system": platform.system()}
