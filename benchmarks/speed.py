@@ -221,7 +221,8 @@ class Bench:
     def parts_of_ours(self, precision: str, number: int) -> None:
         """What the losses are made of: each part alone, forward and backward."""
         clock, objective = self.clock, self.objectives[precision]
-        leaf = self._leaf(precision).requires_grad_()
+        piece = objective.pieces[0]  # all patches, unless there are more than `pieces.WHOLE_PIXELS` holds
+        leaf = self._leaf(precision)[: objective.piece_size].requires_grad_()
         draw, targets = objective.at(number, self.real[precision].statistics)
 
         real = self.real[precision]
@@ -234,11 +235,12 @@ class Bench:
         rows = clock.measure(f"{precision} transform", transform)
 
         def distributions() -> None:
-            sum(weighted(objective.distribution_terms(rows, draw, targets), real.recipe).values()).backward()  # type: ignore[union-attr]
+            terms = objective.distribution_terms(*objective.sums(rows, draw, piece), targets)
+            sum(weighted(terms, real.recipe).values()).backward()  # type: ignore[union-attr]
 
         clock.measure(f"{precision} instance and group", distributions)
-        partners = objective.partner_rows(number, draw, self.state.shifts, real.statistics)
-        clock.measure(f"{precision} pair", lambda: objective.pair_term(rows, partners).backward())
+        partners = objective.partner_rows(number, draw, self.state.shifts, real.statistics, piece)
+        clock.measure(f"{precision} pair", lambda: objective.pair_term(rows, partners, piece).backward())
 
     def precompute(self, precision: str, number: int) -> None:
         """The real side at one draw."""

@@ -22,6 +22,9 @@ from idc_hub.condensation.transforms import to_rows
 KMEANS_RESTARTS = 4
 KMEANS_STEPS = 50
 
+_TILES = 8192
+"""Real tiles whose pixels are compared at a time."""
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -197,37 +200,51 @@ class Assignment:
             method: `greedy` takes the closest pair first; `hungarian` minimises the sum of squared distances.
         """
         waiting = (self.group >= 0) & (self.partner < 0)
+        used = torch.zeros(int(content.max()) + 1, dtype=torch.bool, device=content.device)
+        used[content[self.partner[self.partner >= 0]]] = True
         for group in torch.unique(self.group[waiting]).tolist():
             syn = torch.nonzero(waiting & (self.group == group)).flatten()
-            used = torch.isin(content, content[self.partner[self.partner >= 0]])
-            real = torch.nonzero((real_groups == group) & ~used).flatten()
+            real = torch.nonzero((real_groups == group) & ~used[content]).flatten()
             if len(real) == 0:
                 continue
-            distances = torch.cdist(syn_tiles[syn].flatten(1), real_tiles(real).flatten(1)).square()
-            for row, column in _one_to_one(distances.cpu().numpy(), content[real].cpu().numpy(), method):
-                self.partner[syn[row]] = real[column]
+            wanted = syn_tiles[syn].flatten(1)
+            distances = torch.cat([torch.cdist(wanted, real_tiles(some).flatten(1)) for some in real.split(_TILES)], 1)
+            pairs = _one_to_one(distances.square_().cpu().numpy(), content[real].cpu().numpy(), method)
+            rows, columns = (torch.tensor(side, device=content.device) for side in zip(*pairs, strict=True))
+            self.partner[syn[rows]] = real[columns]
+            used[content[real[columns]]] = True
 
 
 def _one_to_one(distances: np.ndarray, content: np.ndarray, method: str) -> list[tuple[int, int]]:
     """Pairs (row, column) of a matrix such that no row and no content number comes twice."""
     order = np.argsort(content, kind="stable")
     _, starts = np.unique(content[order], return_index=True)
-    copies = np.split(order, starts[1:])
-    best = np.stack([distances[:, columns].min(axis=1) for columns in copies], axis=1)
+    best = np.minimum.reduceat(distances[:, order], starts, axis=1)
     if method == "hungarian":
         chosen = list(zip(*linear_sum_assignment(best), strict=True))
     else:
         chosen = _greedy(best)
-    return [(int(row), int(copies[c][distances[row, copies[c]].argmin()])) for row, c in chosen]
+    ends = np.append(starts[1:], len(order))
+    pairs = []
+    for row, number in chosen:
+        copies = order[starts[number] : ends[number]]
+        pairs.append((int(row), int(copies[distances[row, copies].argmin()])))
+    return pairs
 
 
-def _greedy(distances: np.ndarray) -> list[tuple[int, int]]:
-    """Take the smallest entry, cross out its row and column, repeat."""
-    left = distances.copy()
+def _greedy(left: np.ndarray) -> list[tuple[int, int]]:
+    """Take the smallest entry, cross out its row and column, repeat; `left` is written over."""
+    nearest = left.argmin(axis=1)
+    least = left[np.arange(len(left)), nearest]
     chosen = []
     for _ in range(min(left.shape)):
-        row, column = np.unravel_index(int(left.argmin()), left.shape)
-        chosen.append((int(row), int(column)))
-        left[row, :] = np.inf
+        row = int(least.argmin())
+        column = int(nearest[row])
+        chosen.append((row, column))
+        least[row] = np.inf
         left[:, column] = np.inf
+        # Only rows whose nearest column has gone must look again.
+        for stale in np.flatnonzero((nearest == column) & (least < np.inf)):
+            nearest[stale] = left[stale].argmin()
+            least[stale] = left[stale, nearest[stale]]
     return chosen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from idc_hub.condensation.assignment import TileGrid, kmeans
 from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
+from idc_hub.condensation.pieces import piece_size, recomputed
 from idc_hub.condensation.subset import greedy_subset
 from idc_hub.condensation.transforms import draw_rows, local_features, pad, to_rows
 from idc_hub.networks.extractors import feature_maps
@@ -88,7 +90,7 @@ class Draw:
             group_freqs = torch.randn(shape, generator=rng).to(device) * loss.frequency_scale
         return cls(rows.to(device), freqs, group_freqs)
 
-    def prepared(self, norm: float, dtype: torch.dtype) -> Draw:
+    def prepared(self, norm: Tensor | float, dtype: torch.dtype) -> Draw:
         """This draw with its rows divided by `norm`, all in `dtype`, the rows laid out as `convolve` likes them."""
         freqs = self.freqs.to(dtype)
         group_freqs = freqs if self.group_freqs is self.freqs else self.group_freqs.to(dtype)
@@ -185,6 +187,11 @@ class RealSide:
         """Feature pixels that the transform leaves out on each side."""
         return self.recipe.transform.neighbourhood // 2 if self.recipe.transform.padding == "valid" else 0
 
+    @cached_property
+    def row_groups(self) -> Tensor:
+        """int64 `[N, rows of a patch]`: the group of every row, `len(centroids)` where it lies in no tile."""
+        return self.grid.row_labels(self.labels, len(self.centroids)).view(self.grid.patches, -1)
+
     def crop(self, maps: Tensor) -> Tensor:
         """The part of feature maps `[B, c, h, w]` that the transformed maps cover."""
         edge = self.border
@@ -245,7 +252,7 @@ class RealSide:
     def targets(self, draw: Draw, statistics: Statistics) -> Targets:
         """What the real rows are at a draw, streamed over the patches."""
         groups = len(self.centroids)
-        labels = self.grid.row_labels(self.labels, groups).view(self.grid.patches, -1)
+        labels = self.row_groups
         total: Tensor | int = 0
         grouped: Tensor | int = 0
         for start in range(0, len(self.features), _CHUNK):
@@ -308,10 +315,13 @@ class RealSide:
         values = []
         for name in names:
             draw, targets = self.at(name, keep=True)
-            rows = self.rows(normalised, draw)
-            everything = torch.ones(1, len(rows), device=rows.device)
-            syn = set_sums(rows, draw.freqs, everything, self.recipe.loss)[0] / len(rows)
-            values.append(set_distance(targets.instance, syn, self.recipe.loss))
+            sums, count = torch.zeros_like(targets.instance), 0
+            for piece in normalised.split(piece_size(len(lr), lr[0, 0].numel())):
+                rows = self.rows(piece, draw)
+                everything = torch.ones(1, len(rows), device=rows.device)
+                sums += set_sums(rows, draw.freqs, everything, self.recipe.loss)[0]
+                count += len(rows)
+            values.append(set_distance(targets.instance, sums / count, self.recipe.loss))
         return float(torch.stack(values).mean())
 
     @torch.no_grad()
@@ -343,14 +353,15 @@ class RealSide:
         return tiles // a_patch, place // across, place % across
 
     @torch.no_grad()
-    def _rms_norm(self, draw: Draw, statistics: Statistics) -> float:
-        total, count = 0.0, 0
+    def _rms_norm(self, draw: Draw, statistics: Statistics) -> Tensor:
+        """Root mean square length of the real rows, float64 scalar; it stays on the device."""
+        total, count = torch.zeros((), dtype=torch.float64, device=self.features.device), 0
         for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(_CHUNK):
             rows = self.grid.to_rows(self._local(self.normalise(piece, statistics), draw.rows))
-            total += float(rows.double().square().sum())
+            total += rows.double().square().sum()
             count += len(rows)
         # A photograph of one colour has no features at all; nothing is divided by nothing.
-        return max((total / count) ** 0.5, _NORM_EPS)
+        return (total / count).sqrt().clamp(min=_NORM_EPS)
 
     def _content(self) -> Tensor:
         """Number the real tiles so that tiles that show the same pixels share a number, if the recipe wants it."""
@@ -365,5 +376,12 @@ class RealSide:
 def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe) -> Tensor:
     """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1]; `features.precision` says how exact."""
     pixels = lr.float() / 255 if lr.dtype == torch.uint8 else lr
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.features.precision == "bf16"):
-        return feature_maps(network, pixels, recipe.features.layer)
+
+    def features(piece: Tensor) -> Tensor:
+        with torch.autocast(piece.device.type, torch.bfloat16, enabled=recipe.features.precision == "bf16"):
+            return feature_maps(network, piece, recipe.features.layer)
+
+    size = piece_size(len(pixels), pixels[0, 0].numel())
+    if size == len(pixels):
+        return features(pixels)
+    return torch.cat([recomputed(features, piece) for piece in pixels.split(size)])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from idc_hub.condensation import assignment as assignment_room
 from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, kmeans, proportional_quotas
 
 
@@ -127,6 +128,23 @@ def test_greedy_pairing_takes_the_closest_pair_first_and_each_real_tile_once() -
             expected[s] = r
     assert {s: int(r) for s, r in enumerate(assignment.partner) if r >= 0} == expected
     assert assignment.partner[5] == -1
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(30, 50), (50, 30)])
+def test_many_tiles_are_paired_like_few_ones(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignment_room, "_TILES", 16)
+    rng = torch.Generator().manual_seed(7)
+    # Whole numbers: distances are exact, and many are equal, which leaves the order of rows and columns to decide.
+    syn = torch.randint(0, 5, (rows, 1, 2, 1), generator=rng).float()
+    real = torch.randint(0, 5, (columns, 1, 2, 1), generator=rng).float()
+    assignment = Assignment(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), -1))
+    assignment.pair(syn, real.__getitem__, torch.zeros(columns, dtype=torch.int64), torch.arange(columns), "greedy")
+    distances = squared(syn, real)
+    expected: dict[int, int] = {}
+    for s, r in sorted(itertools.product(range(rows), range(columns)), key=lambda pair: distances[pair]):
+        if s not in expected and r not in expected.values():
+            expected[s] = r
+    assert {s: int(r) for s, r in enumerate(assignment.partner) if r >= 0} == expected
 
 
 def test_hungarian_pairing_has_the_least_total() -> None:

@@ -1,0 +1,188 @@
+"""A step in pieces is the step that is not cut, to rounding; and no step asks the device for a number."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from idc_hub.condensation import pieces
+from idc_hub.condensation.assignment import TileGrid
+from idc_hub.condensation.condense import State, condense_instance
+from idc_hub.condensation.objective import Objective, weighted
+from idc_hub.condensation.pieces import piece_size
+from idc_hub.condensation.real_side import RealSide, extract
+from idc_hub.recipe import Recipe
+
+SIZE = 12
+COUNT = 5
+
+
+class Network(torch.nn.Module):
+    """Two convolutions; remembers how many patches it was given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.first = torch.nn.Parameter(torch.randn(6, 3, 3, 3, generator=rng) * 0.4, requires_grad=False)
+        self.second = torch.nn.Parameter(torch.randn(4, 6, 3, 3, generator=rng) * 0.3, requires_grad=False)
+        self.given: list[int] = []
+
+    def features(self, lr: Tensor, layer: int | str) -> Tensor:
+        self.given.append(len(lr))
+        hidden = torch.tanh(torch.nn.functional.conv2d(lr, self.first, padding=1))
+        return torch.nn.functional.conv2d(hidden, self.second, padding=1)
+
+
+def recipe(**loss_and_features: Any) -> Recipe:
+    statistics = loss_and_features.pop("statistics", "real")
+    return Recipe.from_dict(
+        {
+            "name": "pieces",
+            "source": {"path": "photographs"},
+            "patches": {"size": SIZE, "stride": SIZE},
+            "features": {"statistics": statistics},
+            "transform": {"kernel_size": 3, "channels": 8},
+            "loss": {"frequencies": 8, "bank_size": 2, **loss_and_features},
+            "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
+            "optimiser": {"steps": 12, "initial": "noise"},
+            "workers": {"checkpoint_every": 7, "log_every": 5},
+        }
+    )
+
+
+def photograph() -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (8, 3, SIZE, SIZE), generator=rng).byte(), torch.arange(16).view(8, 2)
+
+
+@pytest.fixture
+def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "WHOLE_PIXELS", SIZE**2)
+    monkeypatch.setattr(pieces, "PIECE_PIXELS", 2 * SIZE**2)
+
+
+def step(spec: Recipe) -> tuple[dict[str, float], Tensor, Tensor, list[int]]:
+    """The terms of one step with some tiles paired, the gradients, and what the network was given."""
+    patches, places = photograph()
+    network = Network()
+    real = RealSide(patches, places, network, spec, "photo")
+    grid = TileGrid(COUNT, real.grid.height, real.grid.width, 4)
+    state = State.start(torch.rand(COUNT, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), len(grid))
+    tiles_of_patch = len(grid) // COUNT
+    for tile in range(len(grid)):
+        # All tiles of the first patch are paired, none of the third and the fourth, every other one of the rest.
+        patch = tile // tiles_of_patch
+        state.assignment.group[tile] = -1 if patch == 2 else tile % 3
+        if patch == 0 or (patch in (1, 4) and tile % 2):
+            state.assignment.partner[tile] = (7 * tile) % len(real.grid)
+    objective = Objective(real, grid, spec)
+    objective.take_partners(state.assignment)
+    network.given.clear()
+    state.patches.requires_grad_()
+    state.shifts.requires_grad_()
+    terms, penalty = objective(extract(network, state.patches, spec), state.shifts, 0)
+    loss = sum(weighted(terms, spec).values()) + penalty
+    assert isinstance(loss, Tensor)
+    by_pixels = torch.autograd.grad(loss, state.patches, retain_graph=True)[0]  # as logged steps do
+    loss.backward()
+    assert state.patches.grad is not None
+    assert torch.allclose(by_pixels, state.patches.grad, rtol=1e-5, atol=1e-7)
+    shifts = state.shifts.grad if state.shifts.grad is not None else torch.zeros_like(state.shifts)
+    return {term: float(value.detach()) for term, value in terms.items()}, state.patches.grad, shifts, network.given
+
+
+def test_patches_are_cut_by_their_pixels() -> None:
+    assert piece_size(16, 64 * 64) == 16
+    assert piece_size(17, 64 * 64) == 8
+    assert piece_size(200, 64 * 64) == 8
+    assert piece_size(7, 96 * 96) == 7
+    assert piece_size(200, 96 * 96) == 3
+    assert piece_size(2, 256 * 256) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"statistics": "own"},
+        {"statistics": "joint"},
+        {"draws": "fresh"},
+        {"row_norm": "row", "shared_frequencies": False},
+        {"deformation": "translation"},
+        {"pair_reduction": "literal", "group_reduction": "sum"},
+    ],
+    ids=str,
+)
+def test_a_step_in_pieces_is_the_whole_step_to_rounding(
+    changes: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    whole_terms, whole_gradient, whole_shifts, given = step(recipe(**changes))
+    assert given == [COUNT]
+    request.getfixturevalue("two_at_a_time")
+    terms, gradient, shifts, given = step(recipe(**changes))
+    assert set(given) == {2, 1}
+    assert terms.keys() == {"instance", "group", "pair"}
+    assert terms == pytest.approx(whole_terms, rel=1e-5)
+    # Rounding grows where the phases of two functions are nearly equal.
+    assert float((gradient - whole_gradient).norm() / whole_gradient.norm()) < 1e-4
+    assert torch.allclose(shifts, whole_shifts, rtol=1e-3, atol=1e-6)
+    assert bool(shifts.any()) == ("deformation" in changes)
+
+
+@pytest.mark.usefixtures("two_at_a_time")
+def test_a_run_in_pieces_ends_with_the_same_bytes_after_an_interruption() -> None:
+    patches, places = photograph()
+    saved: list[dict[str, Tensor]] = []
+
+    def keep(state: State) -> None:
+        saved.append({name: tensor.clone() for name, tensor in state.to_tensors().items()})
+
+    network, spec = Network(), recipe()
+    whole = condense_instance(patches, places, COUNT, network, spec, "photo", checkpoint=keep)
+    resumed = condense_instance(patches, places, COUNT, network, spec, "photo", resume=State.from_tensors(saved[0]))
+    assert torch.equal(whole.patches, resumed.patches)
+    assert whole.held_out == resumed.held_out
+    assert len(whole.gradient_norms["pair"]) == 2
+    assert max(network.given) == 2
+
+
+class Asked(TorchDispatchMode):
+    """Notes every operation that would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for entry in args
+            if isinstance(entry, list | tuple)
+            for index in entry
+        )
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "is_nonzero"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_asks_the_device_for_a_number() -> None:
+    spec = recipe()
+    patches, places = photograph()
+    network = Network()
+    real = RealSide(patches, places, network, spec, "photo")
+    grid = TileGrid(COUNT, real.grid.height, real.grid.width, 4)
+    state = State.start(torch.rand(COUNT, 3, SIZE, SIZE), len(grid))
+    state.assignment.group[:] = torch.arange(len(grid)) % 3
+    state.assignment.partner[:] = torch.arange(len(grid)) % len(real.grid)
+    objective = Objective(real, grid, spec)
+    objective.take_partners(state.assignment)
+    state.patches.requires_grad_()
+    for number in range(spec.loss.bank_size):
+        objective(extract(network, state.patches, spec), state.shifts, number)  # what is met for the first time
+    with Asked() as asked:
+        terms, _ = objective(extract(network, state.patches, spec), state.shifts, spec.loss.bank_size)
+        sum(weighted(terms, spec).values()).backward()  # type: ignore[union-attr]
+    assert asked.found == []
