@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from idc_hub.condensation.condense import condense_instance
+from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, condense_instance
+from idc_hub.condensation.real_side import HELD_OUT_DRAWS
 from idc_hub.images.sources import open_source
 from idc_hub.running.worker import real_patches
 
@@ -17,10 +19,16 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
     from idc_hub.storage.run import Share
 
-CALIBRATION_SECONDS = 8.0
-ROUNDS = 3
-REAL_PATCHES = (16, 32)
-STEPS = 7
+CALIBRATION_SECONDS = 6.0
+"""No round of samples begins later than this."""
+
+ROUNDS = 5
+SIZES = ((16, 1), (32, 2))
+"""Real and synthetic patches of a small sample and of a large one."""
+
+STEPS = 8
+SLOW = 1.5
+"""Seconds of the small sample, cut to a quarter of its pixels, above which all samples are cut so."""
 
 Samples = dict[tuple[int, int], list["Sample"]]
 """By real and synthetic patches; one size, or a small and a large one."""
@@ -31,7 +39,7 @@ class Sample:
     """Seconds of the parts of one short condensation.
 
     Attributes:
-        fixed: What happens once, draws excepted: features, groups, the final measurement.
+        fixed: What happens once before the first step, draws excepted: features, groups.
         draw: The real side at one draw.
         plain: A step with no tile paired.
         event: One event of the assignment.
@@ -51,23 +59,24 @@ class Sample:
         cls, lr: torch.Tensor, offsets: torch.Tensor, count: int, network: torch.nn.Module, spec: Recipe
     ) -> Sample:
         """Condense `count` patches under a recipe of `shortened` and look at the clock before every step."""
-        begun, times = time.monotonic(), []
+        times = [time.monotonic()]
 
         def note() -> bool:
             times.append(time.monotonic())
-            return False
+            return len(times) == STEPS + 2
 
-        condense_instance(lr, offsets, count, network, spec, "forecast", should_stop=note)
-        ended = time.monotonic()
-        # Steps 0 and 1 are plain, the first with a new draw; 2 groups all tiles, 3 pairs them; the last is not closed.
-        first, plain, groups, pairs, *rest = (later - earlier for earlier, later in pairwise(times))
+        with suppress(Stopped):
+            condense_instance(lr, offsets, count, network, spec, "forecast", should_stop=note)
+        # Steps 0 and 1 are plain and meet a draw each; 3 groups all tiles, 4 pairs them and meets the partners at one
+        # draw, 5 at the other.
+        fixed, first, second, plain, groups, pairs, partners, *rest = (late - early for early, late in pairwise(times))
         paired = min(rest)
         return cls(
-            fixed=times[0] - begun + max(ended - times[-1] - paired, 0),
-            draw=max(first - plain, 0),
+            fixed=fixed,
+            draw=max(min(first, second) - plain, 0),
             plain=plain,
-            event=max(groups - plain, 0),
-            partners=max(pairs - paired - (groups - plain), 0),
+            event=max(groups - plain, pairs - partners, 0),
+            partners=max(partners - paired, 0),
             paired=paired,
         )
 
@@ -95,27 +104,43 @@ def predict_seconds(
     work = [share for share in shares if share.count]
     typical = sorted(work, key=lambda share: share.count)[len(work) // 2]
     lr, offsets = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
-    spec = shortened(recipe)
-    sizes = {(min(REAL_PATCHES[0], len(lr)), 1), (min(REAL_PATCHES[1], len(lr)), min(typical.count, 4))}
-    samples: Samples = {size: [] for size in sorted(sizes)}
-    begun = time.monotonic()
-    for round_ in range(ROUNDS):
-        for (real, count), found in samples.items():
-            found.append(Sample.take(lr[:real], offsets[:real], count, network, spec))
-        if round_ and time.monotonic() - begun > CALIBRATION_SECONDS:
-            break
+    samples, scale = _calibrate(lr, offsets, network, shortened(recipe))
     torch.set_num_threads(threads)
-    seconds = [_seconds(share.instance.patches, share.count, samples, recipe) for share in work]
+    seconds = [scale * _seconds(share.instance.patches, share.count, samples, recipe) for share in work]
     return max(sum(seconds) / processes, max(seconds))
 
 
+def _calibrate(
+    lr: torch.Tensor, offsets: torch.Tensor, network: torch.nn.Module, spec: Recipe
+) -> tuple[Samples, float]:
+    """Samples of both sizes in turn, and what to multiply their seconds by.
+
+    The processor's libraries are warmed up by a sample of a quarter of the pixels. Where that is slow already, the
+    other samples are cut like it: nearly all of the work is proportional to the pixels.
+    """
+    half = max(lr.shape[-1] // 2, spec.transform.kernel_size + spec.assignment.tile)
+    cut = lr[..., :half, :half]
+    sizes = sorted({(min(real, len(lr)), count) for real, count in SIZES})
+    begun = time.monotonic()
+    Sample.take(cut[: sizes[0][0]], offsets[: sizes[0][0]], sizes[0][1], network, spec)
+    small = cut if time.monotonic() - begun > SLOW else lr
+    samples: Samples = {size: [] for size in sizes}
+    for _ in range(ROUNDS):
+        for (real, count), found in samples.items():
+            found.append(Sample.take(small[:real], offsets[:real], count, network, spec))
+        if time.monotonic() - begun > CALIBRATION_SECONDS:
+            break
+    return samples, lr[0].numel() / small[0].numel()
+
+
 def shortened(recipe: Recipe) -> Recipe:
-    """The recipe with a few steps, in which all is grouped at step 2 and paired at step 3, and one draw."""
+    """The recipe with a few steps, in which all is grouped at step 3 and paired at step 4, and two draws."""
+    steps = STEPS + 1  # the last one is not made
     changes = {
-        "loss": {"draws": "bank", "bank_size": 1},
-        "assignment": {"warmup": 2 / STEPS, "interval": 1 / STEPS, "events": 1},
-        "optimiser": {"steps": STEPS},
-        "workers": {"log_every": STEPS + 1, "checkpoint_every": STEPS + 1},
+        "loss": {"draws": "bank", "bank_size": 2},
+        "assignment": {"warmup": 3 / steps, "interval": 1 / steps, "events": 1},
+        "optimiser": {"steps": steps},
+        "workers": {"log_every": steps + 1, "checkpoint_every": steps + 1},
     }
     # Copies are not checked: milestones that fall on one step do no harm here.
     return recipe.model_copy(
@@ -128,23 +153,25 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
 
     def at(part: str, size: int, axis: int) -> float:
         """A part at a size, on the line through what was measured at the sizes `axis` of the samples."""
-        # The first round also warms the processor's libraries up, and nothing is ever faster than it can be.
+        # Nothing is ever faster than it can be.
         points = sorted((key[axis], min(getattr(sample, part) for sample in found)) for key, found in samples.items())
         (small, seconds), (large, more) = points[0], points[-1]
         slope = (more - seconds) / (large - small) if large > small else more / large
         return more + (size - large) * max(slope, 0)
 
     loss, spec, steps = recipe.loss, recipe.assignment, recipe.optimiser.steps
-    paired = max(1 - spec.warmup - spec.interval * spec.events / 2, 0)  # mean share of paired tiles
+    paired = max(1 - spec.warmup - spec.interval * (spec.events + 1) / 2, 0)  # mean share of paired tiles
     fresh = loss.draws == "fresh"
     draws = steps if fresh else min(loss.bank_size, steps)
     between = min(loss.bank_size, spec.interval * steps)
     remade = paired * steps if fresh else between * spec.events / 2 + draws
     plain, whole = at("plain", synthetic, 1), at("paired", synthetic, 1)
+    measured = HELD_OUT_DRAWS * (RANDOM_SUBSETS + 1) / 4  # a forward pass is about a quarter of a step
     return (
         at("fixed", real, 0)
-        + draws * at("draw", real, 0)
+        + (draws + HELD_OUT_DRAWS) * at("draw", real, 0)
+        + measured * plain
         + steps * ((1 - paired) * plain + paired * whole) * (1 + 2 / recipe.workers.log_every)
         + remade * at("partners", synthetic, 1)
-        + (spec.events + 1) * at("event", synthetic, 1)
+        + (spec.events + 1) * at("event", real, 0)
     )
