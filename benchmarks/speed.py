@@ -1,6 +1,7 @@
 """Time one step of the condensation against the algorithm as the paper writes it, on the same image and draws.
 
     python benchmarks/speed.py --network swinir-light -N 150 -n 15 -T 1024 [--transform fp32] [--json]
+    python benchmarks/speed.py --scaling --network edsr-small -N 16 -n 2 -T 256 --kernel 5 --channels 128 --size 48
 
 `paper` keeps the real feature maps and redoes everything else at each step: it draws the rows and the frequencies,
 transforms and normalises all real local features, and evaluates the characteristic functions of the photograph and of
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idc_hub.condensation.assignment import TileGrid
-from idc_hub.condensation.condense import State, initial_patches, update_assignment
+from idc_hub.condensation.condense import State, condense_instance, initial_patches, update_assignment
 from idc_hub.condensation.objective import Objective, weighted
 from idc_hub.condensation.real_side import Draw, RealSide, extract
 from idc_hub.networks import create, load
@@ -37,6 +38,9 @@ AGREEMENT = {"fp32": 1e-4, "bf16": 2e-3}
 
 DIV2K = 800
 STEPS = 20_000
+SHORT = 50
+"""Steps of each photograph in `scaling`."""
+
 _CHUNK = 10
 """Real patches at a time in `paper`; without gradients the chunks change its memory, not its time."""
 
@@ -299,6 +303,39 @@ class Bench:
         self.optimiser.zero_grad()
 
 
+def scaling(chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Seconds against n, against N, and against the number of photographs: at the sizes chosen, twice and four times.
+
+    A row is named by what is varied and what is timed; everything is fp32 and as `idc condense` runs it.
+    """
+    found: dict[str, dict[str, float]] = {}
+    parts = ("features forward", "losses", "features backward", "optimiser")
+    for size in ("n", "N"):
+        for factor in (1, 2, 4):
+            varied = {**vars(chosen), size: factor * getattr(chosen, size), "features": "fp32", "transform": "fp32"}
+            bench = Bench(argparse.Namespace(**varied))
+            for _ in range(chosen.repeats + 1):  # the median passes over the first one, which warms up
+                bench.step_of_ours("fp32", 0)
+            bench.precompute("fp32", 0)
+            step = sum(bench.clock.median(f"fp32 {part}") for part in parts)
+            found.setdefault(f"{size}: a step", {})[str(varied[size])] = step
+            if size == "N":
+                draw = bench.clock.median("fp32 targets")
+                found.setdefault("N: the real side at one draw", {})[str(varied[size])] = draw
+    spec = recipe(chosen)
+    spec = spec.model_copy(update={"optimiser": spec.optimiser.model_copy(update={"steps": SHORT})})
+    clock, extractor = Clock(torch.device(chosen.device)), network(chosen.network).to(chosen.device).eval()
+    extractor.requires_grad_(False)
+    lr, offsets = photograph(chosen)
+    for number in range(4):
+        run = lambda number=number: condense_instance(  # noqa: E731
+            lr, offsets, chosen.n, extractor, spec, f"photograph-{number}"
+        )
+        clock.measure("photograph", run)
+    totals = {str(images): sum(clock.times["photograph"][:images]) for images in (1, 2, 4)}
+    return {**found, f"photographs, {SHORT} steps each": totals}
+
+
 def recipe(options: argparse.Namespace, *, features: str = "fp32", transform: str = "fp32") -> Recipe:
     """The paper's settings with a bank of draws, at the precisions of the extractor and of the transform."""
     return Recipe.from_dict(
@@ -357,6 +394,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--scaling", action="store_true", help="time n, N and photographs, once, twice and four times")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
 
@@ -364,7 +402,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Print the figures."""
     chosen = options()
-    result = Bench(chosen).run()
+    result: dict[str, object] = {**scaling(chosen)} if chosen.scaling else Bench(chosen).run()
     if chosen.json:
         print(json.dumps(result, indent=2))
         return

@@ -291,8 +291,12 @@ def _measure(terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict
     line = {term: float(value.detach()) for term, value in terms.items()}
     if not all(map(math.isfinite, line.values())):
         raise ValueError(f"The loss is not finite at step {state.step + 1}: {line}. Try a lower learning rate.")
-    for term, value in weighted(terms, recipe).items():
-        gradient = torch.autograd.grad(value, state.patches, retain_graph=True)[0]
+    values = weighted(terms, recipe)
+    leaves = (state.patches, state.shifts)
+    for term in values:
+        # The other terms count nothing, but their part of the graph is walked: what was made again of it is let go.
+        slopes = [torch.full_like(value, float(name == term)) for name, value in values.items()]
+        gradient = torch.autograd.grad(list(values.values()), leaves, slopes, retain_graph=True, allow_unused=True)[0]
         norms[term].append(float(gradient.norm()))
         line[f"gradient_{term}"] = norms[term][-1]
     tiles = len(state.assignment.group)

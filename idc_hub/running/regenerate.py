@@ -1,5 +1,6 @@
 """The HR side of a repository: a new HR version, by a teacher or real, beside those that are there."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,8 @@ from idc_hub.images.files import encode_png
 from idc_hub.storage import parquet, shards
 from idc_hub.storage.manifest import Manifest, is_version_name
 
-_ENCODERS = 2  # threads: PNG is written while the teacher works on the next batch
+_ENCODERS = min(16, max(2, os.cpu_count() or 2))
+"""Threads that write PNG while the teacher works on the next batch: more than a GPU outruns."""
 
 
 class HRSource(Protocol):

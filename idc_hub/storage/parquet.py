@@ -89,6 +89,7 @@ def write_rows(
                 while table is not None and (size == 0 or size + table.nbytes <= shard_bytes):
                     writer.write_table(table, row_group_size=len(table))
                     size += table.nbytes
+                    del table  # its memory is wanted for the next one
                     table = next(groups, None)
                 writer.add_key_value_metadata({"content_defined_chunking": json.dumps(_CHUNKING)})
             count += 1
@@ -157,8 +158,10 @@ def _row_groups(rows: Iterable[Row], row_group_bytes: int) -> Iterator[pa.Table]
         group.append(row)
         size += len(row.lr_png) + len(row.hr_png)
         if size >= row_group_bytes:
-            yield _to_table(group)
+            table = _to_table(group)
             group, size = [], 0
+            yield table
+            del table
     if group:
         yield _to_table(group)
 

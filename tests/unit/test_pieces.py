@@ -1,5 +1,6 @@
 """A step in pieces is the step that is not cut, to rounding; and no step asks the device for a number."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idc_hub.condensation import pieces
+from idc_hub.condensation import condense, pieces
 from idc_hub.condensation.assignment import TileGrid
 from idc_hub.condensation.condense import State, condense_instance
 from idc_hub.condensation.objective import Objective, weighted
@@ -146,6 +147,32 @@ def test_a_run_in_pieces_ends_with_the_same_bytes_after_an_interruption() -> Non
     assert whole.held_out == resumed.held_out
     assert len(whole.gradient_norms["pair"]) == 2
     assert max(network.given) == 2
+
+
+@pytest.mark.usefixtures("two_at_a_time")
+@pytest.mark.parametrize("deformation", ["none", "translation"])
+def test_a_logged_step_keeps_nothing_that_it_made_again(deformation: str) -> None:
+    held: list[int] = []
+
+    def count() -> None:
+        gc.collect()
+        held.append(sum(each.numel() for each in gc.get_objects() if type(each) is Tensor))
+
+    measure = condense._measure
+
+    def counted(*arguments: Any) -> dict[str, float]:
+        count()
+        line = measure(*arguments)
+        count()
+        return line
+
+    patches, places = photograph()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condense, "_measure", counted)
+        condense_instance(patches, places, COUNT, Network(), recipe(deformation=deformation), "photo")
+    # Rows of a piece alone are 2 * 12 * 12 * 8 numbers.
+    assert held[1] - held[0] < 1000
+    assert held[3] - held[2] < 1000
 
 
 class Asked(TorchDispatchMode):

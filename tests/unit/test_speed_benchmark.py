@@ -45,3 +45,14 @@ def test_it_refuses_losses_that_disagree(speed: ModuleType, term: str) -> None:
     with pytest.raises(AssertionError, match="losses differ"):
         bench.run()
     assert not any("paper" in part for part in bench.clock.times)
+
+
+def test_scaling_has_three_points_of_each(speed: ModuleType) -> None:
+    result = speed.scaling(speed.options([*TINY, "--repeats", "1"]))
+    assert {row: list(points) for row, points in result.items()} == {
+        "n: a step": ["2", "4", "8"],
+        "N: a step": ["4", "8", "16"],
+        "N: the real side at one draw": ["4", "8", "16"],
+        "photographs, 50 steps each": ["1", "2", "4"],
+    }
+    assert all(seconds > 0 for points in result.values() for seconds in points.values())
