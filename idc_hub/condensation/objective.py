@@ -176,15 +176,16 @@ class Objective:
             return self._transformed(windows, draw, shifts, piece)
         assert self.windows is not None
         windows = self.windows[piece.pairs]
-        if self.margin or self.recipe.loss.draws == "fresh":
+        # What is too large for one piece is too large to be kept as well.
+        if self.margin or self.recipe.loss.draws == "fresh" or len(self.pieces) > 1:
             return self._transformed(windows, draw, shifts, piece)
-        name = self.draw_name(step), piece.pairs.start, piece.pairs.stop
-        if name not in self.kept:
-            rows = self._transformed(windows, draw, shifts, piece)
-            if sum(kept.nbytes for kept in self.kept.values()) + rows.nbytes > PARTNER_BYTES:
-                return rows
+        name = self.draw_name(step)
+        if name in self.kept:
+            return self.kept[name]
+        rows = self._transformed(windows, draw, shifts, piece)
+        if (len(self.kept) + 1) * rows.nbytes <= PARTNER_BYTES:
             self.kept[name] = rows
-        return self.kept[name]
+        return rows
 
     def _transformed(self, windows: Tensor, draw: Draw, shifts: Tensor, piece: Piece) -> Tensor:
         if self.margin:

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 WHOLE_PIXELS = 16 * 64 * 64
 """LR pixels, of all patches together, up to which nothing is cut."""
 
-PIECE_PIXELS = 8 * 64 * 64
+PIECE_PIXELS = 4 * 64 * 64
 """LR pixels of a piece at most, beyond that."""
 
 

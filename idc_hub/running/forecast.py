@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, condense_instance
+from idc_hub.condensation.pieces import piece_size
 from idc_hub.condensation.real_side import HELD_OUT_DRAWS
 from idc_hub.images.sources import open_source
 from idc_hub.running.worker import real_patches
@@ -164,14 +165,15 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
     fresh = loss.draws == "fresh"
     draws = steps if fresh else min(loss.bank_size, steps)
     between = min(loss.bank_size, spec.interval * steps)
-    remade = paired * steps if fresh else between * spec.events / 2 + draws
+    cut = piece_size(synthetic, recipe.patches.size**2) < synthetic  # then forward passes are made twice
+    remade = paired * steps if fresh or cut else between * spec.events / 2 + draws
     plain, whole = at("plain", synthetic, 1), at("paired", synthetic, 1)
     measured = HELD_OUT_DRAWS * (RANDOM_SUBSETS + 1) / 4  # a forward pass is about a quarter of a step
     return (
         at("fixed", real, 0)
         + (draws + HELD_OUT_DRAWS) * at("draw", real, 0)
         + measured * plain
-        + steps * ((1 - paired) * plain + paired * whole) * (1 + 2 / recipe.workers.log_every)
+        + steps * ((1 - paired) * plain + paired * whole) * (1 + 2 / recipe.workers.log_every) * (4 / 3 if cut else 1)
         + remade * at("partners", synthetic, 1)
         + (spec.events + 1) * at("event", real, 0)
     )

@@ -42,6 +42,15 @@ def test_the_parts_add_up() -> None:
     assert found == pytest.approx(fixed + steps + partners + events + measured)
 
 
+def test_what_is_cut_into_pieces_takes_a_third_longer_and_makes_partners_again_at_every_step() -> None:
+    sample = Sample(fixed=0, draw=0, plain=3.0, event=0, partners=0.5, paired=3.0)
+    spec = recipe().model_copy(update={"patches": recipe().patches.model_copy(update={"size": 64})})
+    # One size was measured: everything grows in proportion.
+    plain, measured = 3.0 * 20, 4 * 5 / 4
+    expected = 1000 * plain * 1.02 * 4 / 3 + 0.59 * 1000 * 0.5 * 20 + measured * plain
+    assert forecast._seconds(64, 20, {(16, 1): [sample]}, spec) == pytest.approx(expected)
+
+
 def test_the_shortened_recipe_groups_and_pairs_everything_before_its_last_steps() -> None:
     spec = shortened(recipe())
     assert spec.assignment.event_steps(spec.optimiser.steps) == (3, 4)

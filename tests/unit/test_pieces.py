@@ -96,10 +96,10 @@ def step(spec: Recipe) -> tuple[dict[str, float], Tensor, Tensor, list[int]]:
 
 def test_patches_are_cut_by_their_pixels() -> None:
     assert piece_size(16, 64 * 64) == 16
-    assert piece_size(17, 64 * 64) == 8
-    assert piece_size(200, 64 * 64) == 8
+    assert piece_size(17, 64 * 64) == 4
+    assert piece_size(200, 64 * 64) == 4
     assert piece_size(7, 96 * 96) == 7
-    assert piece_size(200, 96 * 96) == 3
+    assert piece_size(200, 96 * 96) == 1
     assert piece_size(2, 256 * 256) == 1
 
 
