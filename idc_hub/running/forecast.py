@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, condense_instance
+from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, assignment_events, condense_instance
 from idc_hub.condensation.pieces import piece_size
 from idc_hub.condensation.real_side import HELD_OUT_DRAWS
 from idc_hub.images.sources import open_source
@@ -119,7 +119,7 @@ def _calibrate(
     The processor's libraries are warmed up by a sample of a quarter of the pixels. Where that is slow already, the
     other samples are cut like it: nearly all of the work is proportional to the pixels.
     """
-    half = max(lr.shape[-1] // 2, spec.transform.kernel_size + spec.assignment.tile)
+    half = max(lr.shape[-1] // 2, spec.transform.neighbourhood + spec.assignment.tile)
     cut = lr[..., :half, :half]
     sizes = sorted({(min(real, len(lr)), count) for real, count in SIZES})
     begun = time.monotonic()
@@ -161,12 +161,13 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
         return more + (size - large) * max(slope, 0)
 
     loss, spec, steps = recipe.loss, recipe.assignment, recipe.optimiser.steps
-    paired = max(1 - spec.warmup - spec.interval * (spec.events + 1) / 2, 0)  # mean share of paired tiles
+    events = len(assignment_events(recipe))
+    paired = max(1 - spec.warmup - spec.interval * events / 2, 0) if events else 0.0  # mean share of paired tiles
     fresh = loss.draws == "fresh"
     draws = steps if fresh else min(loss.bank_size, steps)
     between = min(loss.bank_size, spec.interval * steps)
     cut = piece_size(synthetic, recipe.patches.size**2) < synthetic  # then forward passes are made twice
-    remade = paired * steps if fresh or cut else between * spec.events / 2 + draws
+    remade = paired * steps if fresh or cut or not events else between * spec.events / 2 + draws
     plain, whole = at("plain", synthetic, 1), at("paired", synthetic, 1)
     measured = HELD_OUT_DRAWS * (RANDOM_SUBSETS + 1) / 4  # a forward pass is about a quarter of a step
     return (
@@ -175,5 +176,5 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
         + measured * plain
         + steps * ((1 - paired) * plain + paired * whole) * (1 + 2 / recipe.workers.log_every) * (4 / 3 if cut else 1)
         + remade * at("partners", synthetic, 1)
-        + (spec.events + 1) * at("event", real, 0)
+        + events * at("event", real, 0)
     )

@@ -51,6 +51,14 @@ def test_what_is_cut_into_pieces_takes_a_third_longer_and_makes_partners_again_a
     assert forecast._seconds(64, 20, {(16, 1): [sample]}, spec) == pytest.approx(expected)
 
 
+def test_where_nothing_is_grouped_or_paired_all_steps_are_plain() -> None:
+    sample = Sample(fixed=0, draw=0, plain=0.1, event=0.5, partners=0.5, paired=0.9)
+    spec = recipe()
+    spec = spec.model_copy(update={"loss": spec.loss.model_copy(update={"group_weight": 0, "pair_weight": 0})})
+    expected = 1000 * 0.1 * 1.02 + 4 * 5 * 0.1 / 4
+    assert forecast._seconds(16, 1, {(16, 1): [sample]}, spec) == pytest.approx(expected)
+
+
 def test_the_shortened_recipe_groups_and_pairs_everything_before_its_last_steps() -> None:
     spec = shortened(recipe())
     assert spec.assignment.event_steps(spec.optimiser.steps) == (3, 4)

@@ -1,6 +1,7 @@
 """A step in pieces is the step that is not cut, to rounding; and no step asks the device for a number."""
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idc_hub.condensation import condense, pieces
-from idc_hub.condensation.assignment import TileGrid
-from idc_hub.condensation.condense import State, condense_instance
+from idc_hub.condensation.condense import State, assignment_events, condense_instance
 from idc_hub.condensation.objective import Objective, weighted
 from idc_hub.condensation.pieces import piece_size
 from idc_hub.condensation.real_side import RealSide, extract
@@ -38,13 +38,14 @@ class Network(torch.nn.Module):
 
 def recipe(**loss_and_features: Any) -> Recipe:
     statistics = loss_and_features.pop("statistics", "real")
+    transform = loss_and_features.pop("transform", {})
     return Recipe.from_dict(
         {
             "name": "pieces",
             "source": {"path": "photographs"},
             "patches": {"size": SIZE, "stride": SIZE},
             "features": {"statistics": statistics},
-            "transform": {"kernel_size": 3, "channels": 8},
+            "transform": {"kernel_size": 3, "channels": 8, **transform},
             "loss": {"frequencies": 8, "bank_size": 2, **loss_and_features},
             "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
             "optimiser": {"steps": 12, "initial": "noise"},
@@ -69,10 +70,12 @@ def step(spec: Recipe) -> tuple[dict[str, float], Tensor, Tensor, list[int]]:
     patches, places = photograph()
     network = Network()
     real = RealSide(patches, places, network, spec, "photo")
-    grid = TileGrid(COUNT, real.grid.height, real.grid.width, 4)
+    grid = replace(real.grid, patches=COUNT)
     state = State.start(torch.rand(COUNT, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), len(grid))
     tiles_of_patch = len(grid) // COUNT
     for tile in range(len(grid)):
+        if not assignment_events(spec):
+            break
         # All tiles of the first patch are paired, none of the third and the fourth, every other one of the rest.
         patch = tile // tiles_of_patch
         state.assignment.group[tile] = -1 if patch == 2 else tile % 3
@@ -113,6 +116,12 @@ def test_patches_are_cut_by_their_pixels() -> None:
         {"row_norm": "row", "shared_frequencies": False},
         {"deformation": "translation"},
         {"pair_reduction": "literal", "group_reduction": "sum"},
+        {"distance": "mse"},
+        {"distance": "mmd", "shared_frequencies": False},
+        {"transform": {"kind": "dwt"}},
+        {"transform": {"unfold": "tiles"}},
+        {"transform": {"unfold": "tiles"}, "distance": "mse", "deformation": "translation"},
+        {"transform": {"unfold": "patches"}, "group_weight": 0, "pair_weight": 0},
     ],
     ids=str,
 )
@@ -124,7 +133,7 @@ def test_a_step_in_pieces_is_the_whole_step_to_rounding(
     request.getfixturevalue("two_at_a_time")
     terms, gradient, shifts, given = step(recipe(**changes))
     assert set(given) == {2, 1}
-    assert terms.keys() == {"instance", "group", "pair"}
+    assert terms.keys() == ({"instance", "group", "pair"} if assignment_events(recipe(**changes)) else {"instance"})
     assert terms == pytest.approx(whole_terms, rel=1e-5)
     # Rounding grows where the phases of two functions are nearly equal.
     assert float((gradient - whole_gradient).norm() / whole_gradient.norm()) < 1e-4
@@ -200,7 +209,7 @@ def test_no_step_asks_the_device_for_a_number() -> None:
     patches, places = photograph()
     network = Network()
     real = RealSide(patches, places, network, spec, "photo")
-    grid = TileGrid(COUNT, real.grid.height, real.grid.width, 4)
+    grid = replace(real.grid, patches=COUNT)
     state = State.start(torch.rand(COUNT, 3, SIZE, SIZE), len(grid))
     state.assignment.group[:] = torch.arange(len(grid)) % 3
     state.assignment.partner[:] = torch.arange(len(grid)) % len(real.grid)
