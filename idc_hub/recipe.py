@@ -115,6 +115,9 @@ class Patches(Section):
     """Condensation ratio r: synthetic patches per real patch (section 3.1)."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
     """Synthetic patches that every photograph gets at least."""
+    complexity: Literal["all", "above-mean"] = "all"
+    """Which real patches the synthetic ones stand for: all of a photograph, or those whose edges (mean Sobel response)
+    are at least as strong as the mean of its patches. The ratio counts all in either case."""
     rounding: Literal["cumulative", "floor", "round", "ceil"] = "cumulative"
     """How ratio x windows becomes whole: cumulative keeps the total over all photographs exact, the others
     round for each photograph alone."""
@@ -303,6 +306,7 @@ PAPER: dict[str, dict[str, Any]] = {
 
 LATER = {
     "method": "idc",
+    "patches.complexity": "all",
     "features.precision": "fp32",
     "transform.precision": "fp32",
     "transform.kind": "rlff",

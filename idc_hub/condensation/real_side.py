@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
 from idc_hub.condensation.pieces import piece_size, recomputed
 from idc_hub.condensation.subset import greedy_subset
 from idc_hub.condensation.transforms import draw_rows, local_features, pad, to_rows
+from idc_hub.images.patches import complexity
 from idc_hub.networks.extractors import feature_maps
 
 if TYPE_CHECKING:
@@ -154,6 +156,11 @@ class RealSide:
     def __init__(self, lr: Tensor, offsets: Tensor, network: torch.nn.Module, recipe: Recipe, instance_id: str) -> None:
         self.recipe = recipe
         self.instance_id = instance_id
+        if recipe.patches.complexity == "above-mean":
+            edges = complexity(lr.cpu().numpy())
+            # Where all are equal, rounding of the mean must not leave none.
+            chosen = torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
+            lr, offsets = lr[chosen], offsets[chosen]
         limit = recipe.features.real_patches
         if limit is not None and limit < len(lr):
             chosen = torch.randperm(len(lr), generator=generator(recipe.seed, instance_id, "real"))[:limit].sort()

@@ -9,6 +9,9 @@ from itertools import accumulate, pairwise
 from math import ceil, floor
 
 import numpy as np
+from scipy.ndimage import correlate1d
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def windows(height: int, width: int, size: int, stride: int, *, tail: bool = True) -> list[tuple[int, int]]:
@@ -83,3 +86,24 @@ def synthetic_counts(windows: Sequence[int], ratio: float, rounding: str, minimu
         rule = {"floor": floor, "ceil": ceil, "round": lambda value: floor(value + Fraction(1, 2))}[rounding]
         shares = [rule(exact * count) for count in windows]
     return [max(share, minimum) for share in shares]
+
+
+def complexity(patches: np.ndarray) -> np.ndarray:
+    """Strength of the edges: mean of `0.5 |Sx| + 0.5 |Sy|` over the luma of each patch (Sobel, mirrored at the border).
+
+    Args:
+        patches: uint8 RGB `[n, 3, h, w]`.
+
+    Returns:
+        float64 `[n]`, for luma from 0 to 255.
+    """
+    strength = np.zeros(len(patches))
+    for across, along in ((1, 2), (2, 1)):
+        smooth = correlate1d(luma(patches), [1, 2, 1], axis=along, mode="mirror")
+        strength += 0.5 * np.abs(correlate1d(smooth, [-1, 0, 1], axis=across, mode="mirror")).mean((1, 2))
+    return strength
+
+
+def luma(patches: np.ndarray) -> np.ndarray:
+    """BT.601 luma of uint8 RGB `[n, 3, h, w]`: float32 `[n, h, w]` in [0, 255]."""
+    return np.einsum("j,njhw->nhw", _LUMA, patches.astype(np.float32))

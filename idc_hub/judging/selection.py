@@ -1,7 +1,7 @@
 """Baselines: a part of the real patches instead of synthetic ones (paper section 4, appendix C.2).
 
 Descriptors of patches go in, indices of the chosen ones come out, as int64 in any order. `select_in_groups` is the
-protocol around them. Nothing here reads images but `complexity` and `texture`, which describe them for `dcsr`.
+protocol around them. Nothing here reads images but `texture`, which describes them for `dcsr`.
 The greedy choice by characteristic functions works photograph by photograph: `RealSide.greedy_subset`.
 """
 
@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.ndimage import correlate1d
 from skimage.feature import local_binary_pattern
 
 from idc_hub.condensation.assignment import kmeans
 from idc_hub.condensation.real_side import seed_of
-from idc_hub.images.patches import synthetic_counts
+from idc_hub.images.patches import luma, synthetic_counts
 
 GROUPS = 20
 """Groups that the pool is shuffled into (appendix C.2)."""
@@ -22,7 +21,6 @@ GROUPS = 20
 CLUSTERS = 15
 """Clusters of `dcsr` (appendix C.2)."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _PATTERNS = ((8, 1), (16, 2), (24, 3))
 
 
@@ -151,22 +149,6 @@ def _equal_shares(sizes: list[int], total: int) -> list[int]:
     return shares
 
 
-def complexity(patches: np.ndarray) -> np.ndarray:
-    """Strength of the edges: mean of `0.5 |Sx| + 0.5 |Sy|` over the luma of each patch (Sobel, mirrored at the border).
-
-    Args:
-        patches: uint8 RGB `[n, 3, h, w]`.
-
-    Returns:
-        float64 `[n]`, for luma from 0 to 255.
-    """
-    strength = np.zeros(len(patches))
-    for across, along in ((1, 2), (2, 1)):
-        smooth = correlate1d(_luma(patches), [1, 2, 1], axis=along, mode="mirror")
-        strength += 0.5 * np.abs(correlate1d(smooth, [-1, 0, 1], axis=across, mode="mirror")).mean((1, 2))
-    return strength
-
-
 def texture(patches: np.ndarray) -> np.ndarray:
     """How often each local binary pattern occurs: uniform, rotation invariant, at radii of 1, 2 and 3 pixels.
 
@@ -189,11 +171,6 @@ def texture(patches: np.ndarray) -> np.ndarray:
             ]
         )
         / luma.size
-        for luma in _luma(patches).round().astype(np.uint8)
+        for luma in luma(patches).round().astype(np.uint8)
     ]
     return np.stack(histograms)
-
-
-def _luma(patches: np.ndarray) -> np.ndarray:
-    """float32 `[n, h, w]` in [0, 255]: BT.601, the usual grey."""
-    return np.einsum("j,njhw->nhw", _LUMA, patches.astype(np.float32))

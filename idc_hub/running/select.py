@@ -19,7 +19,7 @@ import torch
 from idc_hub.condensation.condense import held_out_discrepancies
 from idc_hub.condensation.real_side import RealSide, extract, generator
 from idc_hub.errors import RecipeError
-from idc_hub.images.patches import synthetic_counts
+from idc_hub.images.patches import complexity, synthetic_counts
 from idc_hub.images.sources import Instance, Source, open_source
 from idc_hub.judging import selection
 from idc_hub.recipe import Recipe
@@ -181,7 +181,7 @@ def _described(
 def _edges_and_texture(lr: torch.Tensor) -> np.ndarray:
     """Complexity, then texture: float64 `[n, 1 + d]`."""
     patches = lr.numpy()
-    return np.column_stack([selection.complexity(patches), selection.texture(patches)])
+    return np.column_stack([complexity(patches), selection.texture(patches)])
 
 
 @torch.no_grad()

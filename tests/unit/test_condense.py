@@ -402,6 +402,19 @@ def test_learning_rate_drops_at_the_papers_steps() -> None:
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
 
 
+def test_only_patches_with_edges_above_the_mean_stand_for_the_photograph() -> None:
+    patches, places = photograph()
+    patches[:5] = patches[:5] // 16 + 100  # the same patches with edges a sixteenth as strong
+    network = SmallNetwork()
+    real = RealSide(patches, places, network, recipe(patches__complexity="above-mean"), "photo")
+    assert torch.equal(real.lr, patches[5:])
+    assert torch.equal(real.offsets, places[5:])
+    alone = RealSide(patches[5:], places[5:], network, recipe(), "photo")
+    assert torch.equal(real.features, alone.features)
+    flat = torch.full_like(patches, 80)  # nothing is above the mean where all are equal, so all stay
+    assert len(RealSide(flat, places, network, recipe(patches__complexity="above-mean"), "photo").lr) == 9
+
+
 def test_initial_patches_are_noise_in_range_or_real_patches() -> None:
     patches, places = photograph()
     network = SmallNetwork()

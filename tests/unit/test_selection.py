@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from idc_hub.images.patches import complexity
 from idc_hub.judging import selection
 
 
@@ -172,7 +173,7 @@ class TestDescriptors:
         patches[1] = 200
         patches[2, :, :, 4:] = 100
         # |Sx| is 4 * 100 in the two columns beside the edge and 0 elsewhere; |Sy| is 0.
-        assert selection.complexity(patches) == pytest.approx([0, 0, 0.5 * 400 * 2 / 8], rel=1e-5)
+        assert complexity(patches) == pytest.approx([0, 0, 0.5 * 400 * 2 / 8], rel=1e-5)
 
     def test_complexity_against_loops(self) -> None:
         patch = np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8)
@@ -184,7 +185,7 @@ class TestDescriptors:
                 window = luma[y : y + 3, x : x + 3]
                 total += 0.5 * abs((window * kernel).sum()) + 0.5 * abs((window * kernel.T).sum())
         # A neighbour in the batch changes nothing.
-        both = selection.complexity(np.stack([patch, 255 - patch[::-1]]))
+        both = complexity(np.stack([patch, 255 - patch[::-1]]))
         assert both[0] == pytest.approx(total / 42, rel=1e-5)
 
     def test_texture_knows_textures_and_not_brightness_or_turns(self) -> None:
