@@ -115,9 +115,9 @@ class Patches(Section):
     """Condensation ratio r: synthetic patches per real patch (section 3.1)."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
     """Synthetic patches that every photograph gets at least."""
-    complexity: Literal["all", "above-mean"] = "all"
-    """Which real patches the synthetic ones stand for: all of a photograph, or those whose edges (mean Sobel response)
-    are at least as strong as the mean of its patches. The ratio counts all in either case."""
+    complexity: Literal["all", "above-mean"] = "above-mean"
+    """Which real patches the synthetic ones stand for: all of a photograph (the paper), or those whose edges, by their
+    mean Sobel response, are at least as strong as the mean of its patches. The ratio counts all in either case."""
     rounding: Literal["cumulative", "floor", "round", "ceil"] = "cumulative"
     """How ratio x windows becomes whole: cumulative keeps the total over all photographs exact, the others
     round for each photograph alone."""
@@ -255,9 +255,9 @@ class Assignment(Section):
 class Optimiser(Section):
     """Adam on the pixels of the synthetic patches (appendix C.1)."""
 
-    steps: Count = 20_000
-    """Optimisation steps a photograph (appendix C.1: 20k)."""
-    learning_rate: Annotated[Real, Field(gt=0)] = 1e-2
+    steps: Count = 200
+    """Optimisation steps a photograph (appendix C.1: 20k). Few and small ones keep chosen patches natural."""
+    learning_rate: Annotated[Real, Field(gt=0)] = 1e-3
     """Adam's step size, in pixel values of [0, 1] (appendix C.1: 1e-2)."""
     milestones: Annotated[tuple[Fraction, ...], BeforeValidator(listed)] = (0.75, 0.85, 0.95)
     """When gamma is applied, as fractions of the steps (appendix C.1: 15k, 17k and 19k of 20k)."""
@@ -265,7 +265,7 @@ class Optimiser(Section):
     """Factor at each milestone (appendix C.1: 0.1)."""
     clamp: Literal["step", "end"] = "step"
     """Hold pixels to [0, 1] after every step or only at the end."""
-    initial: Literal["noise", "real", "cf-greedy"] = "real"
+    initial: Literal["noise", "real", "cf-greedy"] = "cf-greedy"
     """Synthetic patches at the start: noise, real patches drawn at random, or the real patches whose
     characteristic function is nearest to that of the whole photograph."""
 
@@ -289,17 +289,18 @@ class Workers(Section):
 
     threads: Count = 1
     """CPU threads of a worker."""
-    checkpoint_every: Count = 500
+    checkpoint_every: Count = 100
     """Steps between saved states of an unfinished photograph."""
-    log_every: Count = 100
+    log_every: Count = 20
     """Steps between lines of a photograph's metrics."""
 
 
 PAPER: dict[str, dict[str, Any]] = {
+    "patches": {"complexity": "all"},
     "features": {"layer": "last"},
     "transform": {"rows": "literal", "padding": "zero"},
     "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
-    "optimiser": {"initial": "noise"},
+    "optimiser": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
 }
 """What `preset: paper` fills in where a key is not given; the other values are the same in both presets."""
 

@@ -155,7 +155,8 @@ class Plan(Section):
         """
         entry = self.sets[cell.set]
         assert entry.recipe is not None
-        windows = [f"patches.{key}={value}" for key, value in Patches().model_dump().items() if key != "ratio"]
+        shared = Patches().model_dump(exclude={"ratio", "complexity"})
+        windows = [f"patches.{key}={value}" for key, value in shared.items()]
         place = [f"scale={self.scale}", f"seed={cell.set_seed}", f"source.path={self.source}"]
         teacher = [f"teacher.network={self.hr[cell.hr]}", f"teacher.hr_version={cell.hr}"]
         return Recipe.load(

@@ -53,7 +53,8 @@ def selection_recipe(
     """
     method = given["method"]
     made_up = re.sub("[^a-z0-9]+", "-", f"{Path(source).stem}-{method}".lower()).strip("-")
-    patches = {"ratio": 1 if method == "whole" else ratio}
+    # A baseline is chosen from, and measured against, all patches unless somebody says otherwise.
+    patches = {"ratio": 1 if method == "whole" else ratio, "complexity": "all"}
     values = {"name": name or made_up, "source": {"path": source}, "patches": patches, **given}
     recipe = Recipe.from_dict(values, overrides)
     if recipe.method == "idc":

@@ -50,7 +50,7 @@ class TestSchedule:
         assert steps[-2:] == (13_600, 14_000)  # the last grouping, and the pairing that follows it
 
     def test_milestones_of_the_paper(self) -> None:
-        assert make().optimiser.milestone_steps() == (15_000, 17_000, 19_000)
+        assert make(preset="paper").optimiser.milestone_steps() == (15_000, 17_000, 19_000)
 
     def test_short_runs_keep_the_fractions(self) -> None:
         recipe = make(optimiser={"steps": 300}, assignment={"events": 5, "interval": 0.1})
@@ -69,7 +69,7 @@ class TestSchedule:
         )
 
     def test_events_that_end_too_late(self) -> None:
-        assert "41 assignment.events last from step 4000 to 20400" in complaint(assignment={"events": 41})
+        assert "41 assignment.events last from step 40 to 204" in complaint(assignment={"events": 41})
         make(assignment={"events": 40})  # 0.2 + 40 x 0.02 = 1
 
     @pytest.mark.parametrize("milestones", [[0.9, 0.8], [0.8, 0.8], [0.80001, 0.80002]])
@@ -94,7 +94,9 @@ class TestPresets:
     def test_the_default(self) -> None:
         recipe = make()
         assert (recipe.loss.pair_weight, recipe.loss.draws, recipe.transform.rows) == (1000, "bank", "unique")
-        assert (recipe.transform.padding, recipe.optimiser.initial) == ("reflect", "real")
+        assert (recipe.transform.padding, recipe.optimiser.initial) == ("reflect", "cf-greedy")
+        assert (recipe.optimiser.steps, recipe.optimiser.learning_rate) == (200, 1e-3)
+        assert recipe.patches.complexity == "above-mean"
 
     def test_written_keys_win(self) -> None:
         recipe = make(preset="paper", loss={"pair_weight": 5})
@@ -249,7 +251,7 @@ featurs: {}
             "my.yaml:6  patches.size is abc; it should be a number.",
             "my.yaml:8  patches.ratio stands here again; the first is in line 7.",
             "my.yaml:8  patches.ratio is 2; it should be less than or equal to 1.",
-            "my.yaml:10  60 assignment.events last from step 4000 to 28000 of 20000 optimiser.steps. "
+            "my.yaml:10  60 assignment.events last from step 40 to 280 of 200 optimiser.steps. "
             "Keep warmup + events x interval at 1 or below.",
             "my.yaml:11  featurs is not a recipe key. Did you mean features?",
             "override loss.alhpa=1  loss.alhpa is not a recipe key. Did you mean loss.alpha?",
@@ -339,7 +341,7 @@ class TestHash:
             "scale": 4,
             "seed": 0,
             **{"patches.size": 64, "patches.stride": 32, "patches.tail": True, "patches.ratio": 0.1},
-            **{"patches.min_per_image": 0, "patches.rounding": "cumulative"},
+            **{"patches.min_per_image": 0, "patches.complexity": "above-mean", "patches.rounding": "cumulative"},
             **{"features.weights_sha256": DIGEST, "features.layer": "first", "features.statistics": "real"},
             "features.real_patches": None,
             **{"transform.kernel_size": 7, "transform.channels": 256, "transform.rows": "unique"},
@@ -353,17 +355,16 @@ class TestHash:
             **{"assignment.quotas": "proportional", "assignment.pairing": "greedy"},
             **{"assignment.unique_content": False, "assignment.warmup": 0.2, "assignment.interval": 0.02},
             "assignment.events": 25,
-            **{"optimiser.steps": 20000, "optimiser.learning_rate": 0.01, "optimiser.gamma": 0.1},
-            **{"optimiser.milestones": [0.75, 0.85, 0.95], "optimiser.clamp": "step", "optimiser.initial": "real"},
+            **{"optimiser.steps": 200, "optimiser.learning_rate": 0.001, "optimiser.gamma": 0.1},
+            **{"optimiser.milestones": [0.75, 0.85, 0.95], "optimiser.clamp": "step", "optimiser.initial": "cf-greedy"},
         }
         expected = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
         assert make().with_extractor(DIGEST).lr_hash == expected
-        assert expected == "0218cdfe61b085e0c80f80dcf99064be12a752bb5460c7c1a2377f6b3878383b"
+        assert expected == "c8530893bde1af58e4a9dd78528fc6e139285d069c73beb26cf972bc985bc9ef"
 
     @pytest.mark.parametrize(
         "key",
-        [key for key in make(features={"weights_sha256": DIGEST}).lr_keys() if "." in key]
-        + [key for key in LATER if "." in key],
+        [key for key in dict.fromkeys([*make(features={"weights_sha256": DIGEST}).lr_keys(), *LATER]) if "." in key],
     )
     def test_every_key_counts(self, key: str) -> None:
         section, name = key.split(".")
@@ -379,7 +380,12 @@ class TestHash:
             **{"optimiser.milestones": [0.5], "optimiser.clamp": "end", "optimiser.initial": "noise"},
             **{"assignment.warmup": 0.1, "assignment.interval": 0.01},
             **{"features.precision": "bf16", "transform.precision": "bf16"},
-            **{"transform.kind": "dct", "transform.unfold": "tiles", "loss.distance": "mmd"},
+            **{
+                "patches.complexity": "all",
+                "transform.kind": "dct",
+                "transform.unfold": "tiles",
+                "loss.distance": "mmd",
+            },
         }
         changed = other.get(key, not value if isinstance(value, bool) else value * 2 if value else 1)
         sections = {"features": {"weights_sha256": DIGEST}}
@@ -395,7 +401,14 @@ class TestHash:
         ],
     )
     def test_keys_that_came_later_leave_the_hashes_of_older_recipes(self, name: str, digest: str) -> None:
-        recipe = Recipe.load(name, ["source.path=photos"])  # the digests are those of the version before the keys
+        # The digests are those of the version before the keys, and of its default values.
+        before = [
+            "patches.complexity=all",
+            "optimiser.initial=real",
+            "optimiser.learning_rate=0.01",
+            "optimiser.steps=400",
+        ]
+        recipe = Recipe.load(name, ["source.path=photos", *(before if name == "small-x4" else [])])
         assert recipe.lr_hash == digest
         written_out = Recipe.from_dict(yaml.safe_load(recipe.to_yaml()))
         assert (written_out.transform.kind, written_out.loss.distance) == ("rlff", "ncfd")
@@ -426,7 +439,7 @@ class TestHash:
     def test_neither_order_nor_spelling_counts(self, tmp_path: Path) -> None:
         path = tmp_path / "r.yaml"
         path.write_text(
-            "optimiser: {gamma: 1e-1, steps: 20k, learning_rate: 1e-2}\nseed: 0\n"
+            "optimiser: {gamma: 1e-1, steps: .2k, learning_rate: 1e-3}\nseed: 0\n"
             "loss:\n  pair_weight: 1k\n  alpha: 2e-1\nsource: {path: x}\nname: r\n"
         )
         assert Recipe.load(path).lr_hash == make().lr_hash
