@@ -159,8 +159,8 @@ class RealSide:
         if recipe.patches.complexity == "above-mean":
             edges = complexity(lr.cpu().numpy())
             # Where all are equal, rounding of the mean must not leave none.
-            chosen = torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
-            lr, offsets = lr[chosen], offsets[chosen]
+            strong = torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
+            lr, offsets = lr[strong], offsets[strong]
         limit = recipe.features.real_patches
         if limit is not None and limit < len(lr):
             chosen = torch.randperm(len(lr), generator=generator(recipe.seed, instance_id, "real"))[:limit].sort()
