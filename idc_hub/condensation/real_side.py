@@ -32,7 +32,7 @@ HELD_OUT_DRAWS = 4
 _CHUNK = 8
 """Real patches transformed at a time; bounds the memory of the precomputation."""
 
-_SUBSET_DRAWS = 4
+SUBSET_DRAWS = 4
 """Draws on which `greedy_subset` compares patches."""
 
 _RMS_PATCHES = 16
@@ -156,11 +156,8 @@ class RealSide:
     def __init__(self, lr: Tensor, offsets: Tensor, network: torch.nn.Module, recipe: Recipe, instance_id: str) -> None:
         self.recipe = recipe
         self.instance_id = instance_id
-        if recipe.patches.complexity == "above-mean":
-            edges = complexity(lr.cpu().numpy())
-            # Where all are equal, rounding of the mean must not leave none.
-            strong = torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
-            lr, offsets = lr[strong], offsets[strong]
+        kept = stood_for(lr, recipe)
+        lr, offsets = lr[kept], offsets[kept]
         limit = recipe.features.real_patches
         if limit is not None and limit < len(lr):
             chosen = torch.randperm(len(lr), generator=generator(recipe.seed, instance_id, "real"))[:limit].sort()
@@ -338,7 +335,7 @@ class RealSide:
         It is the discrepancy that the optimisation makes small, on the bank's first draws; but the features of a
         subset are normalised with the real statistics, whatever `features.statistics` says.
         """
-        names = range(min(_SUBSET_DRAWS, self.recipe.loss.bank_size))
+        names = range(min(SUBSET_DRAWS, self.recipe.loss.bank_size))
         functions = torch.stack([self._patch_functions(self.draw(name, self.statistics)) for name in names])
         # All patches have equally many rows: the function of all rows is the mean of the patches' functions.
         return torch.tensor(greedy_subset(functions, functions.mean(1), count, self.recipe.loss))
@@ -378,6 +375,15 @@ class RealSide:
         patch, down, across = self._place(tiles)
         positions = self.offsets.cpu()[patch] + torch.stack([down, across], dim=1) * self.grid.tile
         return torch.unique(positions, dim=0, return_inverse=True)[1].to(self.labels.device)
+
+
+def stood_for(lr: Tensor, recipe: Recipe) -> Tensor:
+    """Which real patches uint8 `[N, 3, h, w]` the synthetic ones stand for (`patches.complexity`): int64 indices."""
+    if recipe.patches.complexity == "all":
+        return torch.arange(len(lr))
+    edges = complexity(lr.cpu().numpy())
+    # Where all are equal, rounding of the mean must not leave none.
+    return torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
 
 
 def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, assignment_events, condense_instance
 from idc_hub.condensation.pieces import piece_size
-from idc_hub.condensation.real_side import HELD_OUT_DRAWS
+from idc_hub.condensation.real_side import HELD_OUT_DRAWS, SUBSET_DRAWS, stood_for
 from idc_hub.images.sources import open_source
 from idc_hub.running.worker import real_patches
 
@@ -105,9 +105,12 @@ def predict_seconds(
     work = [share for share in shares if share.count]
     typical = sorted(work, key=lambda share: share.count)[len(work) // 2]
     lr, offsets = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
-    samples, scale = _calibrate(lr, offsets, network, shortened(recipe))
+    kept = stood_for(lr, recipe)
+    share_kept = len(kept) / len(lr)  # taken to be the same for all photographs
+    samples, scale = _calibrate(lr[kept], offsets[kept], network, shortened(recipe))
     torch.set_num_threads(threads)
-    seconds = [scale * _seconds(share.instance.patches, share.count, samples, recipe) for share in work]
+    reals = [max(round(share_kept * share.instance.patches), 1) for share in work]
+    seconds = [scale * _seconds(real, share.count, samples, recipe) for real, share in zip(reals, work, strict=True)]
     return max(sum(seconds) / processes, max(seconds))
 
 
@@ -135,12 +138,13 @@ def _calibrate(
 
 
 def shortened(recipe: Recipe) -> Recipe:
-    """The recipe with a few steps, in which all is grouped at step 3 and paired at step 4, and two draws."""
+    """The recipe without choosing, with two draws and a few steps: all is grouped at step 3 and paired at step 4."""
     steps = STEPS + 1  # the last one is not made
     changes = {
+        "patches": {"complexity": "all"},
         "loss": {"draws": "bank", "bank_size": 2},
         "assignment": {"warmup": 3 / steps, "interval": 1 / steps, "events": 1},
-        "optimiser": {"steps": steps},
+        "optimiser": {"steps": steps, "initial": "real"},
         "workers": {"log_every": steps + 1, "checkpoint_every": steps + 1},
     }
     # Copies are not checked: milestones that fall on one step do no harm here.
@@ -169,10 +173,11 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
     cut = piece_size(synthetic, recipe.patches.size**2) < synthetic  # then forward passes are made twice
     remade = paired * steps if fresh or cut or not events else between * spec.events / 2 + draws
     plain, whole = at("plain", synthetic, 1), at("paired", synthetic, 1)
+    chosen = min(SUBSET_DRAWS, loss.bank_size) if recipe.optimiser.initial == "cf-greedy" else 0
     measured = HELD_OUT_DRAWS * (RANDOM_SUBSETS + 1) / 4  # a forward pass is about a quarter of a step
     return (
         at("fixed", real, 0)
-        + (draws + HELD_OUT_DRAWS) * at("draw", real, 0)
+        + (draws + chosen + HELD_OUT_DRAWS) * at("draw", real, 0)
         + measured * plain
         + steps * ((1 - paired) * plain + paired * whole) * (1 + 2 / recipe.workers.log_every) * (4 / 3 if cut else 1)
         + remade * at("partners", synthetic, 1)

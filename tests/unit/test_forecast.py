@@ -19,11 +19,12 @@ def recipe(path: Path | str = "photographs", **optimiser: Any) -> Recipe:
         {
             "name": "forecast",
             "source": {"path": str(path)},
-            "patches": {"size": 16, "stride": 16, "ratio": 0.2},
+            "patches": {"size": 16, "stride": 16, "ratio": 0.2, "complexity": "all"},
             "transform": {"kernel_size": 3, "channels": 8},
             "loss": {"frequencies": 8, "bank_size": 4},
             "assignment": {"groups": 2, "warmup": 0.2, "interval": 0.02, "events": 20},
-            "optimiser": {"steps": 1000, **optimiser},
+            "optimiser": {"steps": 1000, "initial": "real", **optimiser},
+            "workers": {"log_every": 100},
         }
     )
 
@@ -57,6 +58,16 @@ def test_where_nothing_is_grouped_or_paired_all_steps_are_plain() -> None:
     spec = spec.model_copy(update={"loss": spec.loss.model_copy(update={"group_weight": 0, "pair_weight": 0})})
     expected = 1000 * 0.1 * 1.02 + 4 * 5 * 0.1 / 4
     assert forecast._seconds(16, 1, {(16, 1): [sample]}, spec) == pytest.approx(expected)
+
+
+def test_choosing_the_first_patches_looks_at_the_real_side_of_four_draws_more() -> None:
+    sample = Sample(fixed=1.0, draw=0.4, plain=0.1, event=0.3, partners=0.02, paired=0.12)
+    chosen, drawn = (
+        forecast._seconds(16, 1, {(16, 1): [sample]}, recipe(initial=initial)) for initial in ("cf-greedy", "real")
+    )
+    assert chosen - drawn == pytest.approx(4 * 0.4)
+    spec = shortened(recipe(initial="cf-greedy"))  # what is counted here must not be in the samples
+    assert spec.optimiser.initial == "real"
 
 
 def test_the_shortened_recipe_groups_and_pairs_everything_before_its_last_steps() -> None:
