@@ -43,11 +43,11 @@ def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "test",
         "source": {"path": "photographs"},
-        "patches": {"size": SIZE, "stride": STRIDE},
+        "patches": {"size": SIZE, "stride": STRIDE, "complexity": "all"},
         "transform": {"kernel_size": 3, "channels": 12},
         "loss": {"frequencies": 16, "bank_size": 3, "row_norm": "row", "group_reduction": "sum"},
         "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
-        "optimiser": {"steps": 20, "initial": "noise"},
+        "optimiser": {"steps": 20, "initial": "noise", "learning_rate": 1e-2},
         "workers": {"checkpoint_every": 7, "log_every": 5},
     }
     for key, value in changes.items():
@@ -250,7 +250,7 @@ def test_every_transform_and_distance_lowers_its_own_loss(kind: str, distance: s
     spec = recipe(
         transform={"kind": kind, "unfold": unfold, "kernel_size": 3, "channels": 12},
         loss={"distance": distance, "frequencies": 64, "bank_size": 4, "group_weight": 0, "pair_weight": 0},
-        optimiser={"steps": 60, "initial": "noise"},
+        optimiser={"steps": 60, "initial": "noise", "learning_rate": 1e-2},
     )
     patches, places = photograph()
     real = RealSide(patches, places, SmallNetwork(), spec, "photo")

@@ -26,7 +26,7 @@ def recipe(folder: Path, **optimiser: Any) -> Recipe:
         {
             "name": "gate",
             "source": {"path": str(folder)},
-            "patches": {"size": 16, "stride": 16, "ratio": 1.0},
+            "patches": {"size": 16, "stride": 16, "ratio": 1.0, "complexity": "all"},
             "transform": {"kernel_size": 3, "channels": 8},
             "loss": {"frequencies": 8, "bank_size": 2},
             "assignment": {"groups": 2, "warmup": 0.2, "interval": 0.2, "events": 2},
