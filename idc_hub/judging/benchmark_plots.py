@@ -21,8 +21,10 @@ Curves = Mapping[float, Mapping[str, Sequence[tuple[int, float]]]]
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP"
+_MARKERS = "osD^vPX"  # one more than colours, so that pairs of both do not repeat soon
 _RANDOM, _WHOLE = "#000000", "#777777"
+_FAR = 1.0
+"""Sets more than so many dB below the worst random one are told in words: they would flatten all others."""
 
 
 def draw(findings: Findings, curves: Mapping[str, Curves], folder: Path) -> list[Path]:
@@ -68,12 +70,35 @@ def _quality_figure(findings: Findings, rows: Mapping[Row, list[Result]], *, by_
                 _draw_set(axes, findings, {row: measured[row] for row in line}, by_seconds=by_seconds)
         axes.set_title(f"HR: {version}", fontsize=11)
         _logarithmic(axes, "seconds of work to make the set" if by_seconds else "patches")
+    _cut_off(panels, findings, rows)
     panels[0].set_ylabel(f"{METRICS[METRIC]}, mean of {', '.join(findings.testsets)}")
     figure.supxlabel(
         f"{protocol(METRIC, findings.plan.scale)}; bars and band: ± 1 standard deviation over seeds", fontsize=8
     )
     _shared_legend(figure, panels)
     return figure
+
+
+def _cut_off(panels: Sequence[Axes], findings: Findings, rows: Mapping[Row, list[Result]]) -> None:
+    """End the axis `_FAR` below the worst random set, and write down what lies below."""
+    versions = [name for name in findings.plan.hr if any(row.hr == name for row in rows)]
+    means = {}
+    for row, found in rows.items():
+        if values := by_seed(found, METRIC, findings.testsets):
+            means[row] = fmean(values.values())
+    random = [mean for row, mean in means.items() if row.set == findings.random]
+    if not random or min(means.values()) >= min(random) - _FAR:
+        return
+    bottom = min(random) - _FAR
+    panels[0].set_ylim(bottom=bottom)
+    for axes, version in zip(panels, versions, strict=True):
+        below = [
+            f"{row.set}, {findings.patches(row):,} patches: {mean:.2f} dB"
+            for row, mean in means.items()
+            if row.hr == version and mean < bottom
+        ]
+        if below:
+            axes.text(0.98, 0.02, "below: " + "; ".join(below), transform=axes.transAxes, ha="right", fontsize=8)
 
 
 def _draw_set(axes: Axes, findings: Findings, line: Mapping[Row, Mapping[int, float]], *, by_seconds: bool) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from idc_hub.judging.benchmark import (
     worth_in_random,
 )
 from idc_hub.judging.benchmark_plan import Cell, Plan
-from idc_hub.judging.benchmark_plots import draw
+from idc_hub.judging.benchmark_plots import _quality_figure, draw
 from idc_hub.judging.benchmark_table import Findings, to_csv, to_markdown
 from idc_hub.running.benchmark import Ladder, draw_plots
 
@@ -224,6 +225,20 @@ class TestTables:
         names = ["edsr-small-patches.png", "edsr-small-seconds.png", "edsr-small-curves.png"]
         assert [path.name for path in files] == names
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+    def test_a_set_far_below_the_others_is_told_in_words(self, findings: Findings) -> None:
+        pytest.importorskip("matplotlib", reason="pictures need the extra `report`")
+        far = [
+            result._replace(psnr_rgb=result.psnr_rgb - 8) if result.set != "random" else result
+            for result in findings.results
+        ]
+        near, cut = (
+            _quality_figure(shown, shown.rows("edsr-small"), by_seconds=False).axes[0]
+            for shown in (findings, replace(findings, results=far))
+        )
+        assert not near.texts
+        assert cut.texts[0].get_text().startswith("below: ")
+        assert cut.get_ylim()[0] > min(result.psnr_rgb for result in far) + 1
 
     def test_without_matplotlib_a_sentence_says_how_to_get_the_pictures(
         self, findings: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
