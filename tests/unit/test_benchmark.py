@@ -254,7 +254,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_the_example_plan_is_right() -> None:
     plan = Plan.load(REPOSITORY / "benchmarks" / "ladder.yaml")
-    assert len(plan.cells()) == 3 * (3 * 2 + 2 + 6 * 2 + 1)  # random, whole, six sets at two ratios, one at one
+    assert len(plan.cells()) == 3 * (3 * 2 + 2 + 6 * 2 + 2)  # random, whole, six sets at two ratios, two at one
 
 
 def test_published_rows_agree_where_two_tables_print_the_same_experiment() -> None:
