@@ -98,7 +98,7 @@ def _cut_off(panels: Sequence[Axes], findings: Findings, rows: Mapping[Row, list
             if row.hr == version and mean < bottom
         ]
         if below:
-            axes.text(0.98, 0.02, "below: " + "; ".join(below), transform=axes.transAxes, ha="right", fontsize=8)
+            axes.text(0.98, 0.02, "\n".join(["below:", *below]), transform=axes.transAxes, ha="right", fontsize=8)
 
 
 def _draw_set(axes: Axes, findings: Findings, line: Mapping[Row, Mapping[int, float]], *, by_seconds: bool) -> None:

@@ -237,7 +237,7 @@ class TestTables:
             for shown in (findings, replace(findings, results=far))
         )
         assert not near.texts
-        assert cut.texts[0].get_text().startswith("below: ")
+        assert cut.texts[0].get_text().startswith("below:\n")
         assert cut.get_ylim()[0] > min(result.psnr_rgb for result in far) + 1
 
     def test_without_matplotlib_a_sentence_says_how_to_get_the_pictures(
