@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterator
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from idc_hub.errors import HubError, RecipeError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _SPELLINGS = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?)([kKM]?)")
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
@@ -304,6 +306,21 @@ class Draft:
                 self.complain(key, f"{key} stands here again; the first is in line {first[0]}.")
             if isinstance(value_node, yaml.MappingNode) and not prefix:
                 self._note_lines(value_node, f"{key}.")
+
+    def validated(self, model: type[Model]) -> Model:
+        """The values as a model of one level, such as a training recipe.
+
+        Raises:
+            RecipeError: With every problem, one a line.
+        """
+        try:
+            found = model.model_validate(self.values)
+        except ValidationError as error:
+            for key, sentence in explain(error, model):
+                self.complain(key, sentence)
+            self.raise_problems()
+            raise
+        return found
 
     def override(self, written: str) -> None:
         """Take one `section.key=value`."""

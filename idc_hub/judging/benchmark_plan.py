@@ -104,13 +104,7 @@ class Plan(Section):
         sets = draft.values.get("sets")
         if isinstance(sets, dict):
             draft.values["sets"] = _valid_sets(sets, draft)
-        try:
-            plan = cls.model_validate(draft.values)
-        except ValidationError as error:
-            for key, sentence in explain(error, cls):
-                draft.complain(key, sentence)
-            draft.raise_problems()
-            raise
+        plan = draft.validated(cls)
         for key, sentence in plan._contradictions():
             draft.complain(key, sentence)
         draft.raise_problems()

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from idc_hub.errors import RecipeError
 from idc_hub.recipe import Section
-from idc_hub.recipe_reader import Count, Draft, Fraction, Real, Whole, bundled_recipes, explain, listed
+from idc_hub.recipe_reader import Count, Draft, Fraction, Real, Whole, bundled_recipes, listed
 
 
 def _increasing(fractions: tuple[float, ...]) -> tuple[float, ...]:
@@ -78,13 +78,7 @@ class TrainingRecipe(Section):
             draft.read(path)
         for override in overrides:
             draft.override(override)
-        try:
-            recipe = cls.model_validate(draft.values)
-        except ValidationError as error:
-            for key, sentence in explain(error, cls):
-                draft.complain(key, sentence)
-            draft.raise_problems()
-            raise
+        recipe = draft.validated(cls)
         draft.raise_problems()
         return recipe
 

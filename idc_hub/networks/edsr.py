@@ -4,6 +4,7 @@ The parameters carry the names of the BasicSR checkpoints (`conv_first`, `body.N
 so the weights published there load into this class as they are.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,19 +108,29 @@ class EDSR(nn.Module):
         Raises:
             NetworkError: There is no such layer.
         """
-        count = self._block_count(layer)
+        count = layer_count(self.name, layer, len(self.body), ("body",))
         first = self.conv_first((lr - self.mean) * PIXEL_RANGE)
         x = self.body[:count](first)
         return self.conv_after_body(x) + first if layer == "body" else x
 
-    def _block_count(self, layer: int | str) -> int:
-        """How many residual blocks `layer` needs."""
-        last = len(self.body)
-        counts: dict[int | str, int] = {n: n for n in range(1, last + 1)}
-        counts |= {"first": 1, "last": last, "body": last}
-        if isinstance(layer, bool) or layer not in counts:
-            raise NetworkError(
-                f"{self.name} has no layer {layer!r}.",
-                hint=f'Its layers are 1 to {last}, "first", "last" and "body".',
-            )
-        return counts[layer]
+
+def layer_count(network: str, layer: int | str, last: int, names: Sequence[str]) -> int:
+    """How many layers, or blocks, the feature map `layer` needs.
+
+    Args:
+        network: Its name, for the message.
+        layer: What `features` was asked for.
+        last: How many there are.
+        names: Names beside "first" and "last"; all of them need every layer.
+
+    Raises:
+        NetworkError: There is no such layer.
+    """
+    counts: dict[int | str, int] = {n: n for n in range(1, last + 1)}
+    counts |= {"first": 1, "last": last, **dict.fromkeys(names, last)}
+    if isinstance(layer, bool) or layer not in counts:
+        told = ", ".join(f'"{name}"' for name in ("first", "last", *names[:-1]))
+        raise NetworkError(
+            f"{network} has no layer {layer!r}.", hint=f'Its layers are 1 to {last}, {told} and "{names[-1]}".'
+        )
+    return counts[layer]

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idc_hub.errors import NetworkError
-from idc_hub.networks.edsr import RGB_MEAN
+from idc_hub.networks.edsr import RGB_MEAN, layer_count
 from idc_hub.networks.selective_scan import selective_scan
+from idc_hub.networks.swinir import make_upsampler
 
 KERNEL_SIZE = 5  # of the depthwise convolutions in the feed-forward parts
-UPSAMPLER_CHANNELS = 64  # of the base network, whatever `dim` is
 
 
 def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -368,18 +368,8 @@ class MambaIRv2(nn.Module):
         self.layers = nn.ModuleList(AttentiveGroup(depth, dim, window, **inside) for depth in depths)
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
-        if light:
-            channels, out, factors = dim, 3, [scale]
-            self.conv_before_upsample = nn.Sequential()
-        else:
-            channels = out = UPSAMPLER_CHANNELS
-            factors = [2, 2] if scale == 4 else [scale]
-            self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, channels, 3, padding=1), nn.LeakyReLU())
-        steps: list[nn.Module] = []
-        for factor in factors:
-            steps += [nn.Conv2d(channels, out * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
-        self.upsample = nn.Sequential(*steps)
-        self.conv_last = nn.Identity() if light else nn.Conv2d(out, 3, 3, padding=1)
+        parts = make_upsampler(dim, scale, direct=light)
+        self.conv_before_upsample, self.upsample, self.conv_last = parts
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -410,7 +400,7 @@ class MambaIRv2(nn.Module):
 
     def _padded_features(self, lr: Tensor, layer: int | str) -> Tensor:
         """`features`, with the rows and columns that fill the last windows."""
-        count = self._layer_count(layer)
+        count = layer_count(self.name, layer, len(self.layers), ("norm", "body"))
         first = self.conv_first(mirrored(lr, self.window) - self.mean)
         x = self.patch_embed(first.permute(0, 2, 3, 1))
         for group in self.layers[:count]:
@@ -419,18 +409,6 @@ class MambaIRv2(nn.Module):
             x = self.norm(x)
         x = x.permute(0, 3, 1, 2)
         return self.conv_after_body(x) + first if layer == "body" else x
-
-    def _layer_count(self, layer: int | str) -> int:
-        """How many layers `layer` needs."""
-        last = len(self.layers)
-        counts: dict[int | str, int] = {n: n for n in range(1, last + 1)}
-        counts |= {"first": 1, "last": last, "norm": last, "body": last}
-        if isinstance(layer, bool) or layer not in counts:
-            raise NetworkError(
-                f"{self.name} has no layer {layer!r}.",
-                hint=f'Its layers are 1 to {last}, "first", "last", "norm" and "body".',
-            )
-        return counts[layer]
 
 
 def relative_position_index(window: int) -> Tensor:

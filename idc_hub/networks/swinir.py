@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idc_hub.errors import NetworkError
-from idc_hub.networks.edsr import RGB_MEAN
+from idc_hub.networks.edsr import RGB_MEAN, layer_count
 
 MLP_RATIO = 2  # hidden channels of the MLP over its input channels
 UPSAMPLER_CHANNELS = 64  # of "pixelshuffle", whatever `dim` is
@@ -202,18 +202,8 @@ class SwinIR(nn.Module):
         self.layers = nn.Sequential(*(ResidualSwinBlock(depth, dim, heads, window) for depth in depths))
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
-        if upsampler == "pixelshuffle":
-            channels = out = UPSAMPLER_CHANNELS
-            factors = [2, 2] if scale == 4 else [scale]
-            self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, channels, 3, padding=1), nn.LeakyReLU())
-        else:
-            channels, out, factors = dim, 3, [scale]
-            self.conv_before_upsample = nn.Sequential()
-        steps: list[nn.Module] = []
-        for factor in factors:
-            steps += [nn.Conv2d(channels, out * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
-        self.upsample = nn.Sequential(*steps)
-        self.conv_last = nn.Conv2d(out, 3, 3, padding=1) if upsampler == "pixelshuffle" else nn.Identity()
+        parts = make_upsampler(dim, scale, direct=upsampler == "pixelshuffledirect")
+        self.conv_before_upsample, self.upsample, self.conv_last = parts
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -249,7 +239,7 @@ class SwinIR(nn.Module):
 
     def _padded_features(self, lr: Tensor, layer: int | str) -> Tensor:
         """`features`, with the rows and columns that fill the last windows."""
-        count = self._layer_count(layer)
+        count = layer_count(self.name, layer, len(self.layers), ("norm", "body"))
         first = self.conv_first(self._padded(lr) - self.mean)
         x = self.layers[:count](self.patch_embed(first.permute(0, 2, 3, 1)))
         if layer in ("norm", "body"):
@@ -267,14 +257,23 @@ class SwinIR(nn.Module):
             )
         return functional.pad(lr, (0, right, 0, bottom), mode="reflect") if bottom or right else lr
 
-    def _layer_count(self, layer: int | str) -> int:
-        """How many layers `layer` needs."""
-        last = len(self.layers)
-        counts: dict[int | str, int] = {n: n for n in range(1, last + 1)}
-        counts |= {"first": 1, "last": last, "norm": last, "body": last}
-        if isinstance(layer, bool) or layer not in counts:
-            raise NetworkError(
-                f"{self.name} has no layer {layer!r}.",
-                hint=f'Its layers are 1 to {last}, "first", "last", "norm" and "body".',
-            )
-        return counts[layer]
+
+def make_upsampler(dim: int, scale: int, *, direct: bool) -> tuple[nn.Sequential, nn.Sequential, nn.Module]:
+    """What follows the body: `conv_before_upsample`, `upsample` and `conv_last` of the published code.
+
+    Args:
+        dim: Channels of the body.
+        scale: 2, 3 or 4.
+        direct: One convolution and one pixel shuffle, as in the light networks; else 64 channels, x2 at a time.
+    """
+    if direct:
+        channels, out, factors = dim, 3, [scale]
+        before = nn.Sequential()
+    else:
+        channels = out = UPSAMPLER_CHANNELS
+        factors = [2, 2] if scale == 4 else [scale]
+        before = nn.Sequential(nn.Conv2d(dim, channels, 3, padding=1), nn.LeakyReLU())
+    steps: list[nn.Module] = []
+    for factor in factors:
+        steps += [nn.Conv2d(channels, out * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+    return before, nn.Sequential(*steps), nn.Identity() if direct else nn.Conv2d(out, 3, 3, padding=1)
