@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.nn.functional import l1_loss
 
-from idc_hub.judging.crops import Batch, draw_batch, prefetch, turned
-from idc_hub.judging.training_recipe import TrainingRecipe
+from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
+from idc_hub.training.recipe import TrainingRecipe
 from idc_hub.networks import create
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SCALE = 16, 1356, 2040, 4

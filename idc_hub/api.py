@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idc_hub.errors import IncompleteError, RecipeError, RunError
-from idc_hub.publishing.hr_version import add_version, hr_source, measure_version, repository
+from idc_hub.dataset.hr_version import add_version, hr_source, measure_version, repository
 from idc_hub.recipe import Recipe
-from idc_hub.running.machine import device, machine, packages
+from idc_hub.machine import device, machine, packages
 
 if TYPE_CHECKING:
     import torch
 
     from idc_hub.images.sources import Instance
-    from idc_hub.storage.run import Run, Share
+    from idc_hub.runs.run import Run, Share
 
 
 def condense(
@@ -61,11 +61,11 @@ def condense(
     """
     from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
-    from idc_hub.running.gate import recorded
-    from idc_hub.running.launch import default_num_processes, launch
-    from idc_hub.running.progress import show_progress
-    from idc_hub.storage.pack import pack
-    from idc_hub.storage.run import Run
+    from idc_hub.dataset.gate import recorded
+    from idc_hub.runs.launch import default_num_processes, launch
+    from idc_hub.runs.progress import show_progress
+    from idc_hub.dataset.pack import pack
+    from idc_hub.runs.run import Run
 
     begun = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
@@ -143,7 +143,7 @@ def select(
     on a sample of the photographs, except for cf-greedy, which looks at all of them as closely anyway.
 
     Args:
-        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (`judging.selection`).
+        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (`selection.methods`).
         source: A folder or zip of photographs, or a Hub dataset.
         ratio: Which part of the patches to choose; `whole` takes all.
         scale: How many times larger HR is than LR.
@@ -165,11 +165,11 @@ def select(
     """
     from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
-    from idc_hub.running.gate import recorded
-    from idc_hub.running.progress import counting
-    from idc_hub.running.real_hr import NAME, RealHR
-    from idc_hub.running.select import begin, finish, selection_recipe
-    from idc_hub.storage.pack import pack
+    from idc_hub.dataset.gate import recorded
+    from idc_hub.runs.progress import counting
+    from idc_hub.dataset.hr import NAME, RealHR
+    from idc_hub.selection.pool import begin, finish, selection_recipe
+    from idc_hub.dataset.pack import pack
 
     begun = time.monotonic()
     given = {"method": method, "scale": scale, "seed": seed, "teacher": {"network": teacher}}
@@ -212,7 +212,7 @@ def status(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         RunError: If there is no Run.
     """
-    from idc_hub.storage.run import Run
+    from idc_hub.runs.run import Run
 
     return Run.open(Path(run_dir)).status()
 
@@ -222,7 +222,7 @@ def quality(
 ) -> dict[str, Any]:
     """Measure an HR version of a finished Run beside random real patches of its photographs; keep it with the Run.
 
-    The figures are those of `judging.quality`, of a sample that `running.gate.measure` describes. They go to
+    The figures are those of `images.figures`, of a sample that `dataset.gate.measure` describes. They go to
     `quality.json` in the Run, to `idc.json` and to the card.
 
     Args:
@@ -240,9 +240,9 @@ def quality(
         ImageError: If photographs are missing or have changed.
         NetworkError: If the teacher cannot be loaded.
     """
-    from idc_hub.running.regenerate import same_teacher
-    from idc_hub.storage.manifest import Manifest
-    from idc_hub.storage.run import Run
+    from idc_hub.dataset.regenerate import same_teacher
+    from idc_hub.dataset.manifest import Manifest
+    from idc_hub.runs.run import Run
 
     path = Path(run_dir)
     manifest = Manifest.load(repository(path))
@@ -274,8 +274,8 @@ def verify(path: str | Path) -> dict[str, Any]:
     Raises:
         RunError: At the first thing that is wrong, with the file that is.
     """
-    from idc_hub.publishing.tree import check_repository
-    from idc_hub.storage.run import Run
+    from idc_hub.dataset.check import check_repository
+    from idc_hub.runs.run import Run
 
     path = Path(path)
     checked: dict[str, Any] = {}
@@ -322,7 +322,7 @@ def regenerate(
         RecipeError: If the name is not allowed or taken by other patches.
         HubError: If the repository cannot be pulled.
     """
-    from idc_hub.storage.manifest import Manifest
+    from idc_hub.dataset.manifest import Manifest
 
     path = Path(run_or_repo)
     if not path.exists():
@@ -341,7 +341,7 @@ def benchmark(plan: str | Path, *, out: str | Path, dry_run: bool = False, progr
     The same call continues a benchmark that was interrupted; what is finished is left alone.
 
     Args:
-        plan: A YAML file; see `judging.benchmark_plan.Plan`.
+        plan: A YAML file; see `benchmarking.plan.Plan`.
         out: Folder for the sets, the students, `ladder.csv`, `ladder.md` and `plots/`.
         dry_run: Only say what is there and what is to be done.
         progress: Show progress on stderr.
@@ -355,8 +355,8 @@ def benchmark(plan: str | Path, *, out: str | Path, dry_run: bool = False, progr
         RunError: If another benchmark works in the folder.
         IncompleteError: If single runs failed; the others are finished, and the same call tries again.
     """
-    from idc_hub.judging.benchmark_plan import REAL, Cell, Plan
-    from idc_hub.running.benchmark import DONE, Ladder, draw_plots
+    from idc_hub.benchmarking.plan import REAL, Cell, Plan
+    from idc_hub.benchmarking.ladder import DONE, Ladder, draw_plots
 
     checked = Plan.load(Path(plan))
 
@@ -415,9 +415,9 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> dict[str, Any]:
-    """Publish the repository tree of a Run, or a network, in one commit and tag it; see `publishing.hub.push`."""
-    from idc_hub.publishing import hub
-    from idc_hub.publishing.network_release import is_network
+    """Publish the repository tree of a Run, or a network, in one commit and tag it; see `hub.push.push`."""
+    from idc_hub.hub import push as hub
+    from idc_hub.hub.network_release import is_network
 
     folder = Path(path)
     return hub.push(
@@ -433,8 +433,8 @@ def push(
 
 
 def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
-    """Fetch a condensed set from the Hub into a Run directory; see `publishing.hub.pull`."""
-    from idc_hub.publishing import hub
+    """Fetch a condensed set from the Hub into a Run directory; see `hub.push.pull`."""
+    from idc_hub.hub import push as hub
 
     return hub.pull(repo_id, Path(run_dir), revision=revision, token=token)
 
@@ -446,7 +446,7 @@ def _run_dir(given: str | Path | None, name: str) -> Path:
 def _survey(recipe: Recipe, progress: bool) -> list[Instance]:
     """Look at every photograph once."""
     from idc_hub.images.sources import open_source, survey
-    from idc_hub.running.progress import counting
+    from idc_hub.runs.progress import counting
 
     source = open_source(**recipe.source.model_dump())
     spec = recipe.patches
@@ -457,7 +457,7 @@ def _survey(recipe: Recipe, progress: bool) -> list[Instance]:
 def _shares(recipe: Recipe, instances: list[Instance]) -> list[Share]:
     """Share the synthetic patches out."""
     from idc_hub.images.patches import synthetic_counts
-    from idc_hub.storage.run import Share
+    from idc_hub.runs.run import Share
 
     spec = recipe.patches
     counts = synthetic_counts([i.patches for i in instances], spec.ratio, spec.rounding, spec.min_per_image)
@@ -470,8 +470,8 @@ def _predicted_seconds(
     """What the workers will need, without reading the photographs and without the teacher."""
     import torch
 
-    from idc_hub.running.forecast import predict_seconds
-    from idc_hub.running.launch import default_num_processes
+    from idc_hub.runs.forecast import predict_seconds
+    from idc_hub.runs.launch import default_num_processes
 
     processes = num_processes or default_num_processes(recipe, len(shares))
     return round(predict_seconds(recipe, shares, network, processes, torch.device(device())), 1)

@@ -182,7 +182,7 @@ def quality(
     The Run, its idc.json and its card keep what was found. The exit code is 0 also where figures fail.
     """
     from idc_hub import api
-    from idc_hub.judging.quality import table
+    from idc_hub.images.figures import table
 
     result = api.quality(run, hr_version=hr_version, teacher=teacher, progress=not quiet)
     for warning in result["warnings"]:

@@ -128,7 +128,7 @@ def env(as_json: JsonOption = False) -> None:
     import torch
     from huggingface_hub import constants, get_token
 
-    from idc_hub.running.machine import PACKAGES
+    from idc_hub.machine import PACKAGES
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts = {

@@ -72,7 +72,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, IDCError):
         output.error(str(error))
         return error.exit_code
-    from idc_hub.running.worker import Interrupted
+    from idc_hub.runs.worker import Interrupted
 
     if isinstance(error, Interrupted):
         output.error(f"interrupted ({error}). What was done is saved; the same command continues.")

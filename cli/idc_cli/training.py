@@ -11,7 +11,7 @@ from idc_cli import output
 from idc_cli.options import DryRunOption, JsonOption, QuietOption, ScaleOption, examples
 
 if TYPE_CHECKING:
-    from idc_hub.judging.pairs import Pair
+    from idc_hub.training.pairs import Pair
 
 app = typer.Typer()
 networks = typer.Typer(no_args_is_help=True, help="Bring in weights that others have published.")
@@ -69,11 +69,11 @@ def train(
 
     The same command continues a training that was interrupted.
     """
-    from idc_hub.judging.training_recipe import TrainingRecipe
+    from idc_hub.training.recipe import TrainingRecipe
 
     settings = TrainingRecipe.load(recipe, overrides or ())
 
-    from idc_hub.running.train import train_network
+    from idc_hub.training.launch import train_network
 
     pairs, facts = _read_data(data, scale, hr_version)
 
@@ -137,8 +137,8 @@ def evaluate(
 
     from idc_hub.errors import RecipeError
     from idc_hub.images.metrics import Protocol
-    from idc_hub.judging.evaluation import evaluate as evaluate_network
-    from idc_hub.judging.evaluation import save_result
+    from idc_hub.training.evaluation import evaluate as evaluate_network
+    from idc_hub.training.evaluation import save_result
     from idc_hub.networks import load
     from idc_hub.networks.foreign import kind_of
     from idc_hub.networks.teachers import load_teacher
@@ -237,8 +237,8 @@ def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair
     """
     from idc_hub.errors import RecipeError
     from idc_hub.images.sources import PACKAGE_PREFIX
-    from idc_hub.judging.pairs import read_pairs
-    from idc_hub.storage.pairs import read_version
+    from idc_hub.training.pairs import read_pairs
+    from idc_hub.dataset.version_pairs import read_version
 
     path = Path(data)
     for tree in (path / "repo", path):
@@ -260,7 +260,7 @@ def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None
     import datasets
 
     from idc_hub.errors import HubError
-    from idc_hub.storage.pairs import decode_pairs
+    from idc_hub.dataset.version_pairs import decode_pairs
 
     try:
         rows = datasets.load_dataset(repo_id, hr_version, split="train")

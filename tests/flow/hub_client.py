@@ -22,14 +22,14 @@ def _loopback_only(host: Any, *rest: Any, **options: Any) -> Any:
 
 def push(folder: str, repo_id: str, **options: Any) -> dict[str, Any]:
     """`idc push`."""
-    from idc_hub.publishing import hub
+    from idc_hub.hub import push as hub
 
     return hub.push(Path(folder), repo_id, **options)
 
 
 def pull(repo_id: str, run_dir: str, **options: Any) -> dict[str, Any]:
     """`idc pull`."""
-    from idc_hub.publishing import hub
+    from idc_hub.hub import push as hub
 
     return hub.pull(repo_id, Path(run_dir), **options)
 

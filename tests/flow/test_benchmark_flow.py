@@ -13,7 +13,7 @@ import idc_hub
 from idc_hub import api
 from idc_hub.errors import ImageError, IncompleteError, RunError
 from idc_hub.images.files import write_png
-from idc_hub.running import benchmark as running
+from idc_hub.benchmarking import ladder as running
 
 PLAN = """\
 name: tiny

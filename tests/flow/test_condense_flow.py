@@ -86,7 +86,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if "idc_hub.running.worker" in child.cmdline():
+            if "idc_hub.runs.worker" in child.cmdline():
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from idc_hub.errors import RunError
-from idc_hub.publishing.tree import check_repository
+from idc_hub.dataset.check import check_repository
 from tests.flow.hub_tools import make_tree
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from idc_hub import networks
 from idc_hub.images.metrics import Protocol
-from idc_hub.judging.evaluation import evaluate, save_result
+from idc_hub.training.evaluation import evaluate, save_result
 from idc_hub.networks.edsr import EDSR
 from tests.flow.hub_tools import REPOSITORY, Client, Refused, files_below
 from tests.hub_server import HubServer, Repository

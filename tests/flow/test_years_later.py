@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from idc_hub.images.files import decode_png, write_png
-from idc_hub.storage.parquet import read_rows
+from idc_hub.dataset.parquet import read_rows
 from tests.flow.hub_tools import Client
 from tests.hub_server import HubServer
 

@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor
 
 from idc_hub.networks.teachers import Teacher
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.shards import write_shards
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.shards import write_shards
 
 RECIPE = """\
 name: sample-x2

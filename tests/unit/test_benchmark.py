@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from idc_hub.errors import RecipeError
-from idc_hub.judging.benchmark import (
+from idc_hub.benchmarking.statistics import (
     Result,
     beyond_spread,
     by_seed,
@@ -19,10 +19,10 @@ from idc_hub.judging.benchmark import (
     worth,
     worth_in_random,
 )
-from idc_hub.judging.benchmark_plan import Cell, Plan
-from idc_hub.judging.benchmark_plots import _quality_figure, draw
-from idc_hub.judging.benchmark_table import Findings, to_csv, to_markdown
-from idc_hub.running.benchmark import Ladder, draw_plots
+from idc_hub.benchmarking.plan import Cell, Plan
+from idc_hub.benchmarking.plots import _quality_figure, draw
+from idc_hub.benchmarking.tables import Findings, to_csv, to_markdown
+from idc_hub.benchmarking.ladder import Ladder, draw_plots
 
 PLAN = """\
 name: small

@@ -13,10 +13,10 @@ from markdown_it import MarkdownIt
 
 from idc_hub.errors import RunError
 from idc_hub.networks.teachers import Teacher
-from idc_hub.publishing.card import BEGIN, END, merge_card, render_card, write_card
-from idc_hub.running.regenerate import regenerate
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.parquet import Row, write_rows
+from idc_hub.dataset.card import BEGIN, END, merge_card, render_card, write_card
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import Row, write_rows
 
 MakeTeacher = Callable[..., Teacher]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from idc_hub.errors import NetworkError
 from idc_hub.networks.teachers import load_teacher
-from idc_hub.running.regenerate import regenerate
+from idc_hub.dataset.regenerate import regenerate
 from tests.unit.foreign import Explosive, Repeat, as_pixels, mirrored, noise
 
 

@@ -23,7 +23,7 @@ from idc_cli.main import app, main
 from idc_hub.errors import HubError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
 from idc_hub.recipe import Recipe
 from idc_hub.recipe_reader import bundled_recipes
-from idc_hub.running.worker import Interrupted
+from idc_hub.runs.worker import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -594,8 +594,8 @@ class TestTraining:
 
     def test_a_condensed_set(self, tmp_path: Path, idc: Callable[..., Result]) -> None:
         from idc_hub.images.files import encode_png
-        from idc_hub.storage.manifest import Manifest
-        from idc_hub.storage.parquet import Row, write_rows
+        from idc_hub.dataset.manifest import Manifest
+        from idc_hub.dataset.parquet import Row, write_rows
 
         repo = tmp_path / "run" / "repo"
         lr, hr = np.full((8, 8, 3), 9, np.uint8), np.full((32, 32, 3), 9, np.uint8)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from idc_hub.errors import NetworkError, RecipeError
 from idc_hub.networks.teachers import load_teacher
-from idc_hub.running.regenerate import regenerate
-from idc_hub.storage.manifest import Manifest
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.dataset.manifest import Manifest
 from tests.hub_server import HubServer
 from tests.unit.foreign import Explosive, noise
 

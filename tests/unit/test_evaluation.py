@@ -14,8 +14,8 @@ from idc_hub.errors import ImageError
 from idc_hub.images.files import write_png
 from idc_hub.images.metrics import Protocol, ssim
 from idc_hub.images.resize import imresize, mod_crop
-from idc_hub.judging.evaluation import evaluate, save_result
-from idc_hub.judging.pairs import read_pairs
+from idc_hub.training.evaluation import evaluate, save_result
+from idc_hub.training.pairs import read_pairs
 from idc_hub.networks.edsr import EDSR
 from idc_hub.networks.teachers import load_teacher
 

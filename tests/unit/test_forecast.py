@@ -10,8 +10,8 @@ import pytest
 from idc_hub import api
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
-from idc_hub.running import forecast
-from idc_hub.running.forecast import Sample, shortened
+from idc_hub.runs import forecast
+from idc_hub.runs.forecast import Sample, shortened
 
 
 def recipe(path: Path | str = "photographs", **optimiser: Any) -> Recipe:

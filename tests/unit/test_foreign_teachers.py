@@ -16,10 +16,10 @@ from torch import nn
 
 from idc_hub.errors import NetworkError
 from idc_hub.images.metrics import Protocol
-from idc_hub.judging.evaluation import evaluate
+from idc_hub.training.evaluation import evaluate
 from idc_hub.networks.foreign import kind_of, load_foreign, name_of, weights_digest
 from idc_hub.networks.teachers import KINDS, load_teacher
-from idc_hub.running.regenerate import regenerate
+from idc_hub.dataset.regenerate import regenerate
 from tests.unit.foreign import Repeat, as_pixels, mirrored, noise
 
 Publish = Callable[..., None]

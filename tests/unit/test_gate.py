@@ -14,11 +14,11 @@ from PIL import Image
 from idc_hub import api
 from idc_hub.errors import ImageError, RunError
 from idc_hub.images.files import write_png
-from idc_hub.judging.quality import FIGURES
+from idc_hub.images.figures import FIGURES
 from idc_hub.recipe import Recipe
-from idc_hub.running import gate
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.run import Run
+from idc_hub.dataset import gate
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.runs.run import Run
 
 
 def recipe(folder: Path, **optimiser: Any) -> Recipe:

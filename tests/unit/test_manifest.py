@@ -9,7 +9,7 @@ import pytest
 
 from idc_hub.errors import RunError
 from idc_hub.images.sources import is_instance_id
-from idc_hub.storage.manifest import Manifest, is_version_name
+from idc_hub.dataset.manifest import Manifest, is_version_name
 
 DIGEST = "0123456789abcdef" * 4
 VERSION = {

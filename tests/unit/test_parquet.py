@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from idc_hub.errors import RunError
-from idc_hub.storage.parquet import Row, measure, read_keys, read_rows, write_rows
+from idc_hub.dataset.parquet import Row, measure, read_keys, read_rows, write_rows
 
 IDS = ["bridge"] * 5 + ["cat"] * 4 + ["tower"] * 3
 

@@ -12,8 +12,8 @@ from scipy.stats import wasserstein_distance
 
 from idc_hub.images.patches import cut
 from idc_hub.images.resize import imresize
-from idc_hub.judging import quality
-from idc_hub.judging.quality import FIGURES, Quality, judge, table
+from idc_hub.images import figures as quality
+from idc_hub.images.figures import FIGURES, Quality, judge, table
 
 SIDE = 16
 Patches = Callable[..., np.ndarray]

@@ -14,10 +14,10 @@ from torch import Tensor
 from idc_hub.errors import NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png
 from idc_hub.networks.teachers import Teacher, load_teacher
-from idc_hub.publishing.card import write_card
-from idc_hub.running.regenerate import regenerate
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.parquet import read_keys, read_rows
+from idc_hub.dataset.card import write_card
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import read_keys, read_rows
 
 MakeTeacher = Callable[..., Teacher]
 

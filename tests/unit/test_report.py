@@ -9,10 +9,10 @@ from PIL import Image
 
 from idc_hub.images.files import encode_png
 from idc_hub.networks.teachers import Teacher
-from idc_hub.publishing.report import MAX_BYTES, contact_sheet, write_report
-from idc_hub.running.regenerate import regenerate
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.parquet import Row, write_rows
+from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, write_report
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import Row, write_rows
 
 MakeTeacher = Callable[..., Teacher]
 

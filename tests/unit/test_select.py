@@ -15,12 +15,12 @@ from idc_hub.errors import ImageError, NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png, read_image, write_png
 from idc_hub.images.resize import imresize
 from idc_hub.networks.teachers import load_teacher
-from idc_hub.publishing.card import render_card
+from idc_hub.dataset.card import render_card
 from idc_hub.recipe import Recipe
-from idc_hub.running import select as module
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.parquet import Row, read_rows
-from idc_hub.storage.run import Run
+from idc_hub.selection import pool as module
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import Row, read_rows
+from idc_hub.runs.run import Run
 
 # 46 HR and 23 LR pixels by 50 and 25: windows of 8 every 4, the last ones flush with the edge.
 SIZES = {"bridge": (46, 50), "cat": (46, 34), "tower": (80, 50)}

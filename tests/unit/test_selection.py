@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from idc_hub.images.patches import complexity
-from idc_hub.judging import selection
+from idc_hub.selection import methods as selection
 
 
 def gaussian(count: int, dimensions: int, seed: int = 0) -> np.ndarray:

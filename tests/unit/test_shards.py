@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from idc_hub.errors import RunError
-from idc_hub.storage.manifest import Manifest
-from idc_hub.storage.shards import INDEX_NAME, iterate_lr, lr_digest, read_index, verify_lr, write_shards
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.shards import INDEX_NAME, iterate_lr, lr_digest, read_index, verify_lr, write_shards
 
 METADATA = {"format": "idc", "format_version": 1, "scale": 2, "lr_hash": "a" * 64}
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from idc_hub.errors import RecipeError
-from idc_hub.judging.training import learning_rate
-from idc_hub.judging.training_recipe import TrainingRecipe, bundled_training_recipes
+from idc_hub.training.loop import learning_rate
+from idc_hub.training.recipe import TrainingRecipe, bundled_training_recipes
 
 
 @pytest.mark.parametrize("wrong", [{"step": 5}, {"steps": 0}, {"decay": "linear"}, {"ema": 1.0}, {"crop": 0}], ids=str)

@@ -1,0 +1,196 @@
+"""A benchmark as a table: `ladder.csv` with the single runs, `ladder.md` with their means, differences and worth."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from idc_hub.images.metrics import Protocol
+from idc_hub.benchmarking.statistics import (
+    Result,
+    Spread,
+    beyond_spread,
+    by_seed,
+    paired_differences,
+    spread,
+    worth_in_random,
+)
+from idc_hub.benchmarking.plan import Plan
+
+METRICS = {"psnr_rgb": "PSNR (dB)", "psnr_y": "PSNR (dB)", "ssim_rgb": "SSIM"}
+_NOTHING = "–"
+
+
+class Row(NamedTuple):
+    """A line of the table: all seeds of one set with one HR version at one ratio."""
+
+    set: str
+    hr: str
+    ratio: float
+
+
+@dataclass
+class Findings:
+    """What a benchmark has found so far.
+
+    Attributes:
+        plan: What was compared.
+        results: The single runs.
+        sets: For each Run its `set`, `ratio`, `set_seed`, `patches`, `seconds` (None: not known) and `device`.
+        teachers: HR version to what made it.
+        failures: Single run to why it failed, as a sentence.
+    """
+
+    plan: Plan
+    results: list[Result] = field(default_factory=list)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    teachers: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def testsets(self) -> list[str]:
+        """Names of the test sets, in the plan's order."""
+        return [Path(testset).name for testset in self.plan.testsets]
+
+    def rows(self, student: str) -> dict[Row, list[Result]]:
+        """The results of a student by rows; sets and HR versions in the plan's order, ratios increasing."""
+        found: dict[Row, list[Result]] = {}
+        for result in self.results:
+            if result.student == student:
+                found.setdefault(Row(result.set, result.hr, result.ratio), []).append(result)
+        sets, hrs = list(self.plan.sets), list(self.plan.hr)
+        order = sorted(found, key=lambda row: (sets.index(row.set), hrs.index(row.hr), row.ratio))
+        return {row: found[row] for row in order}
+
+    def patches(self, row: Row) -> int:
+        """Patches of a row's sets."""
+        return next(
+            facts["patches"] for facts in self.sets.values() if (facts["set"], facts["ratio"]) == (row.set, row.ratio)
+        )
+
+    def seconds(self, row: Row) -> list[float]:
+        """What making each of a row's sets took, where that is known."""
+        mine = [facts for facts in self.sets.values() if (facts["set"], facts["ratio"]) == (row.set, row.ratio)]
+        return [facts["seconds"] for facts in mine if facts["seconds"] is not None]
+
+    @property
+    def random(self) -> str | None:
+        """The set that the others are compared with: the first whose method is random."""
+        return next((name for name, entry in self.plan.sets.items() if entry.method == "random"), None)
+
+
+def protocol(metric: str, scale: int) -> Protocol:
+    """What a metric is computed under: the border is as wide as the scale."""
+    return Protocol("y" if metric == "psnr_y" else "rgb", scale, scale)
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """All single runs, sorted; equal results give equal text."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(Result._fields)
+    for result in sorted(results):
+        figures = (f"{value:.4f}" for value in result[6:])
+        writer.writerow((*result[:4], f"{result.ratio:g}", result.testset, *figures))
+    return file.getvalue()
+
+
+def to_markdown(findings: Findings) -> str:
+    """The whole report."""
+    return "\n".join(_lines(findings)) + "\n"
+
+
+def _lines(findings: Findings) -> Iterator[str]:
+    plan = findings.plan
+    yield f"# {plan.name}"
+    yield ""
+    yield (
+        "Means ± sample standard deviations over the seeds (of the student, and of the set where it depends on one). "
+        "Differences are paired by seed and HR version, to random patches at the same ratio. **Bold**: beyond the "
+        "seed spread, that is, 0 lies outside the 95 % confidence interval (Student's t); where there is no "
+        "difference, about one figure in twenty is bold by chance. *Worth*: how many times as many random patches "
+        "train as well, on the mean of the test sets; the random curve is joined in the logarithm of the patches."
+    )
+    training = ", ".join(f"{key} {value}" for key, value in plan.training.model_dump(exclude_unset=True).items())
+    yield ""
+    yield f"Training: {training or 'the default values'}."
+    for student in plan.students:
+        rows = findings.rows(student)
+        for metric, label in METRICS.items():
+            if rows:
+                yield from ("", f"## {student}: {label}, {protocol(metric, plan.scale)}", "")
+                yield from _quality_table(findings, rows, metric)
+                if findings.random:
+                    yield from ("", f"Difference to {findings.random}:", "")
+                    yield from _difference_table(findings, rows, metric)
+    yield from _cost_table(findings)
+    if findings.failures:
+        yield from ("", "## Not finished", "")
+        yield from (f"- {cell}: {' '.join(sentence.split())}" for cell, sentence in findings.failures.items())
+
+
+def _quality_table(findings: Findings, rows: Mapping[Row, list[Result]], metric: str) -> Iterator[str]:
+    names = findings.testsets
+    random = {row: by_seed(found, metric, names) for row, found in rows.items() if row.set == findings.random}
+    yield from _header(["set", "HR", "ratio", "patches", "seeds", *names, "worth"])
+    for row, results in rows.items():
+        values, patches = by_seed(results, metric, names), findings.patches(row)
+        curve = {findings.patches(other): qualities for other, qualities in random.items() if other.hr == row.hr}
+        measured = [list(by_seed(results, metric, [name]).values()) for name in names]
+        cells = [_figure(spread(found), metric) if found else _NOTHING for found in measured]
+        seeds = str(len({result.seed for result in results}))
+        worth = _NOTHING
+        is_compared = row.set != findings.random and findings.plan.sets[row.set].method != "whole"
+        if is_compared and (found := worth_in_random(values, patches, curve)):
+            worth = f"{found.bound} {found.factor:.2f} x".strip()
+        yield _line([row.set, row.hr, f"{row.ratio:g}", f"{patches:,}", seeds, *cells, worth])
+
+
+def _difference_table(findings: Findings, rows: Mapping[Row, list[Result]], metric: str) -> Iterator[str]:
+    names = findings.testsets
+    yield from _header(["set", "HR", "ratio", "patches", *names, "mean"])
+    for row, results in rows.items():
+        reference = rows.get(Row(findings.random or "", row.hr, row.ratio))
+        if row.set == findings.random or reference is None:
+            continue
+        mine, theirs = findings.patches(row), findings.patches(Row(findings.random or "", row.hr, row.ratio))
+        patches = f"{mine:,}" if mine == theirs else f"{mine:,} to {theirs:,}"
+        cells = []
+        for group in (*([name] for name in names), names):
+            both = (by_seed(found, metric, group) for found in (results, reference))
+            cells.append(_difference(paired_differences(*both), metric))
+        yield _line([row.set, row.hr, f"{row.ratio:g}", patches, *cells])
+
+
+def _cost_table(findings: Findings) -> Iterator[str]:
+    yield from ("", "## Sets and HR versions", "")
+    yield from _header(["set", "patches", "seconds to make", "device"])
+    for name, facts in sorted(findings.sets.items()):
+        seconds = _NOTHING if facts["seconds"] is None else f"{facts['seconds']:,.1f}"
+        yield _line([name, f"{facts['patches']:,}", seconds, facts["device"]])
+    yield ""
+    yield from _header(["HR", "teacher"])
+    yield from (_line([name, teacher]) for name, teacher in findings.teachers.items())
+
+
+def _figure(found: Spread, metric: str, sign: str = "") -> str:
+    digits = 4 if metric == "ssim_rgb" else 3
+    deviation = "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
+    return f"{found.mean:{sign}.{digits}f}{deviation}"
+
+
+def _difference(differences: Sequence[float], metric: str) -> str:
+    if not differences:
+        return _NOTHING
+    figure = _figure(spread(differences), metric, "+")
+    return f"**{figure}**" if beyond_spread(differences) else figure
+
+
+def _header(columns: Sequence[str]) -> list[str]:
+    return [_line(columns), _line(["---"] * len(columns))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -1,0 +1,273 @@
+"""The Markdown of the card that is ours: facts from the repository, poured into `card_template.md`.
+
+Everything that comes out of idc.json and recipe.yaml was written by somebody else and passes a filter on its way in.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from idc_hub.errors import RunError
+from idc_hub.images.figures import FIGURES, judge, table
+from idc_hub.recipe import Recipe
+from idc_hub.recipe_reader import sections_of
+from idc_hub.dataset import parquet
+from idc_hub.dataset.manifest import Manifest
+
+_REMEDY = "Pull the repository again."
+_TOLD_ABOVE = ("photographs", "windows", "steps", "worker_seconds", "held_out", "held_out_random", "results", "quality")
+
+
+@dataclass(frozen=True)
+class Version:
+    """An HR version as the card tells it."""
+
+    name: str
+    default: bool
+    teacher: dict[str, Any]
+    date: str
+    size: parquet.Size
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its HR patches are pieces of the photographs, and no teacher made them."""
+        return bool(self.teacher["kind"] == "photographs")
+
+
+def read_versions(repo: Path, manifest: Manifest) -> list[Version]:
+    """The HR versions of a repository tree, the default first, then the newest.
+
+    Raises:
+        RunError: A version is damaged, or has other rows than idc.json says.
+    """
+    versions = []
+    for name, facts in sorted(manifest.hr_versions.items()):
+        size = parquet.measure(repo / "data" / name)
+        if size.rows != manifest.patches:
+            raise RunError(f"{repo / 'data' / name} has {size.rows} rows, not {manifest.patches}.", _REMEDY)
+        versions.append(Version(name, name == manifest.default, facts["teacher"], facts["date"], size))
+    return sorted(versions, key=lambda version: (version.default, version.date), reverse=True)
+
+
+_METHODS = {
+    "whole": "all that there are",
+    "random": "at random",
+    "herding": "by herding (Welling 2009): their mean feature is near to that of all patches",
+    "herding-deepcore": "by herding as DeepCore's released code has it, with the inverted sign that takes the farthest "
+    "patch for the nearest",
+    "k-center": "by k-center greedy (Sener & Savarese 2018): no patch is far from all of them",
+    "dcsr": "as DCSR (Ding et al. 2023) chooses them, equally many of each kind of texture among those with strong "
+    "edges; local binary patterns stand in for its texture network",
+    "cf-greedy": "in each photograph on its own, so that their local features are distributed like those of all its "
+    "patches",
+}
+"""How each selection chooses, in words that follow "were chosen"."""
+
+
+def selection_method(repo: Path) -> str | None:
+    """The method that the patches were chosen by; None where they were condensed."""
+    method = _lookup(_read_recipe(repo), "method")
+    return method if isinstance(method, str) and method in _METHODS else None
+
+
+def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo_id: str | None, title: str) -> str:
+    """The Markdown between the marks.
+
+    Args:
+        repo: The repository tree.
+        manifest: Its idc.json.
+        versions: Its HR versions.
+        repo_id: Its id on the Hub, for the commands; None: a local folder.
+        title: The heading.
+
+    Raises:
+        RunError: recipe.yaml is damaged.
+    """
+    recipe, method = _read_recipe(repo), selection_method(repo)
+    facts = manifest.condensation
+    source = str(_lookup(recipe, "source", "path") or "")
+    packages = {name: version for name, version in manifest.packages.items() if _is_plain(version)}
+    template = _environment().get_template("card_template.md")
+    text = template.render(
+        title=title,
+        name=manifest.name,
+        scale=manifest.scale,
+        patches=manifest.patches,
+        windows=_number(facts.get("windows")),
+        photographs=_number(facts.get("photographs")),
+        lr_side=manifest.patch_size,
+        hr_side=manifest.patch_size * manifest.scale,
+        lr_digest=manifest.lr_digest,
+        versions=versions,
+        others=[version for version in versions if not version.default],
+        pictures=_pictures(repo),
+        results=_results(facts.get("results")),
+        gates=_gates(facts.get("quality"), versions),
+        held_out=_number(facts.get("held_out")),
+        held_out_random=_number(facts.get("held_out_random")),
+        facts=_making(manifest, recipe, method),
+        method=method,
+        chosen=_METHODS.get(method or ""),
+        real=[version.name for version in versions if version.is_real],
+        all_real=bool(versions) and all(version.is_real for version in versions),
+        overrides=_overrides(recipe),
+        ratio=_number(_lookup(recipe, "patches", "ratio")),
+        seed=_number(_lookup(recipe, "seed")),
+        initial=_lookup(recipe, "optimiser", "initial"),
+        local_photographs="/" not in source or Path(source).is_absolute(),
+        packages=packages,
+        pin=packages.get("idc-hub"),
+        repo_id=repo_id,
+        source=source,
+        place=repo_id or "path/to/this/folder",
+        recipe_place=repo_id or "recipe.yaml",
+        run_place=f"runs/{manifest.name}",
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("idc_hub.dataset", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # it is for HTML; the `text` filter escapes Markdown and HTML alike
+    )
+    environment.filters |= {
+        "text": _escape,
+        "number": lambda value: f"{value:,}",
+        "size": lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB",
+        "string_literal": lambda value: json.dumps(value, ensure_ascii=False),
+        "shell": lambda value: shlex.quote(" ".join(value.split())),
+    }
+    return environment
+
+
+def _escape(value: object) -> str:
+    """`value` as one line of Markdown text that formats nothing, opens no HTML and ends no table cell."""
+    line = "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
+    return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", line)
+
+
+def _making(manifest: Manifest, recipe: dict[str, Any], method: str | None) -> list[tuple[str, str]]:
+    """How the patches were made, as (label, value): what the recipe says, then what the Run measured."""
+    facts = manifest.condensation
+    source = str(_lookup(recipe, "source", "path") or "")
+    source = Path(source).name if Path(source).is_absolute() else source  # a place on somebody's machine
+    windows = _number(facts.get("windows"))
+    rows: dict[str, list[Any]] = {
+        "Photographs": [facts.get("photographs"), source and f"(source: {source})"],
+        "Real LR patches": [windows, _grid(recipe, manifest.patch_size)],
+        f"{'Chosen' if method else 'Synthetic'} LR patches": [
+            manifest.patches,
+            windows and f"({100 * manifest.patches / windows:.3g} %)",
+        ],
+        "Feature network": [_lookup(recipe, "features", "network"), _digest(recipe)],
+        "Preset": [_lookup(recipe, "preset")],
+        "First patches": [None if method else _lookup(recipe, "optimiser", "initial")],
+        "Steps for each photograph": [facts.get("steps")],
+        "Computing time of all workers": [_duration(facts.get("worker_seconds"))],
+    }
+    for key, value in sorted(facts.items()):
+        if key not in _TOLD_ABOVE and isinstance(value, str | int | float):
+            rows[key.replace("_", " ").capitalize()] = [value]
+    told = {label: [_shown(part) for part in parts if part not in (None, "")] for label, parts in rows.items()}
+    return [(label, " ".join(parts)) for label, parts in told.items() if parts]
+
+
+def _overrides(recipe: dict[str, Any]) -> list[str]:
+    """What `idc select` must be told to make these LR patches again, but for its own options: keys that stand in the
+    recipe with another value than they have by default.
+    """
+    told = []
+    for section in ("source", "patches", "features", "transform", "loss"):
+        for key, field in sections_of(Recipe)[section].model_fields.items():
+            value, default = _lookup(recipe, section, key), field.default
+            default = list(default) if isinstance(default, tuple) else default
+            if f"{section}.{key}" not in ("source.path", "patches.ratio") and value not in (None, default):
+                told.append(f"{section}.{key}={json.dumps(value)}")
+    return told
+
+
+def _grid(recipe: dict[str, Any], size: int) -> str:
+    stride = _lookup(recipe, "patches", "stride")
+    return f"of {size}×{size}" + (f", one every {stride} pixels" if stride else "")
+
+
+def _digest(recipe: dict[str, Any]) -> str | None:
+    digest = _lookup(recipe, "features", "weights_sha256")
+    return f"(SHA-256 {str(digest)[:12]}…)" if digest else None
+
+
+def _duration(seconds: Any) -> str | None:
+    if _number(seconds) is None:
+        return None
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _number(value: Any) -> int | float | None:
+    """`value` where it is a number: facts come from a file that anybody may have written."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if _number(value) is not None else str(value)
+
+
+def _is_plain(version: str) -> bool:
+    return re.fullmatch(r"[\w.+!-]+", str(version)) is not None
+
+
+def _results(rows: Any) -> list[dict[str, Any]]:
+    """The rows of a results table; the keys of the first are its columns."""
+    return [row for row in rows if isinstance(row, dict) and row] if isinstance(rows, list) else []
+
+
+def _gates(quality: Any, versions: list[Version]) -> dict[str, dict[str, Any]]:
+    """By HR version what the gate says of the figures in idc.json; words come from here, only numbers from there."""
+    found = {}
+    for version in versions:
+        measured = _lookup({"quality": quality}, "quality", version.name)
+        sides = {side: _figures(measured, side) for side in ("set", "real")} if isinstance(measured, dict) else {}
+        gate = judge(sides["set"], [sides["real"]]) if sides else {}
+        if gate.get("figures"):
+            found[version.name] = gate | {"rows": table(gate["figures"])}
+    return found
+
+
+def _figures(measured: dict[str, Any], side: str) -> dict[str, float]:
+    numbers = {key: _number(_lookup(measured, key, side)) for key in FIGURES}
+    return {key: number for key, number in numbers.items() if number is not None}
+
+
+def _pictures(repo: Path) -> list[str]:
+    names = sorted(path.name for path in (repo / "report").glob("*.png"))
+    return [f"report/{name}" for name in names if re.fullmatch(r"[\w.-]+", name)]
+
+
+def _lookup(recipe: dict[str, Any], *keys: str) -> Any:
+    """A value of the recipe, None where it has none."""
+    value: Any = recipe
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _read_recipe(repo: Path) -> dict[str, Any]:
+    path = repo / "recipe.yaml"
+    try:
+        recipe = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{path} is not YAML ({error}).", _REMEDY) from error
+    if not isinstance(recipe, dict):
+        raise RunError(f"{path} is not a recipe.", _REMEDY)
+    return recipe

@@ -1,0 +1,224 @@
+"""The rows of an HR version as parquet: instance_id, patch_index, lr, hr, with the PNG bytes inside.
+
+Files are written as `datasets` 5.2 writes them itself: content-defined chunking, so that the Hub's storage
+finds the LR bytes of an earlier version again; a page index, so that the viewer can open one page; images
+stored plain, because PNG does not shrink again. Equal rows give equal bytes with one pyarrow.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, Value
+
+from idc_hub.errors import RunError
+from idc_hub.images.sources import is_instance_id
+from idc_hub.atomic import replace_folder
+
+FEATURES = Features({"instance_id": Value("string"), "patch_index": Value("int32"), "lr": Image(), "hr": Image()})
+
+_CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
+_KEY_COLUMNS = ["instance_id", "patch_index"]
+_IMAGE_COLUMNS = ["lr.bytes", "lr.path", "hr.bytes", "hr.path"]
+_REMEDY = "Pull the repository again, or run `idc regenerate` again."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One LR/HR pair.
+
+    Attributes:
+        instance_id: The photograph that the patch stands for.
+        patch_index: Number of the patch within its instance, from 0.
+        lr_png: PNG bytes of the LR patch.
+        hr_png: PNG bytes of the HR patch.
+    """
+
+    instance_id: str
+    patch_index: int
+    lr_png: bytes
+    hr_png: bytes
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an HR version is.
+
+    Attributes:
+        rows: Number of rows.
+        data_bytes: Bytes of its columns, uncompressed.
+        file_bytes: Bytes of its files.
+    """
+
+    rows: int
+    data_bytes: int
+    file_bytes: int
+
+
+def write_rows(
+    folder: Path, rows: Iterable[Row], *, shard_bytes: int = 500_000_000, row_group_bytes: int = 100_000_000
+) -> Size:
+    """Write an HR version, holding one row group in memory at a time.
+
+    The folder is replaced as a whole at the end; after an exception, also one out of `rows`, it is as it was.
+
+    Args:
+        folder: `repo/data/<hr-version>`.
+        rows: In the order of instance id, then patch index.
+        shard_bytes: Size at which a file is full.
+        row_group_bytes: Size of a row group, which is what a reader loads at a time; the Hub's viewer wants
+            at most 286 MiB, and groups far below 100 MB cost deduplication.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RunError: There are no rows.
+    """
+    groups = _row_groups(rows, row_group_bytes)
+    count = 0
+    with replace_folder(folder) as temporary:
+        table = next(groups, None)
+        while table is not None:
+            size = 0
+            with _open_writer(temporary / f"{count}.parquet") as writer:
+                while table is not None and (size == 0 or size + table.nbytes <= shard_bytes):
+                    writer.write_table(table, row_group_size=len(table))
+                    size += table.nbytes
+                    del table  # its memory is wanted for the next one
+                    table = next(groups, None)
+                writer.add_key_value_metadata({"content_defined_chunking": json.dumps(_CHUNKING)})
+            count += 1
+        if count == 0:
+            raise RunError(f"There are no rows to write to {folder}.")
+        for number in range(count):
+            name = f"train-{number:05}-of-{count:05}.parquet"
+            (temporary / f"{number}.parquet").rename(temporary / name)
+    return measure(folder)
+
+
+def measure(folder: Path) -> Size:
+    """Rows and bytes of an HR version, from the footers of its files.
+
+    Raises:
+        RunError: A file that is missing, truncated or has other columns.
+    """
+    rows = data_bytes = file_bytes = 0
+    for path in _files(folder):
+        with _open(path) as file:
+            rows += file.metadata.num_rows
+            groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+            data_bytes += sum(group.total_byte_size for group in groups)
+        file_bytes += path.stat().st_size
+    return Size(rows, data_bytes, file_bytes)
+
+
+def read_keys(folder: Path) -> list[tuple[str, int]]:
+    """(instance id, patch index) of every row in order; no image is read.
+
+    Raises:
+        RunError: As `measure`.
+    """
+    keys: list[tuple[str, int]] = []
+    for path in _files(folder):
+        with _open(path) as file:
+            columns = file.read(columns=_KEY_COLUMNS).to_pydict()
+        keys.extend(zip(columns["instance_id"], columns["patch_index"], strict=True))
+    return keys
+
+
+def read_rows(folder: Path, instances: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of an HR version in order, a few in memory at a time.
+
+    Args:
+        folder: `repo/data/<hr-version>`.
+        instances: Only the rows of these instances; row groups without any of them are not loaded.
+
+    Raises:
+        RunError: A file that is missing, truncated or has other columns, or an id that is not allowed.
+    """
+    for path in _files(folder):
+        with _open(path) as file:
+            for group in range(file.num_row_groups):
+                if instances is not None:
+                    ids = file.read_row_group(group, columns=["instance_id"])["instance_id"].to_pylist()
+                    if set(instances).isdisjoint(ids):
+                        continue
+                yield from _rows_of_group(path, file, group, instances)
+
+
+def _row_groups(rows: Iterable[Row], row_group_bytes: int) -> Iterator[pa.Table]:
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row.lr_png) + len(row.hr_png)
+        if size >= row_group_bytes:
+            table = _to_table(group)
+            group, size = [], 0
+            yield table
+            del table
+    if group:
+        yield _to_table(group)
+
+
+def _to_table(rows: list[Row]) -> pa.Table:
+    def entry(row: Row) -> dict:
+        # A bare name: it shows in the viewer and must tell nothing about the machine that wrote it.
+        name = f"{row.instance_id}-{row.patch_index}"
+        return {
+            "instance_id": row.instance_id,
+            "patch_index": row.patch_index,
+            "lr": {"bytes": row.lr_png, "path": f"{name}-lr.png"},
+            "hr": {"bytes": row.hr_png, "path": f"{name}-hr.png"},
+        }
+
+    return pa.Table.from_pylist([entry(row) for row in rows], schema=FEATURES.arrow_schema)
+
+
+def _open_writer(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        path,
+        FEATURES.arrow_schema,
+        use_content_defined_chunking=_CHUNKING,
+        write_page_index=True,
+        use_dictionary=_KEY_COLUMNS,
+        column_encoding=dict.fromkeys(_IMAGE_COLUMNS, "PLAIN"),
+        compression=dict.fromkeys(_KEY_COLUMNS, "snappy") | dict.fromkeys(_IMAGE_COLUMNS, "none"),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of an HR version in order, once the set is known to be complete."""
+    found = sorted(folder.glob("train-*"))
+    expected = [folder / f"train-{number:05}-of-{len(found):05}.parquet" for number in range(len(found))]
+    if not found or found != expected:
+        raise RunError(f"{folder} does not hold all files of an HR version.", _REMEDY)
+    return found
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(FEATURES.arrow_schema):
+                raise RunError(f"{path} has other columns than instance_id, patch_index, lr and hr.", _REMEDY)
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is truncated or damaged ({error}).", _REMEDY) from error
+
+
+def _rows_of_group(path: Path, file: pq.ParquetFile, group: int, instances: Collection[str] | None) -> Iterator[Row]:
+    for batch in file.iter_batches(batch_size=64, row_groups=[group]):
+        for entry in batch.to_pylist():
+            if instances is not None and entry["instance_id"] not in instances:
+                continue
+            lr_png, hr_png = ((entry[side] or {}).get("bytes") for side in ("lr", "hr"))
+            index = entry["patch_index"]
+            if not (lr_png and hr_png and index is not None and is_instance_id(entry["instance_id"] or "")):
+                raise RunError(f"{path} has a row that is not allowed: {entry['instance_id']!r}.", _REMEDY)
+            yield Row(entry["instance_id"], index, lr_png, hr_png)

@@ -1,0 +1,130 @@
+"""A revision of a repository on the Hub: its listing, and files that are held to it.
+
+The client does not compare what it downloads with the digests that the Hub lists; we do.
+"""
+
+import io
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+from idc_hub.errors import HubError, NetworkError, RunError
+from idc_hub.hub_errors import AGAIN
+from idc_hub.dataset.check import CARD
+
+
+class Release(Protocol):
+    """A folder that becomes a repository on the Hub: a condensed set or a network.
+
+    Attributes:
+        kind: "dataset" or "model", the Hub's type of the repository.
+        folder: What is published.
+        facts_file: The file that tells what a release is.
+        facts: What that file says of `folder`; the same type for a release on the Hub, where None means no file.
+    """
+
+    kind: str
+    folder: Path
+    facts_file: str
+    facts: Any
+
+    def files(self) -> dict[str, Path]:
+        """The files of the release by their path on the Hub."""
+
+    def read_facts(self, folder: Path, files: dict[str, RepoFile]) -> Any:
+        """The facts of a release on the Hub: `folder` holds its facts file, `files` is its listing."""
+
+    def check_nothing_is_lost(self, repo_id: str, there: Any) -> None:
+        """Raise HubError where a push would bury something of an earlier release that it does not know."""
+
+    def render_card(self, repo_id: str, licence: str) -> str:
+        """The card, as if there were none."""
+
+    def is_retired(self, path: str, there: Any) -> bool:
+        """Whether a file that is not in the release came from an earlier one and may go."""
+
+    def message(self, there: Any) -> str:
+        """The first line of the commit: what is new."""
+
+    def change(self, released: Any) -> int:
+        """Which number of the version rises: 0 the major, 1 the minor, 2 the patch one."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What stands on the Hub at a commit.
+
+    Attributes:
+        sha: The commit; None while there is no repository, and then everything else is empty too.
+        files: The listing of all files by path, whoever they belong to.
+        card: README.md, if there is one.
+        facts: What the release's facts file says, if there is one.
+    """
+
+    sha: str | None = None
+    files: dict[str, RepoFile] = field(default_factory=dict)
+    card: str | None = None
+    facts: Any = None
+
+
+def read_revision(api: HfApi, repo_id: str, sha: str, release: Release) -> Revision:
+    """Reads the listing, the card and the facts of a commit.
+
+    Args:
+        api: The client.
+        repo_id: Where.
+        sha: The commit.
+        release: What kind of repository it is.
+
+    Raises:
+        HubError: A file arrived damaged, or the facts cannot be used.
+    """
+    files = list_files(api, repo_id, sha, kind=release.kind)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in {CARD, release.facts_file} & files.keys():
+            api.hf_hub_download(repo_id, name, repo_type=release.kind, revision=sha, local_dir=folder)
+            if not matches(folder / name, files[name]):
+                raise HubError(f"{name} of {repo_id} arrived damaged.", AGAIN)
+        try:
+            card = (folder / CARD).read_bytes().decode() if CARD in files else None
+            facts = release.read_facts(folder, files) if release.facts_file in files else None
+        except UnicodeDecodeError as error:
+            raise HubError(f"{CARD} of {repo_id} is not UTF-8 text.", "Save it as UTF-8 on the Hub.") from error
+        except (RunError, NetworkError) as error:
+            raise HubError(error.message.replace(scratch, repo_id), error.hint) from error
+    return Revision(sha, files, card, facts)
+
+
+def list_files(api: HfApi, repo_id: str, sha: str, *, kind: str = "dataset") -> dict[str, RepoFile]:
+    """The files of a commit by path.
+
+    Raises:
+        HubError: A name leads out of the folder that the repository would be written to.
+    """
+    entries = api.list_repo_tree(repo_id, repo_type=kind, revision=sha, recursive=True)
+    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    for path in files:
+        if path.startswith("/") or ".." in path.replace("\\", "/").split("/"):
+            raise HubError(f"{repo_id} has a file whose name leads out of its folder: {path!r}.", "Keep away from it.")
+    return files
+
+
+def size_of(content: Path | bytes) -> int:
+    """Bytes of a file, or of what will be one."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def matches(content: Path | bytes, entry: RepoFile | None) -> bool:
+    """Whether a file has the size and the digest that the Hub lists: sha256 for LFS files, git's sha1 for others."""
+    if entry is None or size_of(content) != entry.size:
+        return False
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        if entry.lfs is not None:
+            return sha_fileobj(file).hex() == entry.lfs.sha256
+        return git_hash(file.read()) == entry.blob_id

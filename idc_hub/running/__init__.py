@@ -1,1 +1,0 @@
-"""One machine or many: workers, how they are started, and the HR side that follows."""

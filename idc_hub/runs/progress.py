@@ -1,0 +1,178 @@
+"""Progress of a Run, read from its directory: the same whoever works on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from idc_hub.runs.run import Run, Share
+
+REFRESH_SECONDS = 0.5
+PLAIN_SECONDS = 10.0
+
+
+class _Reader:
+    """Follows the metrics files of the photographs that are not finished yet."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.steps = run.recipe.optimiser.steps
+        self.done: set[str] = set()
+        self.offsets: dict[str, int] = {}
+        self.last: dict[str, dict[str, Any]] = {}
+
+    def refresh(self) -> None:
+        for share in self.run.shares:
+            if share.id not in self.done:
+                self._follow(share)
+                if self.run.instance_file(share.id).is_file():
+                    self.done.add(share.id)
+
+    def _follow(self, share: Share) -> None:
+        path = self.run.path / "metrics" / f"{share.id}.jsonl"
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            file.seek(self.offsets.get(share.id, 0))
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.offsets[share.id] = self.offsets.get(share.id, 0) + len(whole)
+        for line in whole.splitlines():
+            self.last[share.id] = {**self.last.get(share.id, {}), **json.loads(line)}
+
+    def patch_steps(self) -> int:
+        """Steps done, counted once for each synthetic patch, so that photographs weigh what they cost."""
+        return sum(share.count * self._step(share) for share in self.run.shares)
+
+    def _step(self, share: Share) -> int:
+        return self.steps if share.id in self.done else int(self.last.get(share.id, {}).get("step", 0))
+
+    def active(self) -> list[tuple[str, dict[str, Any]]]:
+        """Photographs under way, with their last logged values."""
+        return [
+            (name, last)
+            for name, last in self.last.items()
+            if name not in self.done and last["event"] in ("start", "log")
+        ]
+
+
+@contextmanager
+def show_progress(run: Run, *, enabled: bool = True) -> Iterator[None]:
+    """Show how far a Run is while the block works on it: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        run: The Run.
+        enabled: Whether to show anything.
+    """
+    if not enabled:
+        yield
+        return
+    console = Console(stderr=True)
+    over = threading.Event()
+    display = _bars if console.is_terminal else _lines
+    thread = threading.Thread(target=display, args=(run, console, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def counting(label: str, *, enabled: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for work that counts itself; yields the callback (done, total), or None where nothing is shown.
+
+    Args:
+        label: What is being done.
+        enabled: Whether to show anything; without a terminal only the end is printed, if there was anything.
+    """
+    console = Console(stderr=True)
+    if not enabled:
+        yield None
+        return
+    if not console.is_terminal:
+        begun = time.monotonic()
+        count = [0]
+        yield lambda done, total: count.__setitem__(0, done)
+        if count[0]:
+            print(f"{label}: {count[0]} in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+        return
+    with Progress(console=console) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _bars(run: Run, console: Console, over: threading.Event) -> None:
+    reader = _Reader(run)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
+    total = sum(share.count for share in run.shares) * reader.steps
+    with Progress(*columns, console=console) as bars:
+        whole = bars.add_task("condensing", total=max(total, 1), speed="")
+        photographs: dict[str, Any] = {}
+        begun, first = time.monotonic(), None
+        while True:
+            ending = over.wait(REFRESH_SECONDS)
+            reader.refresh()
+            done = reader.patch_steps()
+            first = done if first is None else first
+            rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+            label = f"condensing {len(reader.done)}/{len(run.shares)} photographs"
+            bars.update(whole, completed=done, description=label, speed=f"{rate:.0f} patch-steps/s")
+            active = dict(reader.active())
+            for name in list(photographs):
+                if name not in active:
+                    bars.remove_task(photographs.pop(name))
+            for name, last in active.items():
+                if name not in photographs:
+                    photographs[name] = bars.add_task(f"  {name}", total=reader.steps, speed="")
+                bars.update(photographs[name], completed=last.get("step", 0), speed=_terms(last))
+            if ending:
+                return
+
+
+def _lines(run: Run, console: Console, over: threading.Event) -> None:
+    reader = _Reader(run)
+    begun, first, announced = time.monotonic(), None, -1
+    total = max(sum(share.count for share in run.shares) * reader.steps, 1)
+    printed = time.monotonic()
+    while True:
+        ending = over.wait(REFRESH_SECONDS)
+        reader.refresh()
+        done = reader.patch_steps()
+        first = done if first is None else first
+        due = time.monotonic() - printed > PLAIN_SECONDS
+        if len(reader.done) != announced or due or ending:
+            announced, printed = len(reader.done), time.monotonic()
+            seconds = time.monotonic() - begun
+            rate = (done - first) / max(seconds, 1e-9)
+            eta = f", about {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+            terms = "; ".join(f"{name} step {last.get('step', 0)} {_terms(last)}" for name, last in reader.active())
+            print(
+                f"{announced}/{len(run.shares)} photographs, {100 * done / total:.0f} %, {seconds:.0f} s{eta}"
+                + (f" | {terms}" if terms else ""),
+                file=sys.stderr,
+                flush=True,
+            )
+        if ending:
+            return
+
+
+def _terms(last: dict[str, Any]) -> str:
+    return " ".join(f"{term} {last[term]:.3g}" for term in ("instance", "group", "pair") if term in last)

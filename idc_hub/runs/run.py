@@ -1,0 +1,377 @@
+"""A Run: one execution of a recipe, one directory, and the only place where its state lives.
+
+```
+recipe.yaml            the recipe, every key written out
+run.json               the photographs with their digests and shares, versions, machine
+locks/<id>.lock        held by the process that condenses the photograph; dies with it
+partial/<id>.safetensors    an optimisation under way: patches, Adam's moments, assignment, step
+instances/<id>.safetensors  a finished photograph; its presence, with the recipe's lr_hash, is what finished means
+failed/<id>.json       why a photograph could not be condensed
+metrics/<id>.jsonl     one line each for start, log and end
+repo/                  the repository tree, byte for byte what will stand on the Hub
+```
+
+Any process on any machine that sees the directory sees the same state, and every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from idc_hub.errors import RecipeError, RunError
+from idc_hub.images.sources import Instance
+from idc_hub.recipe import Recipe
+from idc_hub.atomic import write_bytes_atomically, write_text_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "idc-run"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """One photograph of a Run and its share of the synthetic patches.
+
+    Attributes:
+        instance: The photograph as the survey found it.
+        count: Synthetic patches, `n`; 0 where the ratio leaves the photograph none.
+    """
+
+    instance: Instance
+    count: int
+
+    @property
+    def id(self) -> str:
+        """The instance id."""
+        return self.instance.id
+
+
+class Run:
+    """An existing Run directory; make one with `create`, come back to one with `open`.
+
+    Attributes:
+        path: The directory.
+        recipe: The recipe, with the extractor's digest.
+        shares: The photographs, ordered by id.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, shares: list[Share]) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.shares = shares
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, shares: list[Share], facts: dict[str, Any]) -> Run:
+        """Make a Run directory, or continue the one that stands there.
+
+        Args:
+            path: The directory; its parents are made.
+            recipe: The recipe, with the extractor's digest.
+            shares: The photographs, ordered by id.
+            facts: What `run.json` further says: versions, machine.
+
+        Raises:
+            RecipeError: If the directory holds a Run of another recipe or of other photographs, or other files.
+        """
+        if (path / "run.json").is_file():
+            run = cls.open(path)
+            run.check_same(recipe, shares)
+        elif path.exists() and any(path.iterdir()):
+            raise RecipeError(
+                f"{path} holds files, but no run.json: it is not a Run of `idc condense`.",
+                "Choose another --run-dir.",
+            )
+        for folder in ("locks", "partial", "instances", "failed", "metrics"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path / "recipe.yaml", recipe.to_yaml())
+        if not (path / "run.json").is_file():
+            state = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "lr_hash": recipe.lr_hash,
+                "instances": [{**asdict(share.instance), "count": share.count} for share in shares],
+                **facts,
+            }
+            write_text_atomically(path / "run.json", json.dumps(state, indent=2) + "\n")
+        return cls(path, recipe, shares)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing Run.
+
+        Raises:
+            RunError: If there is none, or it is damaged or newer than this version of idc-hub.
+        """
+        if not (path / "run.json").is_file():
+            raise RunError(f"{path} is no Run: it has no run.json.", "Name the directory that `idc condense` made.")
+        try:
+            state = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            version = state["format_version"]
+            if state["format"] == FORMAT and version <= FORMAT_VERSION:
+                shares = [_share(**entry) for entry in state["instances"]]
+                recipe = Recipe.load(path / "recipe.yaml")
+                return cls(path, recipe, shares)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(
+                f"{path / 'run.json'} is damaged ({error}).",
+                "Condense into another --run-dir; the files under instances/ are untouched.",
+            ) from error
+        raise RunError(f"{path / 'run.json'} has format version {version}.", "Update idc-hub to read it.")
+
+    def check_same(self, recipe: Recipe, shares: list[Share]) -> None:
+        """Refuse to continue this Run with another recipe or other photographs.
+
+        Raises:
+            RecipeError: With the differing keys or photographs.
+        """
+        restart = ", or --restart to discard what this one holds" if recipe.method == "idc" else ""
+        hint = f"Choose another --run-dir{restart}."
+        if recipe.lr_hash != self.recipe.lr_hash:
+            differing = "; ".join(self.recipe.differing(recipe))
+            raise RecipeError(f"{self.path} was made with another recipe: {differing}.", hint)
+        mine, theirs = ({share.id: share.instance.sha256 for share in s} for s in (self.shares, shares))
+        if mine != theirs:
+            changed = sorted(key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key])
+            parts = {"missing now": sorted(mine.keys() - theirs.keys()), "new": sorted(theirs.keys() - mine.keys())}
+            listed = [f"{what}: {', '.join(ids[:5])}" for what, ids in {**parts, "changed": changed}.items() if ids]
+            raise RecipeError(f"{self.path} was made from other photographs ({'; '.join(listed)}).", hint)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    @property
+    def repo(self) -> Path:
+        """The repository tree."""
+        return self.path / "repo"
+
+    def lock(self, instance_id: str) -> FileLock:
+        """The lock of a photograph, not waited for; the system frees it when its process dies."""
+        return FileLock(self.path / "locks" / f"{instance_id}.lock", timeout=0)
+
+    def repository_lock(self) -> FileLock:
+        """The lock of the repository tree, waited for: two commands on one Run must not both write it."""
+        return FileLock(self.path / "locks" / ".repository.lock")
+
+    def instance_file(self, instance_id: str) -> Path:
+        """Where the finished patches of a photograph stand."""
+        return self.path / "instances" / f"{instance_id}.safetensors"
+
+    def is_finished(self, share: Share) -> bool:
+        """Whether the photograph's finished file is there; its header must belong to this recipe.
+
+        Raises:
+            RunError: If the file is damaged or belongs to another recipe or photograph.
+        """
+        return self.instance_file(share.id).is_file() and bool(self.read_facts(share))
+
+    def is_settled(self, share: Share) -> bool:
+        """Whether nothing is left to do for the photograph in this round: it is finished, or it has failed."""
+        return self.is_finished(share) or self._failure(share.id).is_file()
+
+    def read_facts(self, share: Share) -> dict[str, Any]:
+        """The metadata of a finished photograph: `lr_hash`, `source_sha256`, steps, discrepancies, losses."""
+        return self._read(self.instance_file(share.id), share)[1]
+
+    def read_patches(self, share: Share) -> Tensor:
+        """Finished LR patches of a photograph, uint8 `[n, 3, h, w]`, checked against their own digest.
+
+        Raises:
+            RunError: If the file is missing, damaged, or belongs to another recipe or photograph.
+        """
+        path = self.instance_file(share.id)
+        tensors, facts = self._read(path, share)
+        patches = tensors.get(share.id)
+        if patches is None or patches_sha256(patches) != facts.get("patches_sha256"):
+            raise RunError(
+                f"{path} is damaged: its pixels do not have the digest it names.",
+                "Delete it and run the same command again: only this photograph is condensed again.",
+            )
+        return patches
+
+    def write_patches(self, share: Share, patches: Tensor, facts: dict[str, Any]) -> None:
+        """Finish a photograph: one atomic file, byte-reproducible; then its partial state and failure go.
+
+        Args:
+            share: The photograph.
+            patches: uint8 `[n, 3, h, w]`.
+            facts: Deterministic facts only (no times, no machine), so that equal runs write equal bytes.
+        """
+        metadata = {
+            "format": "idc-instance",
+            "format_version": FORMAT_VERSION,
+            "lr_hash": self.recipe.lr_hash,
+            "patches_sha256": patches_sha256(patches),
+            "scale": self.recipe.scale,
+            "source_sha256": share.instance.sha256,
+            **facts,
+        }
+        write_tensors(self.instance_file(share.id), {share.id: patches}, metadata)
+        self._partial(share.id).unlink(missing_ok=True)
+        self._failure(share.id).unlink(missing_ok=True)
+
+    def read_partial(self, share: Share) -> dict[str, Tensor] | None:
+        """The tensors of an optimisation under way; None where there is none that this recipe can continue."""
+        path = self._partial(share.id)
+        if not path.is_file():
+            return None
+        try:
+            return self._read(path, share)[0]
+        except RunError:
+            # Damaged, or left by another recipe: the photograph begins anew, nothing finished is lost.
+            path.unlink()
+            return None
+
+    def write_partial(self, share: Share, tensors: dict[str, Tensor]) -> None:
+        """Keep the state of an optimisation under way, atomically."""
+        metadata = {"lr_hash": self.recipe.lr_hash, "source_sha256": share.instance.sha256}
+        write_tensors(self._partial(share.id), tensors, metadata)
+
+    def record_failure(self, share: Share, sentence: str) -> None:
+        """Note why a photograph could not be condensed; the next run tries it again."""
+        text = json.dumps({"id": share.id, "name": share.instance.name, "error": sentence}, indent=2)
+        write_text_atomically(self._failure(share.id), text + "\n")
+
+    def clear_failures(self) -> None:
+        """Forget earlier failures, so that their photographs are tried again."""
+        for path in (self.path / "failed").glob("*.json"):
+            path.unlink(missing_ok=True)
+
+    def failure(self, share: Share) -> str | None:
+        """Why the photograph failed, if it did."""
+        path = self._failure(share.id)
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+
+    def append_metrics(self, instance_id: str, line: dict[str, Any]) -> None:
+        """Add a line to the photograph's metrics."""
+        with self._metrics(instance_id).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self, instance_id: str) -> list[dict[str, Any]]:
+        """All lines of the photograph's metrics; a line cut short by a kill is left out."""
+        path = self._metrics(instance_id)
+        return list(_whole_lines(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+    def status(self) -> dict[str, Any]:
+        """What is finished, running, failed or waiting, as plain data.
+
+        Returns:
+            `run`, `recipe`, `lr_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`, `step`,
+            `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and the last
+            logged terms.
+        """
+        instances = [self._instance_status(share) for share in self.shares]
+        states = [instance["state"] for instance in instances]
+        return {
+            "run": str(self.path),
+            "recipe": self.recipe.name,
+            "lr_hash": self.recipe.lr_hash,
+            "photographs": len(states),
+            "patches": sum(share.count for share in self.shares),
+            **{state: states.count(state) for state in ("finished", "running", "interrupted", "failed", "waiting")},
+            "instances": instances,
+        }
+
+    def _instance_status(self, share: Share) -> dict[str, Any]:
+        lines = self.read_metrics(share.id)
+        starts = [line for line in lines if line["event"] == "start"]
+        logged = [line for line in lines if line["event"] == "log"]
+        steps = self.recipe.optimiser.steps if self.recipe.method == "idc" else 0
+        step = logged[-1]["step"] if logged else 0
+        error = self.failure(share)
+        if self.instance_file(share.id).is_file():
+            state, step = "finished", steps
+        elif self._is_locked(share.id):
+            state = "running"
+        elif error:
+            state = "failed"
+        else:
+            state = "interrupted" if self._partial(share.id).is_file() else "waiting"
+        return {
+            "id": share.id,
+            "state": state,
+            "patches": share.count,
+            "step": step,
+            "steps": steps,
+            "resumed_from": starts[-1]["step"] if starts else None,
+            "error": error,
+            "last": {k: v for k, v in logged[-1].items() if k not in ("event", "step")} if logged else {},
+        }
+
+    def _is_locked(self, name: str) -> bool:
+        lock = self.lock(name)
+        if not Path(lock.lock_file).exists():
+            return False
+        try:
+            with lock:
+                return False
+        except TimeoutError:
+            return True
+
+    def _partial(self, instance_id: str) -> Path:
+        return self.path / "partial" / f"{instance_id}.safetensors"
+
+    def _failure(self, instance_id: str) -> Path:
+        return self.path / "failed" / f"{instance_id}.json"
+
+    def _metrics(self, instance_id: str) -> Path:
+        return self.path / "metrics" / f"{instance_id}.jsonl"
+
+    def _read(self, path: Path, share: Share) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["idc"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} is damaged ({error}).",
+                "Delete it and run the same command again: only this photograph is condensed again.",
+            ) from error
+        expected = {"lr_hash": self.recipe.lr_hash, "source_sha256": share.instance.sha256}
+        differing = [key for key, value in expected.items() if facts.get(key) != value]
+        if differing:
+            raise RunError(
+                f"{path} belongs to another {'recipe' if 'lr_hash' in differing else 'photograph'}.",
+                "Move it away, or use another --run-dir.",
+            )
+        return tensors, facts
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file atomically; all metadata under one key, since two would not be reproducible."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_bytes_atomically(path, save(contiguous, metadata={"idc": json.dumps(metadata, sort_keys=True)}))
+
+
+def patches_sha256(patches: Tensor) -> str:
+    """Digest of uint8 patches `[n, 3, h, w]`: shape and pixels."""
+    shape = ",".join(map(str, patches.shape))
+    return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _share(count: int, notes: list[str], **found: Any) -> Share:
+    return Share(Instance(notes=tuple(notes), **found), count)
+
+
+def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

@@ -1,0 +1,314 @@
+"""Train a network on (lr, hr) pairs: random aligned crops, L1 loss, Adam, an average of the weights.
+
+The settings are those that the field trains with (BasicSR's EDSR options: crops, flips and rotations, L1,
+Adam(0.9, 0.99), an exponential moving average of 0.999). What a step draws depends on the seed and the step
+alone, never on what came before it, so a training that was stopped continues exactly.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+from torch.optim import Adam
+
+from idc_hub.errors import ImageError, NetworkError, RecipeError
+from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
+from idc_hub.training.pairs import Pair
+from idc_hub.training.recipe import TrainingRecipe
+from idc_hub.networks import save
+from idc_hub.networks.registry import WEIGHTS, Network
+
+CHECKPOINT, METRICS, FACTS = "checkpoint.safetensors", "metrics.jsonl", "training.yaml"
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def train(
+    network: Network,
+    pairs: Sequence[Pair],
+    folder: str | Path,
+    recipe: TrainingRecipe,
+    *,
+    data: Mapping[str, Any] | None = None,
+    trackers: Sequence[str] = (),
+    progress: Callable[[int, float], None] | None = None,
+) -> Network:
+    """Train `network`, save the averaged weights in `folder`, and return the network that has them.
+
+    A folder that holds a checkpoint is continued, bit for bit on a CPU with the same number of threads. Under
+    Accelerate's launcher the processes share each batch. `metrics.jsonl` gets a line every `log_every` steps:
+    step, mean loss since the line before, learning rate, seconds so far; the trackers get the same. At the end
+    `training.yaml` says how the weights were made. Torch's global generator is seeded anew at every step.
+
+    Args:
+        network: The network to start from, fresh or trained. It is changed.
+        pairs: uint8 images, all of the network's scale; each is drawn equally often.
+        folder: Gets the network, `training.yaml`, `metrics.jsonl` and, until the end, the checkpoint.
+        recipe: How to train.
+        data: What the pairs are, in plain words and figures, for `training.yaml`.
+        trackers: Which of `TRACKERS` to report to as well; tensorboard's files go into `folder`.
+        progress: Called with the step and the loss whenever a line of metrics is written.
+
+    Raises:
+        NetworkError: The folder holds a finished network or another training, or the loss is not finite.
+        ImageError: A pair does not fit the scale or is smaller than the crop.
+        RecipeError: There is no such tracker, or it is not installed, or the batch cannot be shared equally.
+    """
+    folder, accelerator = Path(folder), _accelerator(folder, trackers)
+    check(folder, pairs, network.scale, recipe, num_processes=accelerator.num_processes)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = accelerator.device
+    network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    state = _State(network, pairs, recipe)
+    start, seconds = state.resume(folder)
+    reports = _Reports(folder, recipe, accelerator, trackers, start, progress)
+    model = accelerator.prepare(network)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    draw = partial(draw_batch, pairs, recipe, network.scale, share=share, pinned=device.type == "cuda")
+    began = time.monotonic() - seconds
+    steps = range(start + 1, recipe.steps + 1)
+    for step, batch in zip(steps, prefetch(draw, steps), strict=True):
+        torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
+        state.optimiser.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
+        state.optimiser.zero_grad()
+        loss = _backward(model, batch, recipe, accelerator)
+        state.optimiser.step()
+        state.follow(step)
+        seconds = time.monotonic() - began
+        reports.add(step, loss, rate, seconds)
+        if accelerator.is_main_process and step % recipe.checkpoint_every == 0 and step < recipe.steps:
+            state.write(folder, step, seconds)
+
+    if accelerator.is_main_process:
+        state.finish(folder, {**(data or {}), "pairs": len(pairs)}, seconds, accelerator)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return state.average
+
+
+def learning_rate(recipe: TrainingRecipe, done: int) -> float:
+    """The learning rate after `done` steps: half a cosine down to 0, or times gamma at each milestone."""
+    fraction = done / recipe.steps
+    if recipe.decay == "cosine":
+        return recipe.learning_rate * (1 + math.cos(math.pi * fraction)) / 2
+    passed = sum(fraction >= milestone for milestone in recipe.milestones)
+    return recipe.learning_rate * recipe.gamma**passed
+
+
+def check(folder: Path, pairs: Sequence[Pair], scale: int, recipe: TrainingRecipe, *, num_processes: int) -> None:
+    """What can be known to be wrong before a training begins; raises what `train` raises."""
+    if (folder / WEIGHTS).exists():
+        raise NetworkError(f"{folder} already holds a trained network.", hint="Choose another folder.")
+    parts = num_processes * recipe.accumulate
+    if recipe.batch_size % parts:
+        raise RecipeError(
+            f"A batch of {recipe.batch_size} cannot be shared equally by {num_processes} processes"
+            f"{f' that compute it in {recipe.accumulate} parts' if recipe.accumulate > 1 else ''}.",
+            hint=f"Make batch_size a multiple of {parts}, or change the number of processes.",
+        )
+    if not pairs:
+        raise ImageError("There is no image to train on.")
+    for number, (lr, hr) in enumerate(pairs):
+        if hr.shape != (lr.shape[0] * scale, lr.shape[1] * scale, 3):
+            raise ImageError(
+                f"Pair {number} is {lr.shape[:2]} LR and {hr.shape[:2]} HR pixels: not a pair for x{scale}."
+            )
+        if min(lr.shape[:2]) < recipe.crop:
+            raise ImageError(
+                f"Pair {number} has {lr.shape[0]}x{lr.shape[1]} LR pixels, less than a crop ({recipe.crop}).",
+                hint="Train with a smaller crop, or leave small images out.",
+            )
+
+
+def check_trackers(trackers: Iterable[str]) -> None:
+    """Refuse trackers that are missing: Accelerate only warns, and then nothing is tracked.
+
+    Raises:
+        RecipeError: There is no such tracker, or it is not installed.
+    """
+    for name in trackers:
+        if name not in TRACKERS:
+            raise RecipeError(f"There is no tracker {name}.", hint=f"The trackers are {', '.join(TRACKERS)}.")
+        try:
+            version(name)
+        except PackageNotFoundError as error:
+            raise RecipeError(f"The tracker {name} is not installed: `pip install {name}`.") from error
+
+
+def _accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
+    check_trackers(trackers)
+    cpu = not torch.cuda.is_available()  # without it each CPU process believes that it is alone
+    accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes met"
+    return accelerator
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    """For networks that draw numbers in training: as with the crops, nothing depends on earlier steps."""
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
+
+
+def _backward(model: nn.Module, batch: Batch, recipe: TrainingRecipe, accelerator: Accelerator) -> Tensor:
+    """Gradients of this process's share of a batch, part by part; returns its L1 loss."""
+    lr, hr, turns = (tensor.to(accelerator.device, non_blocking=True) for tensor in batch)
+    total = torch.zeros((), device=lr.device)
+    for part in range(recipe.accumulate):
+        last = part == recipe.accumulate - 1
+        mine = slice(part, None, recipe.accumulate)
+        # Processes talk to each other once a step, with the last part's gradients.
+        with nullcontext() if last else accelerator.no_sync(model):
+            # Not Accelerate's own mixed precision: that is one setting for the whole life of a Python process.
+            with torch.autocast(lr.device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+                sr = model(turned(lr[mine], turns[mine]))
+            loss = l1_loss(sr.float(), turned(hr[mine], turns[mine])) / recipe.accumulate
+            accelerator.backward(loss)
+        total += loss.detach()
+    return total
+
+
+class _Reports:
+    """`metrics.jsonl`, the trackers and the caller's progress; all of them only from the main process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: TrainingRecipe,
+        accelerator: Accelerator,
+        trackers: Sequence[str],
+        start: int,
+        progress: Callable[[int, float], None] | None,
+    ) -> None:
+        self.path, self.recipe, self.accelerator, self.progress = folder / METRICS, recipe, accelerator, progress
+        self.losses: list[Tensor] = []
+        if accelerator.is_main_process:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+            # Steps after the checkpoint were lost, and are taken again.
+            self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start), encoding="utf-8")
+        if trackers:
+            config = {key: str(value) for key, value in recipe.model_dump().items()}
+            name = {"name": folder.name}
+            accelerator.init_trackers("idc-hub", config, init_kwargs={"trackio": name, "wandb": name})
+
+    def add(self, step: int, loss: Tensor, rate: float, seconds: float) -> None:
+        """Note a step's loss; on every `log_every`th, tell the mean since the last time.
+
+        Raises:
+            NetworkError: The mean is not finite.
+        """
+        self.losses.append(loss)
+        if step % self.recipe.log_every and step != self.recipe.steps:
+            return
+        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        self.losses.clear()
+        if not math.isfinite(mean):
+            raise NetworkError(
+                f"The loss is {mean} at step {step}: the training diverged.",
+                hint="Train again with a lower learning rate.",
+            )
+        values = {"loss": mean, "learning_rate": rate, "seconds": round(seconds, 1)}
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            if self.progress:
+                self.progress(step, mean)
+
+
+class _State:
+    """What a training needs to go on: the weights, their average, Adam's moments, and the step."""
+
+    def __init__(self, network: Network, pairs: Sequence[Pair], recipe: TrainingRecipe) -> None:
+        self.network, self.recipe = network, recipe
+        self.average = deepcopy(network).eval().requires_grad_(False)
+        self.optimiser = Adam(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
+        digest = hashlib.sha256()
+        for image in itertools.chain.from_iterable(pairs):
+            digest.update(repr(image.shape).encode())
+            digest.update(np.ascontiguousarray(image).data)
+        self.identity = {  # what a checkpoint must agree with to be continued
+            "network": network.arguments | {"architecture": type(network).__name__, "scale": network.scale},
+            "pairs": digest.hexdigest(),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+
+    def follow(self, step: int) -> None:
+        """Move the average after a step. It follows faster at first: 0.999 alone would keep a fifth of the untrained
+        weights for 1,500 steps.
+        """
+        count = step - 1
+        weight = 1 - min(self.recipe.ema, (1 + count) / (10 + count)) if count else 1.0
+        current = [parameter.detach() for parameter in self.network.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), current, weight)  # one kernel for hundreds of tensors
+
+    def write(self, folder: Path, step: int, seconds: float) -> None:
+        """Write the folder's checkpoint; a reader sees the old one or the new one, never a part."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
+        tensors = {key: value.contiguous() for key, value in tensors.items()}
+        facts = self.identity | {"step": step, "seconds": seconds}
+        temporary = folder / (CHECKPOINT + ".tmp")
+        save_file(tensors, temporary, metadata={"idc": json.dumps(facts, sort_keys=True)})
+        temporary.replace(folder / CHECKPOINT)
+
+    def resume(self, folder: Path) -> tuple[int, float]:
+        """Take up the folder's checkpoint, if there is one; returns the steps done and their seconds."""
+        path = folder / CHECKPOINT
+        if not path.exists():
+            return 0, 0.0
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["idc"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        differing = [key for key in self.identity if facts[key] != self.identity[key]]
+        if differing:
+            raise NetworkError(
+                f"{path} belongs to another training: another {', another '.join(differing)}.",
+                hint="Choose another folder, or remove the checkpoint to start again.",
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        self.average.load_state_dict(part("average."))
+        moments = {index: part(f"adam.{index}.") for index in range(len(list(self.network.parameters())))}
+        for index, parameter in enumerate(self.network.parameters()):
+            for key in ("exp_avg", "exp_avg_sq"):  # in the memory order that Adam itself gives them
+                moments[index][key] = torch.empty_like(parameter).copy_(moments[index][key]).detach()
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        return facts["step"], facts["seconds"]
+
+    def finish(self, folder: Path, data: dict[str, Any], seconds: float, accelerator: Accelerator) -> None:
+        """Save the network and how it was made; the checkpoint has done its duty."""
+        device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
+        facts = {
+            "network": self.network.name,
+            "scale": self.network.scale,
+            "data": data | {"sha256": self.identity["pairs"]},
+            "recipe": self.identity["recipe"],
+            "seconds": round(seconds, 1),
+            "device": f"{accelerator.num_processes} x {device}",
+            "packages": {package: version(package) for package in ("idc-hub", "torch", "accelerate")},
+        }
+        (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        save(self.average, folder)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
