@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.nn.functional import l1_loss
 
+from idc_hub.networks import create
 from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
 from idc_hub.training.recipe import TrainingRecipe
-from idc_hub.networks import create
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SCALE = 16, 1356, 2040, 4
 
@@ -28,15 +28,15 @@ PHOTOGRAPHS, HEIGHT, WIDTH, SCALE = 16, 1356, 2040, 4
 def real_step() -> Callable[[Batch], None]:
     """A training step of edsr-baseline on the GPU."""
     network = create("edsr-baseline", scale=SCALE).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(network.parameters())
+    optimizer = torch.optim.Adam(network.parameters())
 
     def step(batch: Batch) -> None:
         lr, hr, turns = (tensor.cuda(non_blocking=True) for tensor in batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast("cuda", torch.bfloat16):
             sr = network(turned(lr, turns))
         l1_loss(sr.float(), turned(hr, turns)).backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
+from idc_hub.dataset.hr_version import repository
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.dataset.shards import iterate_lr
 from idc_hub.networks import create, save
 from idc_hub.networks.teachers import MARGIN, load_teacher
-from idc_hub.dataset.hr_version import repository
-from idc_hub.dataset.regenerate import regenerate
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.shards import iterate_lr
 
 BATCH = 16
 

@@ -4,7 +4,7 @@
     python benchmarks/speed.py --scaling --network edsr-small -N 16 -n 2 -T 256 --kernel 5 --channels 128 --size 48
 
 `paper` keeps the real feature maps and redoes everything else at each step: it draws the rows and the frequencies,
-transforms and normalises all real local features, and evaluates the characteristic functions of the photograph and of
+transforms and normalizes all real local features, and evaluates the characteristic functions of the photograph and of
 each group for themselves, in eager fp32. `ours` is what `idc condense` runs. Before anything is timed, the losses of
 both must agree: with every lever off, and with the levers that are measured.
 """
@@ -166,7 +166,7 @@ class Bench:
         for objective in self.objectives.values():
             objective.take_partners(self.state.assignment)
         self.paper = Paper(self.real["fp32"].features, self.real["fp32"].labels, plain)
-        self.optimiser = torch.optim.Adam([self.state.patches.requires_grad_()], lr=0.0, foreach=False)
+        self.optimizer = torch.optim.Adam([self.state.patches.requires_grad_()], lr=0.0, foreach=False)
 
     def agree(self) -> dict[str, float]:
         """Relative difference of the weighted sum, and of each term, at every precision; an error if too large.
@@ -202,7 +202,7 @@ class Bench:
 
         clock.measure("paper losses", losses)
         clock.measure("paper features backward", lambda: raw.backward(leaf.grad))
-        clock.measure("paper optimiser", self._update)
+        clock.measure("paper optimizer", self._update)
 
     def step_of_ours(self, precision: str, number: int) -> None:
         """One iteration of the library, by parts."""
@@ -220,7 +220,7 @@ class Bench:
 
         clock.measure(f"{precision} losses", losses)
         clock.measure(f"{precision} features backward", lambda: raw.backward(leaf.grad))
-        clock.measure(f"{precision} optimiser", self._update)
+        clock.measure(f"{precision} optimizer", self._update)
 
     def parts_of_ours(self, precision: str, number: int) -> None:
         """What the losses are made of: each part alone, forward and backward."""
@@ -232,7 +232,7 @@ class Bench:
         real = self.real[precision]
 
         def transform() -> Tensor:
-            rows = real.rows(real.normalise(leaf), draw)
+            rows = real.rows(real.normalize(leaf), draw)
             rows.backward(torch.ones_like(rows))
             return rows.detach().requires_grad_()
 
@@ -277,7 +277,7 @@ class Bench:
         features = {
             way: ms[f"{way} features forward"] + ms[f"{way} features backward"] for way in ("paper", *self.objectives)
         }
-        rest = {way: ms[f"{way} losses"] + ms[f"{way} optimiser"] for way in ("paper", *self.objectives)}
+        rest = {way: ms[f"{way} losses"] + ms[f"{way} optimizer"] for way in ("paper", *self.objectives)}
         bank = self.real["fp32"].recipe.loss.bank_size
         ours_rest = rest[chosen] + events + ms[f"{chosen} targets"] * bank / STEPS
         ours, paper = features[chosen] + ours_rest, features["paper"] + rest["paper"]
@@ -299,8 +299,8 @@ class Bench:
             return extract(self.network, self.state.patches, self.real[precision].recipe)
 
     def _update(self) -> None:
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def scaling(chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -309,7 +309,7 @@ def scaling(chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
     A row is named by what is varied and what is timed; everything is fp32 and as `idc condense` runs it.
     """
     found: dict[str, dict[str, float]] = {}
-    parts = ("features forward", "losses", "features backward", "optimiser")
+    parts = ("features forward", "losses", "features backward", "optimizer")
     for size in ("n", "N"):
         for factor in (1, 2, 4):
             varied = {**vars(chosen), size: factor * getattr(chosen, size), "features": "fp32", "transform": "fp32"}
@@ -323,7 +323,7 @@ def scaling(chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
                 draw = bench.clock.median("fp32 targets")
                 found.setdefault("N: the real side at one draw", {})[str(varied[size])] = draw
     spec = recipe(chosen)
-    spec = spec.model_copy(update={"optimiser": spec.optimiser.model_copy(update={"steps": SHORT})})
+    spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"steps": SHORT})})
     clock, extractor = Clock(torch.device(chosen.device)), network(chosen.network).to(chosen.device).eval()
     extractor.requires_grad_(False)
     lr, offsets = photograph(chosen)
@@ -348,7 +348,7 @@ def recipe(options: argparse.Namespace, *, features: str = "fp32", transform: st
             "transform": {"kernel_size": options.kernel, "channels": options.channels, "precision": transform},
             "loss": {"frequencies": options.T, "draws": "bank", "bank_size": max(1, options.repeats)},
             "assignment": {"events": 1},
-            "optimiser": {"initial": "real"},
+            "optimizer": {"initial": "real"},
         }
     )
 
@@ -385,7 +385,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-N", type=int, default=150, help="real patches (default: %(default)s)")
     parser.add_argument("-n", type=int, default=15, help="synthetic patches (default: %(default)s)")
     parser.add_argument("-T", type=int, default=1024, help="frequencies (default: %(default)s)")
-    parser.add_argument("--kernel", type=int, default=7, help="side of the neighbourhood (default: %(default)s)")
+    parser.add_argument("--kernel", type=int, default=7, help="side of the neighborhood (default: %(default)s)")
     parser.add_argument("--channels", type=int, default=256, help="Fourier rows (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side of a patch, LR pixels (default: %(default)s)")
     for key, default in (("features", "fp32"), ("transform", "bf16")):

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idc_hub.errors import IncompleteError, RecipeError, RunError
 from idc_hub.dataset.hr_version import add_version, hr_source, measure_version, repository
-from idc_hub.recipe import Recipe
+from idc_hub.errors import IncompleteError, RecipeError, RunError
 from idc_hub.machine import device, machine, packages
+from idc_hub.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def condense(
 
     Returns:
         A summary: `run`, `photographs`, `windows`, `patches`; with `dry_run` also `predicted_seconds` of the workers
-        (by a calibration of about ten seconds on this device), `lr_hash` and `shares`; else `lr_digest`, `hr_version`,
+        (by a calibration of about ten seconds on this device), `lr_recipe_hash` and `shares`; else `lr_digest`, `hr_version`,
         `held_out` and `held_out_random` (mean discrepancy of the condensed patches, and of random real ones, on draws
         that no step used), `quality` and `warnings` (figures of the patches and what is wrong with them; see `quality`)
         and `seconds`.
@@ -59,12 +59,12 @@ def condense(
         NetworkError: If the extractor or the teacher cannot be loaded or has another scale.
         IncompleteError: If photographs failed or workers died; the same call continues.
     """
+    from idc_hub.dataset.gate import recorded
+    from idc_hub.dataset.pack import pack
     from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
-    from idc_hub.dataset.gate import recorded
     from idc_hub.runs.launch import default_num_processes, launch
     from idc_hub.runs.progress import show_progress
-    from idc_hub.dataset.pack import pack
     from idc_hub.runs.run import Run
 
     begun = time.monotonic()
@@ -94,7 +94,7 @@ def condense(
     if dry_run:
         return {
             **summary,
-            "lr_hash": recipe.lr_hash,
+            "lr_recipe_hash": recipe.lr_recipe_hash,
             "predicted_seconds": _predicted_seconds(recipe, shares, extractor.network, num_processes),
             "shares": {share.id: share.count for share in shares},
         }
@@ -163,13 +163,13 @@ def select(
         ImageError: If photographs cannot be used.
         NetworkError: If the extractor or the teacher cannot be loaded or has another scale.
     """
+    from idc_hub.dataset.gate import recorded
+    from idc_hub.dataset.hr import NAME, RealHR
+    from idc_hub.dataset.pack import pack
     from idc_hub.networks.extractors import load_extractor
     from idc_hub.networks.teachers import load_teacher
-    from idc_hub.dataset.gate import recorded
     from idc_hub.runs.progress import counting
-    from idc_hub.dataset.hr import NAME, RealHR
     from idc_hub.selection.pool import begin, finish, selection_recipe
-    from idc_hub.dataset.pack import pack
 
     begun = time.monotonic()
     given = {"method": method, "scale": scale, "seed": seed, "teacher": {"network": teacher}}
@@ -240,8 +240,8 @@ def quality(
         ImageError: If photographs are missing or have changed.
         NetworkError: If the teacher cannot be loaded.
     """
-    from idc_hub.dataset.regenerate import same_teacher
     from idc_hub.dataset.manifest import Manifest
+    from idc_hub.dataset.regenerate import same_teacher
     from idc_hub.runs.run import Run
 
     path = Path(run_dir)
@@ -355,8 +355,8 @@ def benchmark(plan: str | Path, *, out: str | Path, dry_run: bool = False, progr
         RunError: If another benchmark works in the folder.
         IncompleteError: If single runs failed; the others are finished, and the same call tries again.
     """
-    from idc_hub.benchmarking.plan import REAL, Cell, Plan
     from idc_hub.benchmarking.ladder import DONE, Ladder, draw_plots
+    from idc_hub.benchmarking.plan import REAL, Cell, Plan
 
     checked = Plan.load(Path(plan))
 
@@ -503,7 +503,7 @@ def _facts(run: Run, processes: int) -> dict[str, Any]:
     return {
         "photographs": len(run.shares),
         "windows": sum(share.instance.patches for share in run.shares),
-        **({"steps": recipe.optimiser.steps} if recipe.method == "idc" else {}),
+        **({"steps": recipe.optimizer.steps} if recipe.method == "idc" else {}),
         "held_out": sum(facts["held_out"] for facts in measured) / len(measured),
         "held_out_random": sum(facts["held_out_random"] for facts in measured) / len(measured),
         "worker_seconds": round(sum(line["seconds"] for line in ends), 1),

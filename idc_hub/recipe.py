@@ -85,7 +85,7 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """The photographs. Not part of `lr_hash`: a Run holds each photograph to its own sha256."""
+    """The photographs. Not part of `lr_recipe_hash`: a Run holds each photograph to its own sha256."""
 
     path: Text
     """Where the photographs are: a folder, a zip, a Hub dataset id, or package:NAME/SUBDIR for a folder of an
@@ -108,7 +108,7 @@ class Patches(Section):
     size: Count = 64
     """Side of an LR patch, in LR pixels; the HR patch is `scale` times as large."""
     stride: Count = 32
-    """Distance between neighbouring windows, in LR pixels."""
+    """Distance between neighboring windows, in LR pixels."""
     tail: Switch = True
     """Add one window flush with the far edge where the stride leaves pixels over."""
     ratio: Annotated[Real, Field(gt=0, le=1)] = 0.1
@@ -132,11 +132,11 @@ class Features(Section):
     """SHA-256 of the extractor's weights file; null: filled in when a Run begins."""
     layer: Annotated[int | str | tuple[int | str, ...], BeforeValidator(_layers)] = "first"
     """Whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
-    body, which ends with the closing convolution and the skip. Early blocks see colour best. Of any network: the
+    body, which ends with the closing convolution and the skip. Early blocks see color best. Of any network: the
     path of an inner module, such as layers.3 (as PyTorch's `named_modules` counts). `pixels` are the LR pixels
     themselves. The maps of a list of layers are stacked: [pixels, first]."""
     statistics: Literal["real", "own", "joint", "none"] = "real"
-    """Whose mean and deviation normalise the channels of the feature maps (batch normalisation, section 3.2):
+    """Whose mean and deviation normalize the channels of the feature maps (batch normalization, section 3.2):
     those of the real patches, each side's own, those of both together, or nobody's."""
     real_patches: Count | None = None
     """Use at most so many real patches of a photograph, drawn once; null: all (the paper)."""
@@ -148,14 +148,14 @@ class Transform(Section):
     """What turns feature maps into local features: random local Fourier features, or an alternative of table 7."""
 
     kind: Literal["rlff", "identity", "dct", "dwt"] = "rlff"
-    """Random rows of the Fourier matrix of local neighbourhoods (section 3.2), the feature maps' own channels, random
+    """Random rows of the Fourier matrix of local neighborhoods (section 3.2), the feature maps' own channels, random
     rows of the cosine matrix, or Haar wavelets at full resolution (table 7: x1, x2, x3). Identity and dwt draw no
     rows: there kernel_size, channels, rows and replacement change nothing."""
     unfold: Literal["pixels", "tiles", "patches"] = "pixels"
     """What one sample of the distributions is: the local feature of a pixel (section 3.2, unfolding), those of a
     tile together (table 2: v2, v6), or those of a whole patch (v1), where there can be neither groups nor pairs."""
     kernel_size: Odd = 7
-    """Side k of the local neighbourhood, in feature-map pixels (appendix C.1: 7)."""
+    """Side k of the local neighborhood, in feature-map pixels (appendix C.1: 7)."""
     channels: Count = 256
     """Rows drawn, C_out (appendix C.1: 256)."""
     rows: Literal["literal", "unique"] = "unique"
@@ -169,7 +169,7 @@ class Transform(Section):
     the processor has it. Sums, cosines, sines and means are fp32 in either case."""
 
     @property
-    def neighbourhood(self) -> int:
+    def neighborhood(self) -> int:
         """Side of what one local feature sees, in feature-map pixels; Haar's 2 x 2 stands in 3 x 3."""
         return {"identity": 1, "dwt": 3}.get(self.kind, self.kernel_size)
 
@@ -179,7 +179,7 @@ class Transform(Section):
 
 
 class Loss(Section):
-    """The three distances that are minimised (section 3.3)."""
+    """The three distances that are minimized (section 3.3)."""
 
     distance: Literal["ncfd", "mmd", "mse"] = "ncfd"
     """What the instance and the group distance compare (section 3): characteristic functions by amplitude and phase,
@@ -243,7 +243,7 @@ class Assignment(Section):
         """Steps at which tiles are grouped and paired.
 
         Args:
-            steps: Steps of the whole optimisation.
+            steps: Steps of the whole optimization.
 
         Returns:
             `events + 1` steps, counted from 0. Event k pairs what event k-1 grouped; the last one only pairs.
@@ -252,11 +252,11 @@ class Assignment(Section):
         return tuple(math.floor(time * steps + 0.5) for time in times)
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """Adam on the pixels of the synthetic patches (appendix C.1)."""
 
     steps: Count = 200
-    """Optimisation steps a photograph (appendix C.1: 20k). Few and small ones keep chosen patches natural."""
+    """Optimization steps a photograph (appendix C.1: 20k). Few and small ones keep chosen patches natural."""
     learning_rate: Annotated[Real, Field(gt=0)] = 1e-3
     """Adam's step size, in pixel values of [0, 1] (appendix C.1: 1e-2)."""
     milestones: Annotated[tuple[Fraction, ...], BeforeValidator(listed)] = (0.75, 0.85, 0.95)
@@ -275,7 +275,7 @@ class Optimiser(Section):
 
 
 class TeacherChoice(Section):
-    """What makes HR patches from the finished LR patches. Not part of `lr_hash`: HR can always be remade."""
+    """What makes HR patches from the finished LR patches. Not part of `lr_recipe_hash`: HR can always be remade."""
 
     network: Text = "edsr-small"
     """The upsampling network (section 3.1, second stage): a bundled name, `bicubic`, a folder, a Hub id, a
@@ -285,7 +285,7 @@ class TeacherChoice(Section):
 
 
 class Workers(Section):
-    """How the work is done. Not part of `lr_hash`."""
+    """How the work is done. Not part of `lr_recipe_hash`."""
 
     threads: Count = 1
     """CPU threads of a worker."""
@@ -300,7 +300,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "features": {"layer": "last"},
     "transform": {"rows": "literal", "padding": "zero"},
     "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
-    "optimiser": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
+    "optimizer": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
 }
 """What `preset: paper` fills in where a key is not given; the other values are the same in both presets."""
 
@@ -325,7 +325,7 @@ class Recipe(Section):
     preset: Literal["default", "paper"] = "default"
     """Values for the keys that are not given: what measures best, or what the paper says."""
     method: Literal["idc", "whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"] = "idc"
-    """How LR patches are made: optimised by instance data condensation, or chosen among the real ones by a baseline
+    """How LR patches are made: optimized by instance data condensation, or chosen among the real ones by a baseline
     (appendix C.2; `idc select`). whole takes all, cf-greedy chooses in each photograph as condensation does, the
     others choose from the pool of all photographs and may leave some without patches."""
     scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole)] = 4
@@ -338,7 +338,7 @@ class Recipe(Section):
     transform: Transform = Transform()
     loss: Loss = Loss()
     assignment: Assignment = Assignment()
-    optimiser: Optimiser = Optimiser()
+    optimizer: Optimizer = Optimizer()
     teacher: TeacherChoice = TeacherChoice()
     workers: Workers = Workers()
 
@@ -349,7 +349,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if conflicts := list(_conflicts(self.patches, self.transform, self.loss, self.assignment, self.optimiser)):
+        if conflicts := list(_conflicts(self.patches, self.transform, self.loss, self.assignment, self.optimizer)):
             sentences = " ".join(sentence for _, sentence in conflicts)
             raise PydanticCustomError("conflicts", "{sentences}", {"sentences": sentences})
         return self
@@ -412,14 +412,14 @@ class Recipe(Section):
         """
         values = self.model_dump(mode="json")
         keys: dict[str, Any] = {"method": self.method, "scale": self.scale, "seed": self.seed}
-        for section in ("patches", "features", "transform", "loss", "assignment", "optimiser"):
+        for section in ("patches", "features", "transform", "loss", "assignment", "optimizer"):
             keys |= {f"{section}.{key}": value for key, value in values[section].items()}
         if self.features.weights_sha256 is not None:
             del keys["features.network"]
         return {key: value for key, value in keys.items() if key not in LATER or value != LATER[key]}
 
     @property
-    def lr_hash(self) -> str:
+    def lr_recipe_hash(self) -> str:
         """SHA-256 (hex) of `lr_keys()` as sorted JSON. The same hash means the same LR patches."""
         return hashlib.sha256(json.dumps(self.lr_keys(), sort_keys=True).encode()).hexdigest()
 
@@ -463,10 +463,10 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conflicts(
-    patches: Patches, transform: Transform, loss: Loss, assignment: Assignment, optimiser: Optimiser
+    patches: Patches, transform: Transform, loss: Loss, assignment: Assignment, optimizer: Optimizer
 ) -> Iterator[tuple[list[str], str]]:
     """Values that are right on their own and cannot go together: the keys, and a sentence."""
-    size, tile, kernel, steps = patches.size, assignment.tile, transform.neighbourhood, optimiser.steps
+    size, tile, kernel, steps = patches.size, assignment.tile, transform.neighborhood, optimizer.steps
     if patches.stride > size:
         keys = ["patches.stride", "patches.size"]
         yield keys, f"patches.stride {patches.stride} is more than patches.size {size}: pixels are left out."
@@ -481,28 +481,28 @@ def _conflicts(
         yield ["loss.alpha", "loss.beta"], "loss.alpha and loss.beta are both 0: nothing would be compared."
     if loss.instance_weight == loss.group_weight == loss.pair_weight == 0:
         keys = ["loss.instance_weight", "loss.group_weight", "loss.pair_weight"]
-        yield keys, "loss.instance_weight, group_weight and pair_weight are 0: nothing would be optimised."
+        yield keys, "loss.instance_weight, group_weight and pair_weight are 0: nothing would be optimized."
     if transform.unfold == "patches" and (loss.group_weight or loss.pair_weight):
         keys = ["transform.unfold", "loss.group_weight", "loss.pair_weight"]
         yield keys, "transform.unfold patches leaves no tiles to group and pair: set group_weight and pair_weight to 0."
-    keys = ["assignment.events", "assignment.interval", "assignment.warmup", "optimiser.steps"]
+    keys = ["assignment.events", "assignment.interval", "assignment.warmup", "optimizer.steps"]
     events = assignment.event_steps(steps)
     if assignment.interval * steps < 1:
-        yield keys, f"assignment.interval {assignment.interval} is less than one of {steps} optimiser.steps."
+        yield keys, f"assignment.interval {assignment.interval} is less than one of {steps} optimizer.steps."
     elif events[-1] > steps:
         span = f"{assignment.events} assignment.events last from step {events[0]} to {events[-1]}"
-        yield keys, f"{span} of {steps} optimiser.steps. Keep warmup + events x interval at 1 or below."
-    if any(later <= earlier for earlier, later in pairwise(optimiser.milestone_steps())):
-        milestones = list(optimiser.milestones)
-        keys = ["optimiser.milestones", "optimiser.steps"]
-        yield keys, f"optimiser.milestones {milestones} should increase, by one step at least."
+        yield keys, f"{span} of {steps} optimizer.steps. Keep warmup + events x interval at 1 or below."
+    if any(later <= earlier for earlier, later in pairwise(optimizer.milestone_steps())):
+        milestones = list(optimizer.milestones)
+        keys = ["optimizer.milestones", "optimizer.steps"]
+        yield keys, f"optimizer.milestones {milestones} should increase, by one step at least."
 
 
 def _conflicts_of_the_rest(values: Mapping[str, Any], wrong: set[str]) -> Iterator[tuple[str, str]]:
     """Contradictions among the right values while others are wrong, each under a key that was written."""
     filled = _with_preset(values)
     sections: list[Any] = []
-    for name in ("patches", "transform", "loss", "assignment", "optimiser"):
+    for name in ("patches", "transform", "loss", "assignment", "optimizer"):
         given = filled[name] if isinstance(filled[name], Mapping) else {}
         right = {key: value for key, value in given.items() if f"{name}.{key}" not in wrong}
         sections.append(_SECTIONS[name].model_validate(right))

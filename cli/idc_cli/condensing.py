@@ -133,7 +133,7 @@ def _note_what_next(result: dict[str, Any], name: str) -> None:
 Look at    {run}/repo/report/patches.png and {run}/repo/README.md
 Figures    idc quality {run}
 Load it    load_dataset("{run}/repo", split="train") was tried and gives {result["patches"]} pairs
-Publish    idc push {run} YOUR_NAME/{name} --license LICENCE
+Publish    idc push {run} YOUR_NAME/{name} --license LICENSE
 Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
     )
 

@@ -73,9 +73,9 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
 
     checked = Recipe.load(recipe, overrides or ())
     if as_json:
-        output.print_json({"lr_hash": checked.lr_hash, "recipe": checked.model_dump(mode="json")})
+        output.print_json({"lr_recipe_hash": checked.lr_recipe_hash, "recipe": checked.model_dump(mode="json")})
         return
-    print(f"# lr_hash: {checked.lr_hash}\n{checked.to_yaml()}", end="")
+    print(f"# lr_recipe_hash: {checked.lr_recipe_hash}\n{checked.to_yaml()}", end="")
 
 
 @teachers.command("ls", epilog=examples("idc teachers ls", "idc teachers ls --json"))
@@ -96,8 +96,8 @@ def list_teachers(as_json: JsonOption = False) -> None:
         output.print_json(found)
         return
     output.print_table(
-        ("teacher", "scale", "kind", "licence"),
-        [(entry["name"], f"x{entry['scale']}", entry["kind"], entry["licence"]) for entry in found],
+        ("teacher", "scale", "kind", "license"),
+        [(entry["name"], f"x{entry['scale']}", entry["kind"], entry["license"]) for entry in found],
     )
     output.note("\nWhat --teacher may name:")
     for kind, what in KINDS.items():
@@ -112,7 +112,7 @@ def show_teacher(
     scale: ScaleOption = 4,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a teacher: kind, scale, licence and the sha256 of its weights."""
+    """Show a teacher: kind, scale, license and the sha256 of its weights."""
     from idc_hub.networks.teachers import load_teacher
 
     facts = load_teacher(teacher, scale=scale).describe()

@@ -17,7 +17,7 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="section.key=value ...",
-        help="Values that win over the recipe's, such as optimiser.steps=600.",
+        help="Values that win over the recipe's, such as optimizer.steps=600.",
         show_default=False,
     ),
 ]

@@ -78,7 +78,7 @@ def push(
     license: Annotated[
         str | None,
         typer.Option(
-            help="Licence of what is pushed, as the Hub spells it: cc-by-4.0, other, ...",
+            help="License of what is pushed, as the Hub spells it: cc-by-4.0, other, ...",
             show_default="what its card already says",
         ),
     ] = None,

@@ -97,7 +97,7 @@ def train(
         return
     output.print_facts(result)
     output.note(f"\nMeasure  idc evaluate {out} --scale {scale} --testset FOLDER --save")
-    output.note(f"Publish  idc push {out} YOUR_NAME/NAME --license LICENCE")
+    output.note(f"Publish  idc push {out} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
@@ -137,11 +137,11 @@ def evaluate(
 
     from idc_hub.errors import RecipeError
     from idc_hub.images.metrics import Protocol
-    from idc_hub.training.evaluation import evaluate as evaluate_network
-    from idc_hub.training.evaluation import save_result
     from idc_hub.networks import load
     from idc_hub.networks.foreign import kind_of
     from idc_hub.networks.teachers import load_teacher
+    from idc_hub.training.evaluation import evaluate as evaluate_network
+    from idc_hub.training.evaluation import save_result
 
     if save and not Path(network).is_dir():
         raise RecipeError(f"{network} is no folder to keep a result in.", "Leave --save out.")
@@ -215,13 +215,13 @@ def import_network(
     out: Annotated[Path, typer.Option(help="Folder for the network.", show_default=False)],
     scale: ScaleOption = 4,
     license: Annotated[
-        str | None, typer.Option(help="Licence of the weights, noted beside them.", show_default="not noted")
+        str | None, typer.Option(help="License of the weights, noted beside them.", show_default="not noted")
     ] = None,
 ) -> None:
     """Make a network's folder from a published state dict; nothing in the file is run."""
     from idc_hub.networks.published import import_weights
 
-    import_weights(file, network, out, scale=scale, **({"licence": license} if license else {}))
+    import_weights(file, network, out, scale=scale, **({"license": license} if license else {}))
     output.note(f"{out} is a network for x{scale}: name it as a teacher, as an extractor, or for `idc evaluate`.")
 
 
@@ -235,10 +235,10 @@ def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair
     Returns:
         The pairs, and what they are. A local path is named by its last part: it is for a card that others read.
     """
+    from idc_hub.dataset.version_pairs import read_version
     from idc_hub.errors import RecipeError
     from idc_hub.images.sources import PACKAGE_PREFIX
     from idc_hub.training.pairs import read_pairs
-    from idc_hub.dataset.version_pairs import read_version
 
     path = Path(data)
     for tree in (path / "repo", path):
@@ -259,8 +259,8 @@ def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None
     """The pairs of a dataset on the Hub, None if it has no columns `lr` and `hr`."""
     import datasets
 
-    from idc_hub.errors import HubError
     from idc_hub.dataset.version_pairs import decode_pairs
+    from idc_hub.errors import HubError
 
     try:
         rows = datasets.load_dataset(repo_id, hr_version, split="train")

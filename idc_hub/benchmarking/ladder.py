@@ -23,23 +23,23 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from idc_hub.errors import IDCError, RunError
-from idc_hub.images.sources import open_source
-from idc_hub.benchmarking.statistics import Result
+from idc_hub.atomic import write_text_atomically
 from idc_hub.benchmarking.plan import Cell, Plan
 from idc_hub.benchmarking.plots import draw
+from idc_hub.benchmarking.statistics import Result
 from idc_hub.benchmarking.tables import METRICS, Findings, protocol, to_csv, to_markdown
-from idc_hub.training.evaluation import RESULTS, evaluate, save_result
-from idc_hub.training.loop import CHECKPOINT, FACTS
-from idc_hub.training.loop import METRICS as METRICS_FILE
-from idc_hub.networks import load, weights_sha256
-from idc_hub.networks.registry import WEIGHTS
-from idc_hub.training.launch import train_network
-from idc_hub.runs.worker import Interrupted
-from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.manifest import FILE_NAME, Manifest
 from idc_hub.dataset.version_pairs import read_version
+from idc_hub.errors import IDCError, RunError
+from idc_hub.images.sources import open_source
+from idc_hub.networks import load, weights_sha256
+from idc_hub.networks.registry import WEIGHTS
 from idc_hub.runs.run import Run
+from idc_hub.runs.worker import Interrupted
+from idc_hub.training.evaluation import RESULTS, evaluate, save_result
+from idc_hub.training.launch import train_network
+from idc_hub.training.loop import CHECKPOINT, FACTS
+from idc_hub.training.loop import METRICS as METRICS_FILE
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Source

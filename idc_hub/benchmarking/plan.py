@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from idc_hub.errors import IDCError
-from idc_hub.training.recipe import TrainingRecipe
 from idc_hub.networks import NETWORKS
 from idc_hub.recipe import Patches, Recipe, Section
 from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, explain, listed, sections_of
+from idc_hub.training.recipe import TrainingRecipe
 
 REAL = "real"
 

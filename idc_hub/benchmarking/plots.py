@@ -19,9 +19,9 @@ METRIC = "psnr_rgb"
 Curves = Mapping[float, Mapping[str, Sequence[tuple[int, float]]]]
 """Learning rate, then set: steps and losses."""
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
+# Okabe and Ito's palette, which people with any color vision can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vPX"  # one more than colours, so that pairs of both do not repeat soon
+_MARKERS = "osD^vPX"  # one more than colors, so that pairs of both do not repeat soon
 _RANDOM, _WHOLE = "#000000", "#777777"
 _FAR = 1.0
 """Sets more than so many dB below the worst random one are told in words: they would flatten all others."""
@@ -121,15 +121,15 @@ def _draw_set(axes: Axes, findings: Findings, line: Mapping[Row, Mapping[int, fl
         axes.fill_between(places, low, high, color=_RANDOM, alpha=0.15, linewidth=0)
         axes.plot(places, means, color=_RANDOM, marker=".", label=name, zorder=2)
         return
-    colour, marker = _style(findings, name)
+    color, marker = _style(findings, name)
     axes.errorbar(
-        places, means, deviations, color=colour, marker=marker, markersize=6, capsize=3, linewidth=0.8,
+        places, means, deviations, color=color, marker=marker, markersize=6, capsize=3, linewidth=0.8,
         linestyle=":", label=name, zorder=3,
     )  # fmt: skip
 
 
 def _style(findings: Findings, name: str) -> tuple[str, str]:
-    """Colour and marker of a set, the same in all pictures."""
+    """Color and marker of a set, the same in all pictures."""
     if name == findings.random:
         return _RANDOM, "."
     sets = findings.plan.sets

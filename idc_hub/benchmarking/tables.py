@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from idc_hub.images.metrics import Protocol
+from idc_hub.benchmarking.plan import Plan
 from idc_hub.benchmarking.statistics import (
     Result,
     Spread,
@@ -17,7 +17,7 @@ from idc_hub.benchmarking.statistics import (
     spread,
     worth_in_random,
 )
-from idc_hub.benchmarking.plan import Plan
+from idc_hub.images.metrics import Protocol
 
 METRICS = {"psnr_rgb": "PSNR (dB)", "psnr_y": "PSNR (dB)", "ssim_rgb": "SSIM"}
 _NOTHING = "–"

@@ -191,13 +191,13 @@ class Assignment:
         """Pair every grouped, unpaired tile with a free real tile of its group, each real tile at most once.
 
         Args:
-            syn_tiles: float `[tiles, c, p, p]`, normalised features of the synthetic tiles.
+            syn_tiles: float `[tiles, c, p, p]`, normalized features of the synthetic tiles.
             real_tiles: Gives the tiles of some indices int64 `[P]` as float `[P, c, p, p]`; there are too many to
                 hold them all at once.
             real_groups: int64 `[real tiles]`.
             content: int64 `[real tiles]`; tiles with the same number show the same pixels of the photograph and
                 count as one (`assignment.unique_content`). Without that, each tile has a number of its own.
-            method: `greedy` takes the closest pair first; `hungarian` minimises the sum of squared distances.
+            method: `greedy` takes the closest pair first; `hungarian` minimizes the sum of squared distances.
         """
         waiting = (self.group >= 0) & (self.partner < 0)
         used = torch.zeros(int(content.max()) + 1, dtype=torch.bool, device=content.device)

@@ -1,6 +1,6 @@
 """Condense one photograph: the loop of the paper (Algorithm 1), top to bottom.
 
-`condense_instance` optimises a few LR patches until their local features are distributed as those of all the
+`condense_instance` optimizes a few LR patches until their local features are distributed as those of all the
 photograph's real patches. Three terms are added: the instance term matches the whole distribution (Eq. 6), the
 group term matches it inside clusters of local patches (Eq. 7), the pair term pulls single local patches to
 real ones (Eq. 8). Local patches ("tiles") join groups and pairs progressively (appendix B).
@@ -35,11 +35,11 @@ class Stopped(Exception):
 
 @dataclass
 class State:
-    """All that one optimisation carries from step to step; what a checkpoint holds.
+    """All that one optimization carries from step to step; what a checkpoint holds.
 
     Attributes:
         step: Steps done.
-        patches: float32 `[n, 3, h, w]` in [0, 1] (outside it only with `optimiser.clamp: end`), a leaf.
+        patches: float32 `[n, 3, h, w]` in [0, 1] (outside it only with `optimizer.clamp: end`), a leaf.
         shifts: float32 `[tiles, 2]`, learned deformation (y, x) of each pair in pixels, a leaf.
         moments: Adam's step count and two moments of `patches` and of `shifts`; Adam updates them in place.
         assignment: Group and partner of every tile.
@@ -120,7 +120,7 @@ def condense_instance(
     log: Callable[[dict[str, float]], None] = lambda line: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Condensed:
-    """Optimise `count` synthetic LR patches for one photograph (paper Algorithm 1).
+    """Optimize `count` synthetic LR patches for one photograph (paper Algorithm 1).
 
     The result depends on the arguments alone: on a CPU, with the same number of threads, a resumed run ends with
     the bytes of an uninterrupted one.
@@ -150,14 +150,14 @@ def condense_instance(
     patches = initial_patches(real, count) if resume is None else resume.patches
     grid = replace(real.grid, patches=count)
     state = resume or State.start(patches, len(grid))
-    optimiser = _adam(state, recipe)
+    optimizer = _adam(state, recipe)
     objective = Objective(real, grid, recipe)
     objective.take_partners(state.assignment)
     events = assignment_events(recipe)
     norms: dict[str, list[float]] = {term: [] for term in TERMS}
     last: dict[str, float] = {}
 
-    while state.step < recipe.optimiser.steps:
+    while state.step < recipe.optimizer.steps:
         if should_stop():
             checkpoint(state)
             raise Stopped
@@ -165,19 +165,19 @@ def condense_instance(
         if step in events:
             update_assignment(state, real, grid, network, recipe, events[step])
             objective.take_partners(state.assignment)
-        optimiser.param_groups[0]["lr"] = learning_rate(recipe, step)
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
+        optimizer.zero_grad()
         raw = extract(network, state.patches, recipe)
         terms, penalty = objective(raw, state.shifts, step)
         if (step + 1) % recipe.workers.log_every == 0:
             last = _measure(terms, state, recipe, norms)
             log({"step": step + 1, **last, "seconds": time.monotonic() - begun})
         (sum(weighted(terms, recipe).values()) + penalty).backward()  # type: ignore[union-attr]
-        optimiser.step()
-        if recipe.optimiser.clamp == "step":
+        optimizer.step()
+        if recipe.optimizer.clamp == "step":
             state.patches.data.clamp_(0, 1)
         state.step = step + 1
-        if state.step % recipe.workers.checkpoint_every == 0 and state.step < recipe.optimiser.steps:
+        if state.step % recipe.workers.checkpoint_every == 0 and state.step < recipe.optimizer.steps:
             checkpoint(state)
 
     finished = (state.patches.detach().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -196,7 +196,7 @@ def assignment_events(recipe: Recipe) -> dict[int, int]:
     """Number of the assignment event, from 1 on, at each step that has one; none where nothing follows from it."""
     if recipe.loss.group_weight == recipe.loss.pair_weight == 0:
         return {}
-    steps = recipe.assignment.event_steps(recipe.optimiser.steps)
+    steps = recipe.assignment.event_steps(recipe.optimizer.steps)
     return {step: number for number, step in enumerate(steps, start=1)}
 
 
@@ -219,22 +219,22 @@ def held_out_discrepancies(real: RealSide, patches: Tensor, network: torch.nn.Mo
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Adam's step size at a step: times `gamma` from each milestone on (paper C.1)."""
-    passed = sum(step >= milestone for milestone in recipe.optimiser.milestone_steps())
-    return recipe.optimiser.learning_rate * recipe.optimiser.gamma**passed
+    passed = sum(step >= milestone for milestone in recipe.optimizer.milestone_steps())
+    return recipe.optimizer.learning_rate * recipe.optimizer.gamma**passed
 
 
 def initial_patches(real: RealSide, count: int) -> Tensor:
-    """The patches before the first step, float32 `[count, 3, h, w]` in [0, 1] (`optimiser.initial`).
+    """The patches before the first step, float32 `[count, 3, h, w]` in [0, 1] (`optimizer.initial`).
 
     `noise` is N(0.5, 0.25) clamped, as NCFM's released code starts; `real` is a random subset of the real
     patches; `cf-greedy` is `RealSide.greedy_subset`.
     """
     recipe = real.recipe
-    if recipe.optimiser.initial == "noise":
+    if recipe.optimizer.initial == "noise":
         rng = generator(recipe.seed, real.instance_id, "initial")
         noise = torch.randn((count, *real.lr.shape[1:]), generator=rng)
         return (noise * 0.25 + 0.5).clamp(0, 1).to(real.features.device)
-    if recipe.optimiser.initial == "cf-greedy":
+    if recipe.optimizer.initial == "cf-greedy":
         chosen = real.greedy_subset(count)
     else:
         chosen = random_subset(real, count, "initial")
@@ -260,7 +260,7 @@ def update_assignment(
     raw = extract(network, state.patches, recipe)
     statistics = real.statistics_for(raw)[1]
     assignment = state.assignment
-    syn_tiles = grid.cut(real.crop(real.normalise(raw, statistics)))
+    syn_tiles = grid.cut(real.crop(real.normalize(raw, statistics)))
     assignment.pair(syn_tiles, real.tiles, real.labels, real.content, spec.pairing)
     if event > spec.events:
         return
@@ -277,13 +277,13 @@ def update_assignment(
 def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
     """Adam over the patches and the shifts, its moments being those of the state."""
     leaves = {"patches": state.patches, "shifts": state.shifts}
-    optimiser = torch.optim.Adam(
-        [{"params": [leaf.requires_grad_()], "lr": recipe.optimiser.learning_rate} for leaf in leaves.values()],
+    optimizer = torch.optim.Adam(
+        [{"params": [leaf.requires_grad_()], "lr": recipe.optimizer.learning_rate} for leaf in leaves.values()],
         foreach=False,
     )
     for name, leaf in leaves.items():
-        optimiser.state[leaf] = {key: state.moments[f"{name}.{key}"] for key in ("step", *MOMENTS)}
-    return optimiser
+        optimizer.state[leaf] = {key: state.moments[f"{name}.{key}"] for key in ("step", *MOMENTS)}
+    return optimizer
 
 
 def _measure(terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]) -> dict[str, float]:

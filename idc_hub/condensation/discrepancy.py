@@ -161,8 +161,8 @@ def ncfd(real: Tensor, syn: Tensor, freqs: Tensor, *, alpha: float = 0.2, beta: 
     """Characteristic function discrepancy between two sets of rows (paper Eq. 2-3, without a sampling network).
 
     Args:
-        real: float `[R, C]`, already normalised.
-        syn: float `[S, C]`, already normalised.
+        real: float `[R, C]`, already normalized.
+        syn: float `[S, C]`, already normalized.
         freqs: float `[T, C]`, usually drawn from N(0, 1).
         alpha: Weight of the amplitude term (paper C.1: 0.2).
         beta: Weight of the phase term (paper C.1: 0.8).

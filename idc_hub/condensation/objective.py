@@ -102,7 +102,7 @@ class Objective:
 
         def look_at(maps: Tensor, piece: Piece) -> tuple[Tensor, ...]:
             """Sums for the instance and for the group term, and the pair term once a tile is paired."""
-            rows = self.real.rows(self.real.normalise(maps, syn_statistics), draw)
+            rows = self.real.rows(self.real.normalize(maps, syn_statistics), draw)
             sums = self.sums(rows, draw, piece)
             if self.windows is None:
                 return sums

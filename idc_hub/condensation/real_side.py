@@ -1,4 +1,4 @@
-"""Everything about one photograph that the optimisation is held to, computed once before the loop.
+"""Everything about one photograph that the optimization is held to, computed once before the loop.
 
 The real side of the losses depends on the photograph and on the draw (rows and frequencies), never on the
 synthetic patches. With a fixed bank of draws it is therefore a table, filled when a draw is first met.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
 
 HELD_OUT_DRAWS = 4
-"""Draws kept out of every optimisation, on which a finished set is measured."""
+"""Draws kept out of every optimization, on which a finished set is measured."""
 
 _CHUNK = 8
 """Real patches transformed at a time; bounds the memory of the precomputation."""
@@ -101,7 +101,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per-channel mean and standard deviation `[1, c, 1, 1]` that a feature map is normalised with."""
+    """Per-channel mean and standard deviation `[1, c, 1, 1]` that a feature map is normalized with."""
 
     mean: Tensor
     std: Tensor
@@ -116,7 +116,7 @@ class Statistics:
         spread = torch.stack([(piece - mean).square().sum((0, 2, 3)) for piece in pieces]).sum(0)
         return cls(mean, (spread / count + _VARIANCE_EPS).sqrt().view(1, -1, 1, 1))
 
-    def normalise(self, maps: Tensor) -> Tensor:
+    def normalize(self, maps: Tensor) -> Tensor:
         """Maps `[B, c, h, w]` with mean 0 and deviation 1 under these statistics."""
         return (maps - self.mean) / self.std
 
@@ -189,7 +189,7 @@ class RealSide:
     @property
     def border(self) -> int:
         """Feature pixels that the transform leaves out on each side."""
-        return self.recipe.transform.neighbourhood // 2 if self.recipe.transform.padding == "valid" else 0
+        return self.recipe.transform.neighborhood // 2 if self.recipe.transform.padding == "valid" else 0
 
     @cached_property
     def row_groups(self) -> Tensor:
@@ -201,11 +201,11 @@ class RealSide:
         edge = self.border
         return maps[..., edge : maps.shape[-2] - edge, edge : maps.shape[-1] - edge] if edge else maps
 
-    def normalise(self, maps: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """Normalise raw feature maps as the recipe says; by the real statistics unless others are given."""
+    def normalize(self, maps: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Normalize raw feature maps as the recipe says; by the real statistics unless others are given."""
         if self.recipe.features.statistics == "none":
             return maps
-        return (statistics or self.statistics).normalise(maps)
+        return (statistics or self.statistics).normalize(maps)
 
     def statistics_for(self, syn: Tensor) -> tuple[Statistics, Statistics]:
         """Statistics for (real, synthetic) raw maps at a step (`features.statistics`; algorithm note 6.4)."""
@@ -218,22 +218,22 @@ class RealSide:
         return self.statistics, self.statistics
 
     def descriptors(self, raw: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """Mean normalised feature of every tile of raw maps `[B, c, h, w]`: `[tiles, C]` (paper appendix B)."""
+        """Mean normalized feature of every tile of raw maps `[B, c, h, w]`: `[tiles, C]` (paper appendix B)."""
         rows = self.draw(0, self.statistics).rows if self.recipe.assignment.space == "transform" else None
         pieces = []
         for piece in raw.split(_CHUNK):
-            maps = self.normalise(piece, statistics)
+            maps = self.normalize(piece, statistics)
             maps = self.crop(maps) if rows is None else self._local(maps, rows).float()
             pooled = torch.nn.functional.avg_pool2d(maps, self.recipe.assignment.tile)
             pieces.append(to_rows(pooled))
         return torch.cat(pieces)
 
     def tiles(self, chosen: Tensor) -> Tensor:
-        """Normalised features of some real tiles, int64 `[P]`: `[P, c, tile, tile]`."""
+        """Normalized features of some real tiles, int64 `[P]`: `[P, c, tile, tile]`."""
         patch, down, across = self._place(chosen)
         tile = self.grid.tile
         pieces = self.crop(self.features).unfold(2, tile, tile).unfold(3, tile, tile)
-        return self.normalise(pieces[patch, :, down, across])
+        return self.normalize(pieces[patch, :, down, across])
 
     def draw(self, name: object, statistics: Statistics) -> Draw:
         """The draw called `name` on this photograph's device, with `loss.row_norm: global` and in its precision."""
@@ -261,7 +261,7 @@ class RealSide:
         grouped: Tensor | int = 0
         for start in range(0, len(self.features), _CHUNK):
             here = slice(start, start + _CHUNK)
-            rows = self.rows(self.normalise(self.features[here], statistics), draw)
+            rows = self.rows(self.normalize(self.features[here], statistics), draw)
             members = membership(labels[here].flatten(), groups + 1)
             sums = set_sums(rows, draw.freqs, members, self.recipe.loss)
             total = total + sums.sum(0)
@@ -274,12 +274,12 @@ class RealSide:
         rows_of_groups = (self.sizes * rows_in_tile).clamp(min=1)
         return Targets(total / labels.numel(), grouped / rows_of_groups[:, None])
 
-    def rows(self, normalised: Tensor, draw: Draw) -> Tensor:
-        """Local features of normalised maps, one sample a row, normalised as `loss.row_norm` says."""
-        return self.norm_rows(self.grid.to_rows(self._local(normalised, draw.rows)))
+    def rows(self, normalized: Tensor, draw: Draw) -> Tensor:
+        """Local features of normalized maps, one sample a row, normalized as `loss.row_norm` says."""
+        return self.norm_rows(self.grid.to_rows(self._local(normalized, draw.rows)))
 
-    def _local(self, normalised: Tensor, rows: Tensor) -> Tensor:
-        return local_features(normalised, rows, self.recipe.transform.padding)
+    def _local(self, normalized: Tensor, rows: Tensor) -> Tensor:
+        return local_features(normalized, rows, self.recipe.transform.padding)
 
     def norm_rows(self, rows: Tensor) -> Tensor:
         """Divide each row by its length under `loss.row_norm: row`; a global norm is in the draw already."""
@@ -289,24 +289,24 @@ class RealSide:
         return (rows / lengths.clamp(min=_LENGTH_EPS)).to(rows.dtype)
 
     def windows(self, partners: Tensor, statistics: Statistics, margin: int) -> Tensor:
-        """Neighbourhoods of real tiles, from which their rows follow by a valid convolution.
+        """Neighborhoods of real tiles, from which their rows follow by a valid convolution.
 
         Args:
             partners: int64 `[P]`, real tiles.
-            statistics: What the real maps are normalised with.
+            statistics: What the real maps are normalized with.
             margin: Further pixels on each side (`loss.deformation`).
 
         Returns:
             float `[P, c, s, s]` with `s = tile + k - 1 + 2 * margin`.
         """
         spec, tile = self.recipe.transform, self.grid.tile
-        side = tile + spec.neighbourhood - 1 + 2 * margin
+        side = tile + spec.neighborhood - 1 + 2 * margin
         patch, down, across = self._place(partners)
         pieces = self.features.new_empty((len(partners), self.features.shape[1], side, side), dtype=torch.float32)
         for start in range(0, len(self.features), _CHUNK):
             wanted = torch.nonzero((patch >= start) & (patch < start + _CHUNK)).flatten()
-            maps = self.normalise(self.features[start : start + _CHUNK], statistics)
-            maps = pad(maps, spec.neighbourhood, spec.padding, margin=margin)
+            maps = self.normalize(self.features[start : start + _CHUNK], statistics)
+            maps = pad(maps, spec.neighborhood, spec.padding, margin=margin)
             maps = maps.unfold(2, side, tile).unfold(3, side, tile)
             pieces[wanted] = maps[patch[wanted] - start, :, down[wanted], across[wanted]].float()
         return pieces
@@ -315,12 +315,12 @@ class RealSide:
     def discrepancy(self, lr: Tensor, network: torch.nn.Module, names: list[object]) -> float:
         """Mean instance discrepancy (paper Eq. 6, unweighted) of uint8 patches `[n, 3, h, w]` over some draws."""
         raw = extract(network, lr, self.recipe)
-        normalised = self.normalise(raw, self.statistics_for(raw)[1])
+        normalized = self.normalize(raw, self.statistics_for(raw)[1])
         values = []
         for name in names:
             draw, targets = self.at(name, keep=True)
             sums, count = torch.zeros_like(targets.instance), 0
-            for piece in normalised.split(piece_size(len(lr), lr[0, 0].numel())):
+            for piece in normalized.split(piece_size(len(lr), lr[0, 0].numel())):
                 rows = self.rows(piece, draw)
                 everything = torch.ones(1, len(rows), device=rows.device)
                 sums += set_sums(rows, draw.freqs, everything, self.recipe.loss)[0]
@@ -332,8 +332,8 @@ class RealSide:
     def greedy_subset(self, count: int) -> Tensor:
         """Indices of real patches that together have a low discrepancy, see `subset.greedy_subset`; int64 `[count]`.
 
-        It is the discrepancy that the optimisation makes small, on the bank's first draws; but the features of a
-        subset are normalised with the real statistics, whatever `features.statistics` says.
+        It is the discrepancy that the optimization makes small, on the bank's first draws; but the features of a
+        subset are normalized with the real statistics, whatever `features.statistics` says.
         """
         names = range(min(SUBSET_DRAWS, self.recipe.loss.bank_size))
         functions = torch.stack([self._patch_functions(self.draw(name, self.statistics)) for name in names])
@@ -344,7 +344,7 @@ class RealSide:
         """What `Targets.instance` is of every real patch alone: `[N, T]`."""
         pieces = []
         for piece in self.features.split(_CHUNK):
-            rows = self.rows(self.normalise(piece), draw)
+            rows = self.rows(self.normalize(piece), draw)
             labels = torch.arange(len(piece), device=rows.device).repeat_interleave(len(rows) // len(piece))
             sums = set_sums(rows, draw.freqs, membership(labels, len(piece)), self.recipe.loss)
             pieces.append(sums * (len(piece) / len(rows)))
@@ -361,10 +361,10 @@ class RealSide:
         """Root mean square length of the real rows, float64 scalar; it stays on the device."""
         total, count = torch.zeros((), dtype=torch.float64, device=self.features.device), 0
         for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(_CHUNK):
-            rows = self.grid.to_rows(self._local(self.normalise(piece, statistics), draw.rows))
+            rows = self.grid.to_rows(self._local(self.normalize(piece, statistics), draw.rows))
             total += rows.double().square().sum()
             count += len(rows)
-        # A photograph of one colour has no features at all; nothing is divided by nothing.
+        # A photograph of one color has no features at all; nothing is divided by nothing.
         return (total / count).sqrt().clamp(min=_NORM_EPS)
 
     def _content(self) -> Tensor:

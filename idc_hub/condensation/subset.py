@@ -1,7 +1,7 @@
 """Real patches whose characteristic function is near that of all of them: a greedy choice, improved by swaps.
 
-A cheap rival of the optimisation, which the paper does not have: it makes the same instance distance small (Eq. 6),
-but it may only choose. It is also where an optimisation can begin (`optimiser.initial: cf-greedy`).
+A cheap rival of the optimization, which the paper does not have: it makes the same instance distance small (Eq. 6),
+but it may only choose. It is also where an optimization can begin (`optimizer.initial: cf-greedy`).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Every kind is a bank of convolution rows `[C_out, c, k, k]`, made by `draw_rows`; all that follows is the same.
 
 - `rlff` convolves a feature map of `c` channels with rows of the `C'`-point DFT matrix, `C' = c * k * k`, reshaped
-  to filters `[c, k, k]`. Convolving with the whole matrix would be the 1-D DFT of every `k x k` neighbourhood,
+  to filters `[c, k, k]`. Convolving with the whole matrix would be the 1-D DFT of every `k x k` neighborhood,
   flattened in the order (channel, y, x); a random subset of its rows is an orthogonal random mixing of that
-  neighbourhood, not a spatial spectrum.
+  neighborhood, not a spatial spectrum.
 - `identity` (x1, "w/o RLFF") has one row a channel: local features are the feature map itself.
 - `dct` (x2, "DCT applied to convolutional filters") puts the DCT-II in the place of the DFT in Eq. 4: rows of the
   `C'`-point cosine matrix. The paper says no more; a 2-D DCT of each channel alone would be another reading.
@@ -38,7 +38,7 @@ def draw_rows(spec: Transform, channels: int, generator: torch.Generator) -> Ten
         generator: CPU generator; `rlff` and `dct` draw from it, the other kinds leave it as it is.
 
     Returns:
-        float32 `[C_out, c, k, k]` on the CPU, `C_out` being `spec.local_channels(c)` and `k` `spec.neighbourhood`.
+        float32 `[C_out, c, k, k]` on the CPU, `C_out` being `spec.local_channels(c)` and `k` `spec.neighborhood`.
 
     Raises:
         ValueError: If more rows are asked for than there are.
@@ -63,11 +63,11 @@ def draw_rows(spec: Transform, channels: int, generator: torch.Generator) -> Ten
 
 
 def dct_rows(channels: int, kernel_size: int, indices: Tensor) -> Tensor:
-    """Build filters from rows of the orthonormal DCT-II of flattened neighbourhoods (paper table 7, x2).
+    """Build filters from rows of the orthonormal DCT-II of flattened neighborhoods (paper table 7, x2).
 
     Args:
         channels: Channels `c` of the feature map.
-        kernel_size: Side `k` of the neighbourhood, in feature-map pixels.
+        kernel_size: Side `k` of the neighborhood, in feature-map pixels.
         indices: int64 `[C_out]`, values in `[0, C')` with `C' = c * k * k`.
 
     Returns:
@@ -86,7 +86,7 @@ def haar_rows(channels: int) -> Tensor:
 
     Returns:
         float32 `[4 * channels, channels, 3, 3]`, four rows a channel: low, then the details across, down and along
-        the diagonal, each of length 1. They see the pixel and its neighbours to the right, below and between: the
+        the diagonal, each of length 1. They see the pixel and its neighbors to the right, below and between: the
         first line and column of the filters are 0, so that they stand around a pixel as the other kinds' do.
     """
     low, high = torch.tensor([0.0, 1.0, 1.0]) * 0.5**0.5, torch.tensor([0.0, 1.0, -1.0]) * 0.5**0.5
@@ -101,7 +101,7 @@ def rlff_rows(channels: int, kernel_size: int, indices: Tensor) -> Tensor:
 
     Args:
         channels: Channels `c` of the feature map.
-        kernel_size: Side `k` of the neighbourhood, in feature-map pixels.
+        kernel_size: Side `k` of the neighborhood, in feature-map pixels.
         indices: int64 `[C_out]`, values in `[0, 2C')` with `C' = c * k * k`. Index `r < C'` is the cosine row
             `cos(2 pi r j / C')`, index `C' + r` the row of `-Im`, which is `+sin(2 pi r j / C')`;
             `j = (channel * k + y) * k + x`.
@@ -130,7 +130,7 @@ def draw_row_indices(
 
     Args:
         channels: Channels `c` of the feature map.
-        kernel_size: Side `k` of the neighbourhood.
+        kernel_size: Side `k` of the neighborhood.
         count: Rows to draw, `C_out`.
         rows: `literal` draws from all `2C'` rows, among them mirror twins and two rows that are all zero;
             `unique` from the `C'` rows of an orthogonal basis (cosines `0..C'/2`, sines between them).
@@ -183,7 +183,7 @@ def local_features(features: Tensor, rows: Tensor, padding: str) -> Tensor:
     """Local features of a batch of feature maps (paper Eq. 5), stride 1.
 
     Args:
-        features: `[B, c, h, w]`, normalised per channel.
+        features: `[B, c, h, w]`, normalized per channel.
         rows: `[C_out, c, k, k]` of `draw_rows`; the convolution has their dtype (bfloat16 adds up in float32).
         padding: `reflect`, `zero` or `valid`.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from idc_hub.errors import RunError
-from idc_hub.dataset.card_section import Version, read_versions, render_section, selection_method
 from idc_hub.atomic import write_text_atomically
+from idc_hub.dataset.card_section import Version, read_versions, render_section, selection_method
 from idc_hub.dataset.manifest import Manifest
+from idc_hub.errors import RunError
 
 BEGIN = "<!-- idc:begin -->"
 END = "<!-- idc:end -->"
@@ -48,7 +48,7 @@ def render_card(
     Args:
         repo: The tree: idc.json, recipe.yaml (may be missing), data/ and report/.
         repo_id: Where it stands or will stand on the Hub, for the commands; None: this folder.
-        license: The licence to name; None: the one of `existing`, or none.
+        license: The license to name; None: the one of `existing`, or none.
         existing: The card as it is, of which the user's keys and paragraphs are kept.
 
     Returns:

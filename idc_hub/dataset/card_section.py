@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from idc_hub.dataset import parquet
+from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import RunError
 from idc_hub.images.figures import FIGURES, judge, table
 from idc_hub.recipe import Recipe
 from idc_hub.recipe_reader import sections_of
-from idc_hub.dataset import parquet
-from idc_hub.dataset.manifest import Manifest
 
 _REMEDY = "Pull the repository again."
 _TOLD_ABOVE = ("photographs", "windows", "steps", "worker_seconds", "held_out", "held_out_random", "results", "quality")
@@ -119,7 +119,7 @@ def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo
         overrides=_overrides(recipe),
         ratio=_number(_lookup(recipe, "patches", "ratio")),
         seed=_number(_lookup(recipe, "seed")),
-        initial=_lookup(recipe, "optimiser", "initial"),
+        initial=_lookup(recipe, "optimizer", "initial"),
         local_photographs="/" not in source or Path(source).is_absolute(),
         packages=packages,
         pin=packages.get("idc-hub"),
@@ -171,7 +171,7 @@ def _making(manifest: Manifest, recipe: dict[str, Any], method: str | None) -> l
         ],
         "Feature network": [_lookup(recipe, "features", "network"), _digest(recipe)],
         "Preset": [_lookup(recipe, "preset")],
-        "First patches": [None if method else _lookup(recipe, "optimiser", "initial")],
+        "First patches": [None if method else _lookup(recipe, "optimizer", "initial")],
         "Steps for each photograph": [facts.get("steps")],
         "Computing time of all workers": [_duration(facts.get("worker_seconds"))],
     }

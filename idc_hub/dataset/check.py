@@ -10,10 +10,10 @@ import datasets
 import yaml
 from huggingface_hub import DatasetCard
 
-from idc_hub.errors import RunError
 from idc_hub.dataset.manifest import FILE_NAME as MANIFEST
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.shards import verify_lr
+from idc_hub.errors import RunError
 
 CARD = "README.md"
 RECIPE = "recipe.yaml"

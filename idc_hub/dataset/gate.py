@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from idc_hub.atomic import write_text_atomically
 from idc_hub.condensation.real_side import generator
+from idc_hub.dataset import parquet
+from idc_hub.dataset.hr import RealHR
+from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import RunError
+from idc_hub.images.figures import Quality, judge
 from idc_hub.images.files import decode_png
 from idc_hub.images.sources import open_source
-from idc_hub.images.figures import Quality, judge
 from idc_hub.networks.teachers import Teacher
-from idc_hub.dataset.hr import RealHR
-from idc_hub.runs.worker import real_patches
-from idc_hub.dataset import parquet
-from idc_hub.atomic import write_text_atomically
-from idc_hub.dataset.manifest import Manifest
 from idc_hub.runs.run import Run, Share
+from idc_hub.runs.worker import real_patches
 
 FILE_NAME = "quality.json"
 FORMAT = "idc-quality"
@@ -175,7 +175,7 @@ def _enlarge(lr: np.ndarray, teacher: Teacher) -> np.ndarray:
 
 
 def _held_out(run: Run, key: str) -> dict[str, float]:
-    """The mean of what was measured at the end of each optimisation; empty where nothing was optimised."""
+    """The mean of what was measured at the end of each optimization; empty where nothing was optimized."""
     facts = [run.read_facts(share) for share in run.shares if share.count]
     found = [fact[key] for fact in facts if key in fact]
     return {"held_out": float(np.mean(found))} if found else {}
@@ -184,7 +184,7 @@ def _held_out(run: Run, key: str) -> dict[str, float]:
 def _gradient_norms(run: Run) -> dict[str, float]:
     medians: dict[str, list[float]] = {term: [] for term in _GRADIENTS}
     for share in run.shares:
-        late = [line for line in run.read_metrics(share.id) if line.get("step", 0) > run.recipe.optimiser.steps / 2]
+        late = [line for line in run.read_metrics(share.id) if line.get("step", 0) > run.recipe.optimizer.steps / 2]
         for term, found in medians.items():
             norms = [line[term] for line in late if term in line]
             found += [float(np.median(norms))] if norms else []

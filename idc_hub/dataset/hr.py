@@ -67,8 +67,8 @@ class RealHR:
         return torch.stack(crops)
 
     def describe(self) -> dict[str, Any]:
-        """The facts for `idc.json`; the licence is that of the photographs, which nobody has stated here."""
-        return {"name": NAME, "kind": "photographs", "scale": self.scale, "weights_sha256": None, "licence": None}
+        """The facts for `idc.json`; the license is that of the photographs, which nobody has stated here."""
+        return {"name": NAME, "kind": "photographs", "scale": self.scale, "weights_sha256": None, "license": None}
 
     def _load(self, instance_id: str) -> np.ndarray:
         return load_hr(self._source, self._instances[instance_id], scale=self.scale)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from idc_hub.errors import RunError
 
 if TYPE_CHECKING:
-    from idc_hub.networks.teachers import Teacher
     from idc_hub.dataset.hr import RealHR
+    from idc_hub.networks.teachers import Teacher
     from idc_hub.runs.run import Run
 
 
@@ -31,9 +31,9 @@ def repository(path: Path) -> Path:
 
 def hr_source(path: Path, spec: str, scale: int, settings: Mapping[str, Any]) -> Teacher | RealHR:
     """What `--teacher` names: a teacher, or for a Run of a selection the photographs themselves."""
-    from idc_hub.networks.teachers import load_teacher
-    from idc_hub.machine import device
     from idc_hub.dataset.hr import NAME, RealHR
+    from idc_hub.machine import device
+    from idc_hub.networks.teachers import load_teacher
     from idc_hub.runs.run import Run
 
     if spec != NAME:
@@ -49,10 +49,10 @@ def hr_source(path: Path, spec: str, scale: int, settings: Mapping[str, Any]) ->
 def add_version(repo: Path, maker: Teacher | RealHR, name: str, *, set_default: bool, progress: bool) -> dict[str, Any]:
     """Make an HR version, then the pictures and the card that go with it, and check that all of it loads."""
     from idc_hub.dataset.card import write_card
-    from idc_hub.dataset.pictures import write_report
     from idc_hub.dataset.check import check_repository
-    from idc_hub.runs.progress import counting
+    from idc_hub.dataset.pictures import write_report
     from idc_hub.dataset.regenerate import regenerate as make_version
+    from idc_hub.runs.progress import counting
 
     with counting(f"HR version {name}", enabled=progress) as count:
         added = make_version(repo, maker, name, set_default=set_default, on_progress=count)

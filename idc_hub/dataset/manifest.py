@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from idc_hub.errors import RunError
 from idc_hub.atomic import write_text_atomically
+from idc_hub.errors import RunError
 
 FILE_NAME = "idc.json"
 FORMAT = "idc"
@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 _VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _RESERVED_NAMES = ("data", "default")  # `datasets` gives both a meaning of its own
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TEACHER_KEYS = {"name", "kind", "scale", "weights_sha256", "licence"}
+_TEACHER_KEYS = {"name", "kind", "scale", "weights_sha256", "license"}
 _SETTINGS = {"pipeline": str, "scheduler": str, "steps": int, "seed": int, "prompt": str, "guidance": int | float}
 _HR_VERSION_KEYS = {"teacher", "lr_digest", "date", "patches", "bytes"}
 
@@ -38,12 +38,12 @@ class Manifest:
         name: Name of the recipe.
         scale: 2, 3 or 4.
         patch_size: Side of an LR patch in pixels.
-        lr_hash: The recipe's hash of everything that determines the LR patches.
+        lr_recipe_hash: The recipe's hash of everything that determines the LR patches.
         lr_digest: Digest of the LR patches themselves (`shards.lr_digest`).
         instances: Number of instances that have patches.
         patches: Number of LR patches.
         default: The HR version that `load_dataset` gives without a config name; None while there is none.
-        hr_versions: Per name `{"teacher": {"name", "kind", "scale", "weights_sha256", "licence"},
+        hr_versions: Per name `{"teacher": {"name", "kind", "scale", "weights_sha256", "license"},
             "lr_digest", "date", "patches", "bytes"}`; `bytes` is the size of its parquet files. Of a diffusion
             pipeline the teacher also has "pipeline", "scheduler", "steps", "seed", perhaps "prompt", "guidance".
         packages: Versions of the packages that made it.
@@ -53,7 +53,7 @@ class Manifest:
     name: str
     scale: int
     patch_size: int
-    lr_hash: str
+    lr_recipe_hash: str
     lr_digest: str
     instances: int
     patches: int
@@ -112,7 +112,7 @@ class Manifest:
 
     def _problem(self) -> str | None:
         """The first thing that is wrong, in words."""
-        for key in ("name", "lr_hash", "lr_digest"):
+        for key in ("name", "lr_recipe_hash", "lr_digest"):
             if not isinstance(getattr(self, key), str):
                 return f"{key} is not a string"
         for key in ("hr_versions", "packages", "condensation"):
@@ -123,8 +123,8 @@ class Manifest:
                 return f"{key} is not a whole number of 0 or more"
         if not _VERSION_NAME.fullmatch(self.name):
             return f"name {self.name!r} has other characters than a-z, 0-9 and -"
-        if not re.fullmatch("[0-9a-f]+", self.lr_hash):
-            return "lr_hash is not a hexadecimal digest"
+        if not re.fullmatch("[0-9a-f]+", self.lr_recipe_hash):
+            return "lr_recipe_hash is not a hexadecimal digest"
         if not _SHA256.fullmatch(self.lr_digest):
             return "lr_digest is not a SHA-256 digest"
         if not 2 <= self.scale <= 4 or self.patch_size == 0:
@@ -153,8 +153,8 @@ class Manifest:
                 return f"teacher.{key} is not a {'string' if _SETTINGS[key] is str else 'number'}"
         if not (isinstance(teacher["name"], str) and isinstance(teacher["kind"], str)):
             return "teacher.name or teacher.kind is not a string"
-        if not isinstance(teacher["licence"], str | None):
-            return "teacher.licence is not a string"
+        if not isinstance(teacher["license"], str | None):
+            return "teacher.license is not a string"
         digest = teacher["weights_sha256"]
         if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
             return "teacher.weights_sha256 is not a SHA-256 digest"

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idc_hub.recipe import Recipe
 from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.manifest import FILE_NAME, FORMAT, FORMAT_VERSION, Manifest
-from idc_hub.runs.run import Run
 from idc_hub.dataset.shards import write_shards
+from idc_hub.recipe import Recipe
+from idc_hub.runs.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def pack(run: Run, facts: dict[str, Any], packages: dict[str, str]) -> Manifest:
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "lr_hash": recipe.lr_hash,
+        "lr_recipe_hash": recipe.lr_recipe_hash,
         "scale": recipe.scale,
     }
     digest = write_shards(run.repo / "lr", _finished(run), metadata=metadata)
@@ -51,7 +51,7 @@ def pack(run: Run, facts: dict[str, Any], packages: dict[str, str]) -> Manifest:
             name=recipe.name,
             scale=recipe.scale,
             patch_size=recipe.patches.size,
-            lr_hash=recipe.lr_hash,
+            lr_recipe_hash=recipe.lr_recipe_hash,
             lr_digest=digest,
             instances=sum(share.count > 0 for share in run.shares),
             patches=sum(share.count for share in run.shares),

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 
+from idc_hub.atomic import replace_folder
 from idc_hub.errors import RunError
 from idc_hub.images.sources import is_instance_id
-from idc_hub.atomic import replace_folder
 
 FEATURES = Features({"instance_id": Value("string"), "patch_index": Value("int32"), "lr": Image(), "hr": Image()})
 

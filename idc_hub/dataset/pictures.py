@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from idc_hub.images.files import decode_png
-from idc_hub.dataset import parquet
 from idc_hub.atomic import write_bytes_atomically
+from idc_hub.dataset import parquet
 from idc_hub.dataset.manifest import Manifest
+from idc_hub.images.files import decode_png
 
 PICTURE = Path("report", "patches.png")
 MAX_BYTES = 500_000
@@ -107,7 +107,7 @@ def _strip(label: str, images: Sequence[np.ndarray], side: int) -> Image.Image:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, colour: tuple[int, ...], width: int
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, color: tuple[int, ...], width: int
 ) -> None:
     """Write one line, cut to `width` pixels."""
     font = ImageFont.load_default(size)
@@ -115,7 +115,7 @@ def _write(
     while shown and draw.textlength(shown, font) > width:
         text = text[:-1]
         shown = f"{text}..."
-    draw.text(place, shown, colour, font)
+    draw.text(place, shown, color, font)
 
 
 def _spread(keys: list[tuple[str, int]], count: int) -> list[tuple[str, int]]:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from idc_hub.errors import RecipeError, RunError
-from idc_hub.images.files import encode_png
 from idc_hub.dataset import parquet, shards
 from idc_hub.dataset.manifest import Manifest, is_version_name
+from idc_hub.errors import RecipeError, RunError
+from idc_hub.images.files import encode_png
 
 _ENCODERS = min(16, max(2, os.cpu_count() or 2))
 """Threads that write PNG while the teacher works on the next batch: more than a GPU outruns."""
@@ -114,7 +114,7 @@ def _check_request(manifest: Manifest, teacher: HRSource, name: str) -> None:
 
 def same_teacher(recorded: dict[str, Any], teacher: HRSource) -> bool:
     """Whether weights and settings are the same; what has no weights goes by its name."""
-    told = set() if recorded["weights_sha256"] is None else {"name", "licence"}
+    told = set() if recorded["weights_sha256"] is None else {"name", "license"}
     facts = teacher.describe()
     return recorded.keys() == facts.keys() and all(recorded[key] == facts[key] for key in facts.keys() - told)
 

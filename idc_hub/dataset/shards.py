@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from idc_hub.errors import RunError
-from idc_hub.images.sources import is_instance_id
 from idc_hub.atomic import replace_folder
 from idc_hub.dataset.manifest import Manifest
+from idc_hub.errors import RunError
+from idc_hub.images.sources import is_instance_id
 
 INDEX_NAME = "lr.safetensors.index.json"
 
@@ -74,7 +74,7 @@ def write_shards(
         folder: `repo/lr`.
         patches: (instance id, uint8 `[n, 3, h, w]`) in id order; instances with n = 0 are left out.
         metadata: What the one metadata key "idc" of every shard holds: format, format_version, scale,
-            lr_hash. One key with sorted JSON, because safetensors writes several in an order that changes.
+            lr_recipe_hash. One key with sorted JSON, because safetensors writes several in an order that changes.
         max_bytes: Size at which a shard is full; a larger instance gets a shard of its own.
 
     Returns:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import read_rows
 from idc_hub.errors import RecipeError, RunError
 from idc_hub.images.files import read_image
 from idc_hub.images.sources import MAX_THREADS
 from idc_hub.training.pairs import Pair
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.parquet import read_rows
 
 
 def read_version(tree: Path, scale: int, hr_version: str | None = None) -> tuple[list[Pair], dict[str, str]]:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from huggingface_hub.hf_api import RepoFile
 
-from idc_hub.errors import HubError
 from idc_hub.dataset.card import render_card
 from idc_hub.dataset.check import MANIFEST, check_repository, hr_version_of, is_ours, listed, own_files
 from idc_hub.dataset.manifest import Manifest
+from idc_hub.errors import HubError
 
 
 class DatasetRelease:
@@ -44,9 +44,9 @@ class DatasetRelease:
                 "Pull first: `idc pull` into a new folder, `idc regenerate` there, and push that.",
             )
 
-    def render_card(self, repo_id: str, licence: str) -> str:
+    def render_card(self, repo_id: str, license: str) -> str:
         """See `Release`."""
-        return render_card(self.folder, repo_id=repo_id, license=licence)
+        return render_card(self.folder, repo_id=repo_id, license=license)
 
     def is_retired(self, path: str, there: Manifest | None) -> bool:
         """See `Release`. Rows came from an earlier push if idc.json knew their HR version."""

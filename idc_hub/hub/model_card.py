@@ -13,13 +13,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
+from idc_hub.dataset.card import BEGIN, END, NOTE
 from idc_hub.errors import NetworkError
-from idc_hub.training.evaluation import RESULTS
-from idc_hub.training.loop import FACTS
+from idc_hub.hub_errors import page_of
 from idc_hub.networks import load, weights_sha256
 from idc_hub.networks.registry import read_config
-from idc_hub.dataset.card import BEGIN, END, NOTE
-from idc_hub.hub_errors import page_of
+from idc_hub.training.evaluation import RESULTS
+from idc_hub.training.loop import FACTS
 
 TASK = "image-to-image"
 
@@ -30,7 +30,7 @@ def render_model_card(folder: Path, *, repo_id: str, license: str) -> str:
     Args:
         folder: The network: config.json, model.safetensors; training.yaml and results.json may be missing.
         repo_id: Where it will stand on the Hub.
-        license: The licence to name.
+        license: The license to name.
 
     Returns:
         YAML front matter with `model-index`, and Markdown. Every figure stands beside its protocol.

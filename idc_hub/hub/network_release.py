@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.hf_api import RepoFile
 
+from idc_hub.dataset.check import CARD
 from idc_hub.errors import RunError
-from idc_hub.training.evaluation import RESULTS
-from idc_hub.training.loop import FACTS
+from idc_hub.hub.model_card import render_model_card
 from idc_hub.networks import load, weights_sha256
 from idc_hub.networks.registry import CONFIG, WEIGHTS, read_config
-from idc_hub.hub.model_card import render_model_card
-from idc_hub.dataset.check import CARD
+from idc_hub.training.evaluation import RESULTS
+from idc_hub.training.loop import FACTS
 
 FILES = (CARD, CONFIG, WEIGHTS, FACTS, RESULTS)
 """What a network's repository can have; on the Hub, all other files are somebody else's."""
@@ -63,9 +63,9 @@ class NetworkRelease:
     def check_nothing_is_lost(self, repo_id: str, there: NetworkFacts | None) -> None:
         """Nothing can be: earlier weights stay under their tag."""
 
-    def render_card(self, repo_id: str, licence: str) -> str:
+    def render_card(self, repo_id: str, license: str) -> str:
         """See `Release`."""
-        return render_model_card(self.folder, repo_id=repo_id, license=licence)
+        return render_model_card(self.folder, repo_id=repo_id, license=license)
 
     def is_retired(self, path: str, there: NetworkFacts | None) -> bool:
         """See `Release`."""

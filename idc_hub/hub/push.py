@@ -18,17 +18,17 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_token, httpx
 
-from idc_hub.errors import HubError, RecipeError, RunError
-from idc_hub.dataset.card import merge_card
-from idc_hub.hub.dataset_release import DatasetRelease
-from idc_hub.hub_errors import AGAIN, LOG_IN, hub_sentences, page_of, refused
-from idc_hub.hub.revisions import Release, Revision, list_files, matches, read_revision, size_of
-from idc_hub.hub.network_release import NetworkRelease, is_network
-from idc_hub.dataset.check import CARD, MANIFEST, is_ours, listed, own_files
 from idc_hub.atomic import write_text_atomically
+from idc_hub.dataset.card import merge_card
+from idc_hub.dataset.check import CARD, MANIFEST, is_ours, listed, own_files
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import measure
 from idc_hub.dataset.shards import verify_lr
+from idc_hub.errors import HubError, RecipeError, RunError
+from idc_hub.hub.dataset_release import DatasetRelease
+from idc_hub.hub.network_release import NetworkRelease, is_network
+from idc_hub.hub.revisions import Release, Revision, list_files, matches, read_revision, size_of
+from idc_hub.hub_errors import AGAIN, LOG_IN, hub_sentences, page_of, refused
 
 ATTEMPTS = 5
 
@@ -58,7 +58,7 @@ def push(
     Args:
         folder: `repo/` of a Run, or a network's folder.
         repo_id: `owner/name`, or a name under the token's account. Created if there is none.
-        license: The Hub's identifier of the licence. None keeps the one that the card names.
+        license: The Hub's identifier of the license. None keeps the one that the card names.
         public: Whether a new repository can be seen by everybody. One that exists stays as it is.
         create_pr: Open a pull request instead of committing: the way to add to somebody else's repository.
         dry_run: Find out everything and change nothing.
@@ -73,7 +73,7 @@ def push(
     Raises:
         RunError: The tree is not complete, or `datasets` cannot load it; nothing was uploaded.
         NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: No licence.
+        RecipeError: No license.
         HubError: The Hub refused or could not be reached, or holds something that this push would destroy.
     """
     release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
@@ -237,17 +237,17 @@ class _Push:
 
         Raises:
             HubError: They were edited in both places since the last release.
-            RecipeError: It names no licence.
+            RecipeError: It names no license.
         """
         path, there = self.release.folder / CARD, self.head.card
         card = path.read_bytes().decode() if path.exists() else ""
-        licence = self.license or _licence(there) or _licence(card)
-        if not licence:
+        license = self.license or _license(there) or _license(card)
+        if not license:
             raise RecipeError(
-                f"A {self.release.kind} is not pushed without a licence.",
+                f"A {self.release.kind} is not pushed without a license.",
                 "Name one with --license, such as cc-by-4.0; the terms of the photographs decide which.",
             )
-        fresh = self.release.render_card(self.repo_id, licence)
+        fresh = self.release.render_card(self.repo_id, license)
         local = merge_card(card, fresh)
         if there is None:
             return local
@@ -354,7 +354,7 @@ def _sha(info: Any) -> str:
     return info.sha
 
 
-def _licence(card: str | None) -> Any:
+def _license(card: str | None) -> Any:
     try:
         return RepoCard(card).data.to_dict().get("license") if card else None
     except (ValueError, yaml.YAMLError):

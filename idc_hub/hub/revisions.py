@@ -13,9 +13,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
+from idc_hub.dataset.check import CARD
 from idc_hub.errors import HubError, NetworkError, RunError
 from idc_hub.hub_errors import AGAIN
-from idc_hub.dataset.check import CARD
 
 
 class Release(Protocol):
@@ -42,7 +42,7 @@ class Release(Protocol):
     def check_nothing_is_lost(self, repo_id: str, there: Any) -> None:
         """Raise HubError where a push would bury something of an earlier release that it does not know."""
 
-    def render_card(self, repo_id: str, licence: str) -> str:
+    def render_card(self, repo_id: str, license: str) -> str:
         """The card, as if there were none."""
 
     def is_retired(self, path: str, there: Any) -> bool:

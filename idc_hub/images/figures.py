@@ -1,7 +1,7 @@
 """Figures that show a bad condensed set at a glance, and the gate that holds them to those of real patches.
 
 A low loss alone is no evidence of good patches: those that failed in this project's pilot were close to the real ones
-in the measure that was optimised, and had 3 to 4 times the natural ratio of chroma to luma detail and half the
+in the measure that was optimized, and had 3 to 4 times the natural ratio of chroma to luma detail and half the
 natural teacher residual. Every figure is therefore taken on the set and, in the same way, on as many random real
 patches of the same photographs through the same teacher; what is natural is what those have.
 
@@ -18,7 +18,7 @@ from scipy.spatial.distance import cdist
 from idc_hub.images.resize import imresize
 
 COPIED = 0.02
-"""RMS distance (5 grey levels) below which a patch counts as a copy of a real one."""
+"""RMS distance (5 gray levels) below which a patch counts as a copy of a real one."""
 NEIGHBOURS = 5
 """The `k` of the coverage, as Naeem et al. recommend."""
 REFERENCE_PATCHES = 256
@@ -45,7 +45,7 @@ def high_frequency(patches: np.ndarray) -> tuple[float, float]:
 
 
 def saturated(patches: np.ndarray) -> float:
-    """Share of values that are 0 or 255: what an optimisation without bounds leaves when it is clamped."""
+    """Share of values that are 0 or 255: what an optimization without bounds leaves when it is clamped."""
     return float(np.mean((patches == 0) | (patches == 255)))
 
 
@@ -68,7 +68,7 @@ def teacher_residual(lr: np.ndarray, hr: np.ndarray, *, quantile: float = 0.995)
     return float(np.quantile(luma, quantile))
 
 
-def colour_distance(patches: np.ndarray, real: np.ndarray) -> float:
+def color_distance(patches: np.ndarray, real: np.ndarray) -> float:
     """Wasserstein-1 distance between the pixel values of two sets, mean over R, G and B; 0 where they agree."""
     shares = [
         np.stack([np.bincount(values[:, channel].ravel(), minlength=256) for channel in range(3)]) / values[:, 0].size
@@ -78,15 +78,15 @@ def colour_distance(patches: np.ndarray, real: np.ndarray) -> float:
 
 
 def sliced_distance(patches: np.ndarray, real: np.ndarray, *, side: int = 7) -> float:
-    """Sliced Wasserstein-2 distance between the pixel neighbourhoods of two sets (Rabin et al. 2011).
+    """Sliced Wasserstein-2 distance between the pixel neighborhoods of two sets (Rabin et al. 2011).
 
-    2,048 neighbourhoods of each set (seeded) are projected on a random orthonormal basis (seeded); along each direction
+    2,048 neighborhoods of each set (seeded) are projected on a random orthonormal basis (seeded); along each direction
     the sorted projections are compared. A constant added to all pixels is exactly that far away.
 
     Args:
         patches: uint8 `[n, 3, h, w]`.
         real: uint8 `[N, 3, h, w]`.
-        side: Of a neighbourhood, in pixels.
+        side: Of a neighborhood, in pixels.
 
     Returns:
         Root of the mean squared difference, over directions and quantiles.
@@ -94,7 +94,7 @@ def sliced_distance(patches: np.ndarray, real: np.ndarray, *, side: int = 7) -> 
     side = min(side, *patches.shape[2:])
     rng = np.random.default_rng(0)
     directions = np.linalg.qr(rng.standard_normal((3 * side**2, 3 * side**2)))[0]
-    ours, theirs = (np.sort(_neighbourhoods(values, side) @ directions, axis=0) for values in (patches, real))
+    ours, theirs = (np.sort(_neighborhoods(values, side) @ directions, axis=0) for values in (patches, real))
     return float(np.sqrt(np.mean((ours - theirs) ** 2)))
 
 
@@ -147,14 +147,14 @@ def coverage(patches: np.ndarray, real: np.ndarray) -> float:
     """Share of the real patches that have a patch of the set nearby: the coverage of Naeem et al. (ICML 2020, Eq. 4).
 
     Nearby: not farther than the `NEIGHBOURS`-th nearest other real patch. Distances are between simple descriptors of
-    colour, contrast and detail by scale and direction, which do not depend on where in the patch something is.
+    color, contrast and detail by scale and direction, which do not depend on where in the patch something is.
 
     Returns:
         In [0, 1]; 1 for the real patches themselves.
     """
     described = _describe(real)
-    centre, spread = described.mean(axis=0), described.std(axis=0) + 1 / 255
-    theirs, ours = ((values - centre) / spread for values in (described, _describe(patches)))
+    center, spread = described.mean(axis=0), described.std(axis=0) + 1 / 255
+    theirs, ours = ((values - center) / spread for values in (described, _describe(patches)))
     among = np.sort(cdist(theirs, theirs), axis=1)  # the first is a patch itself
     radius = among[:, min(NEIGHBOURS, len(real) - 1)]
     return float(np.mean(cdist(theirs, ours).min(axis=1) <= radius))
@@ -164,8 +164,8 @@ def _ycbcr(patches: np.ndarray) -> np.ndarray:
     return np.einsum("ij,njhw->nihw", _YCBCR, patches / 255)
 
 
-def _neighbourhoods(patches: np.ndarray, side: int) -> np.ndarray:
-    """Random neighbourhoods, float `[2048, 3 * side**2]`; the same places in patches of equal number and size."""
+def _neighborhoods(patches: np.ndarray, side: int) -> np.ndarray:
+    """Random neighborhoods, float `[2048, 3 * side**2]`; the same places in patches of equal number and size."""
     rng = np.random.default_rng(0)
     views = np.lib.stride_tricks.sliding_window_view(patches, (side, side), axis=(2, 3))
     which, top, left = (rng.integers(views.shape[axis], size=_NEIGHBOURHOODS) for axis in (0, 2, 3))
@@ -215,7 +215,7 @@ class Quality:
             "chroma_hf": chroma,
             "saturated": saturated(lr),
             "residual": teacher_residual(lr, hr),
-            "colour_distance": colour_distance(lr, reference),
+            "color_distance": color_distance(lr, reference),
             "sliced_distance": sliced_distance(lr, reference),
             "coverage": coverage(lr, reference),
             "spectrum": spectrum(lr),
@@ -294,18 +294,18 @@ FIGURES = {
     ),
     # The pilot's failed sets had 3.5 to 4 times the natural ratio and cost a student 0.3 dB and more; a third of that
     # came back when only their chroma was blurred. Single draws of random patches stay within 1.15 times their mean.
-    "chroma_over_luma": Figure("chroma HF / luma HF", "the patches carry colour noise", at_most=1.5),
+    "chroma_over_luma": Figure("chroma HF / luma HF", "the patches carry color noise", at_most=1.5),
     # The pilot's failed sets had 0.4 to 0.6 of the natural residual: no edges for the teacher, easy tasks for students.
     "residual": Figure(
         "99.5 % residual of the teacher", "strong edges are missing, the teacher adds little to them", at_least=0.75
     ),
-    # Values pressed against black and white are what an optimiser does with a photograph that has none.
+    # Values pressed against black and white are what an optimizer does with a photograph that has none.
     "saturated": Figure(
-        "share of saturated values", "the optimisation ran into the bounds of the pixels", at_most=1, margin=0.02
+        "share of saturated values", "the optimization ran into the bounds of the pixels", at_most=1, margin=0.02
     ),
     # Both distances were smaller than those of random patches in all of the pilot's sets, good and bad: a set that
-    # does not get there has gone astray. The margin is what 2,048 neighbourhoods leave to chance.
-    "colour_distance": Figure("colour distance", "the patches have other colours than their photographs", at_most=1),
+    # does not get there has gone astray. The margin is what 2,048 neighborhoods leave to chance.
+    "color_distance": Figure("color distance", "the patches have other colors than their photographs", at_most=1),
     "sliced_distance": Figure(
         "sliced distance of 7x7 pixels",
         "small structures are distributed otherwise than in their photographs",

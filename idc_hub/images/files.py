@@ -49,8 +49,8 @@ class _Header:
 def read_image(source: Path | bytes, name: str | None = None) -> Photograph:
     """Read a PNG, JPEG or WebP photograph as 8-bit RGB.
 
-    Grey and palette images are converted, a fully opaque alpha channel is dropped, and the EXIF orientation
-    is applied; each leaves a note. Colour profiles are ignored, as super-resolution benchmarks ignore them.
+    Gray and palette images are converted, a fully opaque alpha channel is dropped, and the EXIF orientation
+    is applied; each leaves a note. Color profiles are ignored, as super-resolution benchmarks ignore them.
 
     Args:
         source: A file, or the bytes of one.
@@ -180,13 +180,13 @@ def _to_rgb(image: Image.Image, name: str) -> tuple[np.ndarray, list[str]]:
     notes = []
     mode = image.mode
     if mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
-        raise _refusal(name, f"has the colour mode {mode}", "save it as 8-bit RGB")
+        raise _refusal(name, f"has the color mode {mode}", "save it as 8-bit RGB")
     if mode in ("RGBA", "LA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
             raise _refusal(name, "is transparent in places", "save it on a background without alpha")
         notes.append("Dropped an alpha channel that was opaque everywhere.")
     if mode in ("L", "LA", "P", "1"):
-        kind = {"P": "palette", "1": "1-bit"}.get(mode, "grey")
+        kind = {"P": "palette", "1": "1-bit"}.get(mode, "gray")
         notes.append(f"Converted from {kind} to RGB.")
     return np.array(image.convert("RGB")), notes

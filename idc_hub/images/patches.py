@@ -21,7 +21,7 @@ def windows(height: int, width: int, size: int, stride: int, *, tail: bool = Tru
         height: Height of the LR image.
         width: Width of the LR image.
         size: Side of a window, in LR pixels.
-        stride: Distance between neighbouring windows, in LR pixels.
+        stride: Distance between neighboring windows, in LR pixels.
         tail: Whether to add one last window, flush with the far edge, where the stride leaves pixels over.
 
     Returns:
@@ -50,7 +50,7 @@ def cut(lr: np.ndarray, size: int, stride: int, *, tail: bool = True) -> np.ndar
     Args:
         lr: uint8 RGB image, `[height, width, 3]`.
         size: Side of a window.
-        stride: Distance between neighbouring windows.
+        stride: Distance between neighboring windows.
         tail: As in `windows`.
 
     Returns:
@@ -77,7 +77,7 @@ def synthetic_counts(windows: Sequence[int], ratio: float, rounding: str, minimu
     Returns:
         One count a photograph.
     """
-    # The decimal that was written, not its binary neighbour: 0.29 * 100 must be 29.
+    # The decimal that was written, not its binary neighbor: 0.29 * 100 must be 29.
     exact = Fraction(str(ratio))
     if rounding == "cumulative":
         totals = accumulate(windows, initial=0)

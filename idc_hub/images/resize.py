@@ -82,7 +82,7 @@ def _resize_axis(array: np.ndarray, axis: int, up: int, down: int) -> np.ndarray
 def _contributions(size: int, up: int, down: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Which input lines make each output line, and how much of each.
 
-    In input lines, output line i has its centre at `((2 i + 1) down - up) / (2 up)`. Distances to it, divided
+    In input lines, output line i has its center at `((2 i + 1) down - up) / (2 up)`. Distances to it, divided
     by `down` when shrinking, are whole multiples of `1 / (2 up down)`; so the kernel's values are whole too
     once multiplied by `2 (2 up down)^3`.
 
@@ -91,9 +91,9 @@ def _contributions(size: int, up: int, down: int) -> tuple[np.ndarray, np.ndarra
         each row of weights.
     """
     unit = 2 * up * down
-    centre = (2 * np.arange(-(-size * up // down)) + 1) * down - up  # in units of 1 / (2 up)
-    lines = (centre // (2 * up))[:, None] + np.arange(1 - 2 * down, 1 + 2 * down)
-    distance = np.abs(centre[:, None] - 2 * up * lines)
+    center = (2 * np.arange(-(-size * up // down)) + 1) * down - up  # in units of 1 / (2 up)
+    lines = (center // (2 * up))[:, None] + np.arange(1 - 2 * down, 1 + 2 * down)
+    distance = np.abs(center[:, None] - 2 * up * lines)
     near = 3 * distance**3 - 5 * unit * distance**2 + 2 * unit**3
     far = -(distance**3) + 5 * unit * distance**2 - 8 * unit**2 * distance + 4 * unit**3
     weights = np.where(distance <= unit, near, far)

@@ -1,4 +1,4 @@
-"""EDSR: residual blocks without batch normalisation (Lim et al., CVPR Workshops 2017, section 3).
+"""EDSR: residual blocks without batch normalization (Lim et al., CVPR Workshops 2017, section 3).
 
 The parameters carry the names of the BasicSR checkpoints (`conv_first`, `body.N.conv1`, `upsample.0`, ...),
 so the weights published there load into this class as they are.
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 class EDSR(nn.Module):
     """EDSR: RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped.
 
-    As published, no bicubic copy of the input is added to the output, so the features carry the colours too.
+    As published, no bicubic copy of the input is added to the output, so the features carry the colors too.
 
     Args:
         channels: Feature channels of every layer.

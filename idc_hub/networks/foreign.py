@@ -38,7 +38,7 @@ class Foreign:
         network: The module: its inner modules are the layers that features are taken from.
         enlarge: Float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`.
         weights_sha256: Digest of its file, or of its weights where it has none; None for a module without weights.
-        licence: What the card beside the weights says.
+        license: What the card beside the weights says.
         multiple: h and w of what it enlarges must be multiples of this.
     """
 
@@ -47,7 +47,7 @@ class Foreign:
     network: nn.Module
     enlarge: Callable[[Tensor], Tensor]
     weights_sha256: str | None
-    licence: str | None = None
+    license: str | None = None
     multiple: int = 1
 
 
@@ -158,15 +158,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def card_licence(folder: Path) -> str | None:
-    """The licence that the model card (README.md) in a folder states."""
+def card_license(folder: Path) -> str | None:
+    """The license that the model card (README.md) in a folder states."""
     from huggingface_hub import metadata_load
 
     try:
-        licence = (metadata_load(folder / "README.md") or {}).get("license")
+        license = (metadata_load(folder / "README.md") or {}).get("license")
     except (OSError, ValueError):
         return None
-    return licence if isinstance(licence, str) else None
+    return license if isinstance(license, str) else None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _load_checkpoint(path: Path) -> Foreign:
-    """A checkpoint file whose architecture spandrel recognises."""
+    """A checkpoint file whose architecture spandrel recognizes."""
     weights = read_checkpoint(path)
     spandrel = package("spandrel", extra="spandrel", purpose=path)
     try:
@@ -235,7 +235,7 @@ def _load_swin2sr(spec: str, folder: Path) -> Foreign:
         return hr
 
     scale, window, digest = network.config.upscale, network.config.window_size, weights_digest(network)
-    return Foreign(name_of(spec), scale, network, enlarge, digest, card_licence(folder), window)
+    return Foreign(name_of(spec), scale, network, enlarge, digest, card_license(folder), window)
 
 
 def _load_module(spec: str, scale: int) -> Foreign:

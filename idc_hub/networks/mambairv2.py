@@ -39,7 +39,7 @@ def reorder(x: Tensor, order: Tensor) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window, with a learnt bias for each offset between two pixels.
+    """Multi-head self-attention inside each window, with a learned bias for each offset between two pixels.
 
     Args:
         dim: Channels.
@@ -93,7 +93,7 @@ class WindowAttention(nn.Module):
         return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels // 3)
 
     def _mask(self, bottom: int, right: int, like: Tensor) -> Tensor:
-        """-100, the published value, between two pixels of a rolled window that are no neighbours in the image.
+        """-100, the published value, between two pixels of a rolled window that are no neighbors in the image.
 
         `bottom` is 1 for the last row of windows, whose lower half comes from the top of the image, `right` for the
         last column, else 0. The mask is `[window**2, window**2]`, of the dtype and on the device of `like`.
@@ -115,7 +115,7 @@ class SelectiveScan(nn.Module):
         super().__init__()
         self.d_state = d_state
         rank = math.ceil(dim / 16)
-        # Mamba's initialisation: step sizes from 0.001 to 0.1, spread evenly over their logarithms.
+        # Mamba's initialization: step sizes from 0.001 to 0.1, spread evenly over their logarithms.
         step = torch.exp(torch.empty(1, dim).uniform_(math.log(0.001), math.log(0.1)))
         self.dt_projs_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
         self.dt_projs_weight = nn.Parameter(torch.empty(1, dim, rank).uniform_(-(rank**-0.5), rank**-0.5))
@@ -305,7 +305,7 @@ class MambaIRv2(nn.Module):
 
     Images are mirrored at the bottom and at the right up to a multiple of the window, as in the published code
     (the mirror repeats the outermost pixel), and cropped again. No bicubic copy of the input is added to the
-    output, so the features carry the colours too.
+    output, so the features carry the colors too.
 
     Args:
         dim: Channels of every feature map.

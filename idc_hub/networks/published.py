@@ -26,7 +26,7 @@ def import_weights(file: str | Path, name: str, folder: str | Path, *, scale: in
         name: What the weights are for, such as "swinir-light".
         folder: Gets `config.json` and `model.safetensors`.
         scale: The scale that the weights were trained for.
-        **info: Facts for `config.json`, such as `licence`.
+        **info: Facts for `config.json`, such as `license`.
 
     Raises:
         NetworkError: The file is missing, damaged or holds code, does not fit the network, or the folder holds one.

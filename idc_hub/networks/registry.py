@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 
 from idc_hub.errors import HubError, NetworkError
 from idc_hub.networks.edsr import EDSR
@@ -106,7 +106,7 @@ def save(network: Network, folder: str | Path, **info: Any) -> None:
     Args:
         network: What to save.
         folder: Made where it does not exist.
-        **info: Facts for `config.json` beside architecture, arguments, name and scale, such as `licence`.
+        **info: Facts for `config.json` beside architecture, arguments, name and scale, such as `license`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def save(network: Network, folder: str | Path, **info: Any) -> None:
     # One metadata key at most: with two their order, and so the bytes, would differ from run to run.
     # Not safetensors' save_file, which makes files that nobody else may read.
     temporary = folder / (WEIGHTS + ".tmp")
-    temporary.write_bytes(serialise(weights, metadata={"format": "pt"}))
+    temporary.write_bytes(serialize(weights, metadata={"format": "pt"}))
     temporary.replace(folder / WEIGHTS)
 
 

@@ -96,7 +96,7 @@ class _Recurrence(torch.autograd.Function):
 def _scan(a: Tensor, b: Tensor) -> Tensor:
     """The recurrence for all t at once; `a[0]` has no effect.
 
-    Two neighbouring steps make one: h[t] = a[t] a[t-1] h[t-2] + (a[t] b[t-1] + b[t]). Half as many of these, by the
+    Two neighboring steps make one: h[t] = a[t] a[t-1] h[t-2] + (a[t] b[t-1] + b[t]). Half as many of these, by the
     same rule, give h at every odd t, and one step from there gives it at every even t: twice the work of a loop,
     in 2 log2(T) rounds.
     """

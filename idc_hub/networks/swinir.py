@@ -54,7 +54,7 @@ def shift_mask(height: int, width: int, window: int, device: torch.device) -> Te
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window, with a learnt bias for each offset between two pixels.
+    """Multi-head self-attention inside each window, with a learned bias for each offset between two pixels.
 
     Args:
         dim: Channels.
@@ -103,7 +103,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention, then an MLP, each on a normalised copy and added to its input (Liang et al., section 3.2).
+    """Attention, then an MLP, each on a normalized copy and added to its input (Liang et al., section 3.2).
 
     Args:
         dim: Channels.
@@ -159,7 +159,7 @@ class SwinIR(nn.Module):
     """SwinIR: RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped.
 
     Images are mirrored at the bottom and at the right up to a multiple of the window, as in the published code,
-    and cropped again. No bicubic copy of the input is added to the output, so the features carry the colours too.
+    and cropped again. No bicubic copy of the input is added to the output, so the features carry the colors too.
 
     Args:
         depths: Swin blocks of each layer; one layer is one RSTB.

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from idc_hub.errors import NetworkError
 from idc_hub.images.resize import imresize
 from idc_hub.networks.diffusion import Diffusion, load_diffusion
-from idc_hub.networks.foreign import card_licence, kind_of, load_foreign, name_of, told
+from idc_hub.networks.foreign import card_license, kind_of, load_foreign, name_of, told
 from idc_hub.networks.registry import load, locate, read_config, weights_sha256
 
 KINDS = {
     "bicubic": "the word bicubic: MATLAB's imresize",
     "network": "a network of idc-hub: a name, a folder that `idc train` wrote, or such a model on the Hub",
-    "spandrel": "a checkpoint file that spandrel recognises (.safetensors, .pth, .pt, .ckpt); extra spandrel",
+    "spandrel": "a checkpoint file that spandrel recognizes (.safetensors, .pth, .pt, .ckpt); extra spandrel",
     "transformers": "a Swin2SRForImageSuperResolution: a folder or a model on the Hub; extra diffusion",
     "diffusers": "an LDMSuperResolutionPipeline or a StableDiffusionUpscalePipeline, likewise; extra diffusion",
     "module": "package.module:build, a function of an installed package; build(scale=4) gives a torch.nn.Module "
@@ -35,8 +35,8 @@ KINDS = {
 MARGIN = 8
 """LR pixels mirrored around a patch before a network sees it, and cut off again.
 
-Networks pad with zeros, which no photograph has around it: without the margin HR patches get a frame, 17 grey
-levels deep on a flat colour (edsr-small, x4). The mirror repeats the outermost pixel, as MATLAB's `imresize`
+Networks pad with zeros, which no photograph has around it: without the margin HR patches get a frame, 17 gray
+levels deep on a flat color (edsr-small, x4). The mirror repeats the outermost pixel, as MATLAB's `imresize`
 does. On 60 patches of photographs the outer 8 HR pixels are then as good as without a margin (24.72 against
 24.73 dB); torch's own `reflect`, whose mirror lies on the outermost pixel, makes them 0.6 dB worse.
 """
@@ -51,7 +51,7 @@ class Teacher:
         kind: One of `KINDS`.
         scale: How much larger HR is.
         weights_sha256: Digest of the weights' file, or of the weights; None for what has none.
-        licence: Licence of the weights as the files beside them state it; None where they say nothing.
+        license: License of the weights as the files beside them state it; None where they say nothing.
         upscale: The function behind the call.
         settings: Of a diffusion pipeline: "pipeline", "scheduler", "steps", "seed", "guidance", "prompt".
         largest_batch: Patches that fit into memory together; None while nothing has gone wrong.
@@ -61,7 +61,7 @@ class Teacher:
     kind: str
     scale: int
     weights_sha256: str | None
-    licence: str | None
+    license: str | None
     upscale: Callable[[Tensor], Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
     largest_batch: int | None = field(default=None, init=False)
@@ -118,7 +118,7 @@ class Teacher:
 
     def describe(self) -> dict[str, Any]:
         """The facts for `idc.json`."""
-        facts = ("name", "kind", "scale", "weights_sha256", "licence")
+        facts = ("name", "kind", "scale", "weights_sha256", "license")
         return {fact: getattr(self, fact) for fact in facts} | self.settings
 
 
@@ -145,19 +145,19 @@ def load_teacher(spec: str | Path, *, scale: int, device: str | torch.device = "
     if kind == "network":
         folder = locate(spec, scale=scale)
         network = load(folder, scale=scale).to(device)
-        licence = read_config(folder).get("licence")
+        license = read_config(folder).get("license")
         answer = partial(upscale, network, margin=MARGIN)
-        return Teacher(network.name, kind, scale, weights_sha256(folder), licence, answer)
+        return Teacher(network.name, kind, scale, weights_sha256(folder), license, answer)
     if kind == "diffusers":
         diffusion = load_diffusion(spec, path, device=device, **settings)
         _check_scale(spec, diffusion.scale, scale)
         answer = partial(_diffuse, diffusion, device=device)
-        digest, licence = diffusion.weights_sha256(), card_licence(path)
-        return Teacher(name_of(spec), kind, scale, digest, licence, answer, diffusion.settings)
+        digest, license = diffusion.weights_sha256(), card_license(path)
+        return Teacher(name_of(spec), kind, scale, digest, license, answer, diffusion.settings)
     foreign = load_foreign(kind, spec, path, scale=scale, device=device)
     _check_scale(spec, foreign.scale, scale)
     answer = partial(upscale, foreign.enlarge, margin=MARGIN, multiple=foreign.multiple, device=device)
-    teacher = Teacher(foreign.name, kind, scale, foreign.weights_sha256, foreign.licence, answer)
+    teacher = Teacher(foreign.name, kind, scale, foreign.weights_sha256, foreign.license, answer)
     if kind == "module":
         _try(teacher, spec)
     return teacher

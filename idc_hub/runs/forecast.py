@@ -122,7 +122,7 @@ def _calibrate(
     The processor's libraries are warmed up by a sample of a quarter of the pixels. Where that is slow already, the
     other samples are cut like it: nearly all of the work is proportional to the pixels.
     """
-    half = max(lr.shape[-1] // 2, spec.transform.neighbourhood + spec.assignment.tile)
+    half = max(lr.shape[-1] // 2, spec.transform.neighborhood + spec.assignment.tile)
     cut = lr[..., :half, :half]
     sizes = sorted({(min(real, len(lr)), count) for real, count in SIZES})
     begun = time.monotonic()
@@ -144,7 +144,7 @@ def shortened(recipe: Recipe) -> Recipe:
         "patches": {"complexity": "all"},
         "loss": {"draws": "bank", "bank_size": 2},
         "assignment": {"warmup": 3 / steps, "interval": 1 / steps, "events": 1},
-        "optimiser": {"steps": steps, "initial": "real"},
+        "optimizer": {"steps": steps, "initial": "real"},
         "workers": {"log_every": steps + 1, "checkpoint_every": steps + 1},
     }
     # Copies are not checked: milestones that fall on one step do no harm here.
@@ -164,7 +164,7 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
         slope = (more - seconds) / (large - small) if large > small else more / large
         return more + (size - large) * max(slope, 0)
 
-    loss, spec, steps = recipe.loss, recipe.assignment, recipe.optimiser.steps
+    loss, spec, steps = recipe.loss, recipe.assignment, recipe.optimizer.steps
     events = len(assignment_events(recipe))
     paired = max(1 - spec.warmup - spec.interval * events / 2, 0) if events else 0.0  # mean share of paired tiles
     fresh = loss.draws == "fresh"
@@ -173,7 +173,7 @@ def _seconds(real: int, synthetic: int, samples: Samples, recipe: Recipe) -> flo
     cut = piece_size(synthetic, recipe.patches.size**2) < synthetic  # then forward passes are made twice
     remade = paired * steps if fresh or cut or not events else between * spec.events / 2 + draws
     plain, whole = at("plain", synthetic, 1), at("paired", synthetic, 1)
-    chosen = min(SUBSET_DRAWS, loss.bank_size) if recipe.optimiser.initial == "cf-greedy" else 0
+    chosen = min(SUBSET_DRAWS, loss.bank_size) if recipe.optimizer.initial == "cf-greedy" else 0
     measured = HELD_OUT_DRAWS * (RANDOM_SUBSETS + 1) / 4  # a forward pass is about a quarter of a step
     return (
         at("fixed", real, 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idc_hub.errors import IncompleteError
-from idc_hub.runs.worker import Interrupted, end_with_parent, work
 from idc_hub.runs.run import Run
+from idc_hub.runs.worker import Interrupted, end_with_parent, work
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe

@@ -24,7 +24,7 @@ class _Reader:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.steps = run.recipe.optimiser.steps
+        self.steps = run.recipe.optimizer.steps
         self.done: set[str] = set()
         self.offsets: dict[str, int] = {}
         self.last: dict[str, dict[str, Any]] = {}

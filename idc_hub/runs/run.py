@@ -4,8 +4,8 @@
 recipe.yaml            the recipe, every key written out
 run.json               the photographs with their digests and shares, versions, machine
 locks/<id>.lock        held by the process that condenses the photograph; dies with it
-partial/<id>.safetensors    an optimisation under way: patches, Adam's moments, assignment, step
-instances/<id>.safetensors  a finished photograph; its presence, with the recipe's lr_hash, is what finished means
+partial/<id>.safetensors    an optimization under way: patches, Adam's moments, assignment, step
+instances/<id>.safetensors  a finished photograph; its presence, with the recipe's lr_recipe_hash, is what finished means
 failed/<id>.json       why a photograph could not be condensed
 metrics/<id>.jsonl     one line each for start, log and end
 repo/                  the repository tree, byte for byte what will stand on the Hub
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from idc_hub.atomic import write_bytes_atomically, write_text_atomically
 from idc_hub.errors import RecipeError, RunError
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
-from idc_hub.atomic import write_bytes_atomically, write_text_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ class Run:
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "lr_hash": recipe.lr_hash,
+                "lr_recipe_hash": recipe.lr_recipe_hash,
                 "instances": [{**asdict(share.instance), "count": share.count} for share in shares],
                 **facts,
             }
@@ -137,7 +137,7 @@ class Run:
         """
         restart = ", or --restart to discard what this one holds" if recipe.method == "idc" else ""
         hint = f"Choose another --run-dir{restart}."
-        if recipe.lr_hash != self.recipe.lr_hash:
+        if recipe.lr_recipe_hash != self.recipe.lr_recipe_hash:
             differing = "; ".join(self.recipe.differing(recipe))
             raise RecipeError(f"{self.path} was made with another recipe: {differing}.", hint)
         mine, theirs = ({share.id: share.instance.sha256 for share in s} for s in (self.shares, shares))
@@ -182,7 +182,7 @@ class Run:
         return self.is_finished(share) or self._failure(share.id).is_file()
 
     def read_facts(self, share: Share) -> dict[str, Any]:
-        """The metadata of a finished photograph: `lr_hash`, `source_sha256`, steps, discrepancies, losses."""
+        """The metadata of a finished photograph: `lr_recipe_hash`, `source_sha256`, steps, discrepancies, losses."""
         return self._read(self.instance_file(share.id), share)[1]
 
     def read_patches(self, share: Share) -> Tensor:
@@ -212,7 +212,7 @@ class Run:
         metadata = {
             "format": "idc-instance",
             "format_version": FORMAT_VERSION,
-            "lr_hash": self.recipe.lr_hash,
+            "lr_recipe_hash": self.recipe.lr_recipe_hash,
             "patches_sha256": patches_sha256(patches),
             "scale": self.recipe.scale,
             "source_sha256": share.instance.sha256,
@@ -223,7 +223,7 @@ class Run:
         self._failure(share.id).unlink(missing_ok=True)
 
     def read_partial(self, share: Share) -> dict[str, Tensor] | None:
-        """The tensors of an optimisation under way; None where there is none that this recipe can continue."""
+        """The tensors of an optimization under way; None where there is none that this recipe can continue."""
         path = self._partial(share.id)
         if not path.is_file():
             return None
@@ -235,8 +235,8 @@ class Run:
             return None
 
     def write_partial(self, share: Share, tensors: dict[str, Tensor]) -> None:
-        """Keep the state of an optimisation under way, atomically."""
-        metadata = {"lr_hash": self.recipe.lr_hash, "source_sha256": share.instance.sha256}
+        """Keep the state of an optimization under way, atomically."""
+        metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": share.instance.sha256}
         write_tensors(self._partial(share.id), tensors, metadata)
 
     def record_failure(self, share: Share, sentence: str) -> None:
@@ -268,7 +268,7 @@ class Run:
         """What is finished, running, failed or waiting, as plain data.
 
         Returns:
-            `run`, `recipe`, `lr_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`, `step`,
+            `run`, `recipe`, `lr_recipe_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`, `step`,
             `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and the last
             logged terms.
         """
@@ -277,7 +277,7 @@ class Run:
         return {
             "run": str(self.path),
             "recipe": self.recipe.name,
-            "lr_hash": self.recipe.lr_hash,
+            "lr_recipe_hash": self.recipe.lr_recipe_hash,
             "photographs": len(states),
             "patches": sum(share.count for share in self.shares),
             **{state: states.count(state) for state in ("finished", "running", "interrupted", "failed", "waiting")},
@@ -288,7 +288,7 @@ class Run:
         lines = self.read_metrics(share.id)
         starts = [line for line in lines if line["event"] == "start"]
         logged = [line for line in lines if line["event"] == "log"]
-        steps = self.recipe.optimiser.steps if self.recipe.method == "idc" else 0
+        steps = self.recipe.optimizer.steps if self.recipe.method == "idc" else 0
         step = logged[-1]["step"] if logged else 0
         error = self.failure(share)
         if self.instance_file(share.id).is_file():
@@ -341,11 +341,11 @@ class Run:
                 f"{path} is damaged ({error}).",
                 "Delete it and run the same command again: only this photograph is condensed again.",
             ) from error
-        expected = {"lr_hash": self.recipe.lr_hash, "source_sha256": share.instance.sha256}
+        expected = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": share.instance.sha256}
         differing = [key for key, value in expected.items() if facts.get(key) != value]
         if differing:
             raise RunError(
-                f"{path} belongs to another {'recipe' if 'lr_hash' in differing else 'photograph'}.",
+                f"{path} belongs to another {'recipe' if 'lr_recipe_hash' in differing else 'photograph'}.",
                 "Move it away, or use another --run-dir.",
             )
         return tensors, facts

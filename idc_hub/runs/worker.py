@@ -152,7 +152,7 @@ def _facts(run: Run, condensed: Condensed) -> dict[str, Any]:
         "held_out_random": condensed.held_out_random,
         "losses": condensed.losses,
         "seed": run.recipe.seed,
-        "steps": run.recipe.optimiser.steps,
+        "steps": run.recipe.optimizer.steps,
     }
 
 

@@ -21,10 +21,10 @@ from idc_hub.condensation.real_side import RealSide, extract, generator
 from idc_hub.errors import RecipeError
 from idc_hub.images.patches import complexity, synthetic_counts
 from idc_hub.images.sources import Instance, Source, open_source
-from idc_hub.selection import methods as selection
 from idc_hub.recipe import Recipe
-from idc_hub.runs.worker import real_patches
 from idc_hub.runs.run import Run, Share
+from idc_hub.runs.worker import real_patches
+from idc_hub.selection import methods as selection
 
 BATCH = 32
 """Patches whose features are taken at a time."""

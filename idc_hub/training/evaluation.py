@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from idc_hub.images.metrics import Protocol, psnr, ssim
-from idc_hub.training.pairs import read_pairs
 from idc_hub.networks import weights_sha256
 from idc_hub.networks.teachers import Teacher, upscale
 from idc_hub.networks.tiling import tiled
+from idc_hub.training.pairs import read_pairs
 
 RESULTS = "results.json"
 TILE_OVERLAP = 32  # LR pixels; a multiple of every window, so that tiles of such sides keep the image's windows

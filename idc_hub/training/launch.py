@@ -20,12 +20,12 @@ import torch
 
 from idc_hub import errors
 from idc_hub.errors import IDCError, IncompleteError, RecipeError
-from idc_hub.training.pairs import Pair, map_pixels, write_pixels
-from idc_hub.training.loop import METRICS, check, check_trackers, train
-from idc_hub.training.recipe import TrainingRecipe
 from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
 from idc_hub.runs.worker import end_with_parent
+from idc_hub.training.loop import METRICS, check, check_trackers, train
+from idc_hub.training.pairs import Pair, map_pixels, write_pixels
+from idc_hub.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     from idc_hub.networks.registry import Network

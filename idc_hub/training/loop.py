@@ -30,11 +30,11 @@ from torch.nn.functional import l1_loss
 from torch.optim import Adam
 
 from idc_hub.errors import ImageError, NetworkError, RecipeError
+from idc_hub.networks import save
+from idc_hub.networks.registry import WEIGHTS, Network
 from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
 from idc_hub.training.pairs import Pair
 from idc_hub.training.recipe import TrainingRecipe
-from idc_hub.networks import save
-from idc_hub.networks.registry import WEIGHTS, Network
 
 CHECKPOINT, METRICS, FACTS = "checkpoint.safetensors", "metrics.jsonl", "training.yaml"
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -86,10 +86,10 @@ def train(
     steps = range(start + 1, recipe.steps + 1)
     for step, batch in zip(steps, prefetch(draw, steps), strict=True):
         torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
-        state.optimiser.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
-        state.optimiser.zero_grad()
+        state.optimizer.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
+        state.optimizer.zero_grad()
         loss = _backward(model, batch, recipe, accelerator)
-        state.optimiser.step()
+        state.optimizer.step()
         state.follow(step)
         seconds = time.monotonic() - began
         reports.add(step, loss, rate, seconds)
@@ -238,7 +238,7 @@ class _State:
     def __init__(self, network: Network, pairs: Sequence[Pair], recipe: TrainingRecipe) -> None:
         self.network, self.recipe = network, recipe
         self.average = deepcopy(network).eval().requires_grad_(False)
-        self.optimiser = Adam(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = Adam(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
         digest = hashlib.sha256()
         for image in itertools.chain.from_iterable(pairs):
             digest.update(repr(image.shape).encode())
@@ -262,7 +262,7 @@ class _State:
         """Write the folder's checkpoint; a reader sees the old one or the new one, never a part."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
+        for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         tensors = {key: value.contiguous() for key, value in tensors.items()}
         facts = self.identity | {"step": step, "seconds": seconds}
@@ -294,7 +294,7 @@ class _State:
         for index, parameter in enumerate(self.network.parameters()):
             for key in ("exp_avg", "exp_avg_sq"):  # in the memory order that Adam itself gives them
                 moments[index][key] = torch.empty_like(parameter).copy_(moments[index][key]).detach()
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         return facts["step"], facts["seconds"]
 
     def finish(self, folder: Path, data: dict[str, Any], seconds: float, accelerator: Accelerator) -> None:

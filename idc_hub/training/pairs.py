@@ -21,7 +21,7 @@ def read_pairs(location: str | Path, scale: int, *, lr_location: str | Path | No
 
     Args:
         location: HR images, whatever `images.sources.open_source` opens: a folder, a zip, a Hub dataset. They
-            are cropped at the bottom and right to multiples of the scale; grey ones become RGB.
+            are cropped at the bottom and right to multiples of the scale; gray ones become RGB.
         scale: HR pixels per LR pixel.
         lr_location: LR images under the HR images' names; without it LR is `imresize(hr, 1 / scale)`.
 

@@ -30,7 +30,7 @@ class TrainingRecipe(Section):
     """How to train: random aligned crops, L1 loss, Adam, a moving average of the weights."""
 
     steps: Count = 20_000
-    """Steps of the optimiser."""
+    """Steps of the optimizer."""
     batch_size: Count = 16
     """Crops in a step, over all processes."""
     accumulate: Count = 1
@@ -55,7 +55,7 @@ class TrainingRecipe(Section):
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights and of every crop."""
     mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(_no_is_a_word)] = "no"
-    """Compute the network in bfloat16 (the weights, the loss and the optimiser stay float32)."""
+    """Compute the network in bfloat16 (the weights, the loss and the optimizer stay float32)."""
     checkpoint_every: Count = 1_000
     """Steps between checkpoints: what an interruption can cost at most."""
     log_every: Count = 100

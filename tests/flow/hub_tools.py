@@ -144,7 +144,7 @@ def make_tree(folder: Path, versions: dict[str, int], *, seed: int = 0) -> Path:
     digest = hashlib.sha256()
     for name, patches in lr.items():
         digest.update(f"{name}\0{','.join(map(str, patches.shape))}\0".encode() + patches.tobytes())
-    facts = {"format": "idc", "format_version": 1, "scale": 2, "lr_hash": "ab" * 8}
+    facts = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "ab" * 8}
     shard, index = "lr-00001-of-00001.safetensors", "lr.safetensors.index.json"
     (folder / "lr").mkdir(parents=True)
     save_file(lr, folder / "lr" / shard, metadata={"idc": json.dumps(facts, sort_keys=True)})
@@ -164,7 +164,7 @@ def make_tree(folder: Path, versions: dict[str, int], *, seed: int = 0) -> Path:
     }
     for name, teacher in versions.items():
         size = _write_parquet(folder / "data" / name, lr, teacher)
-        about_teacher = {"name": name, "kind": "network", "scale": 2, "weights_sha256": None, "licence": None}
+        about_teacher = {"name": name, "kind": "network", "scale": 2, "weights_sha256": None, "license": None}
         manifest["hr_versions"][name] = {
             "teacher": about_teacher,
             "lr_digest": digest.hexdigest(),

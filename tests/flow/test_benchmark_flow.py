@@ -11,9 +11,9 @@ from skimage import data
 
 import idc_hub
 from idc_hub import api
+from idc_hub.benchmarking import ladder as running
 from idc_hub.errors import ImageError, IncompleteError, RunError
 from idc_hub.images.files import write_png
-from idc_hub.benchmarking import ladder as running
 
 PLAN = """\
 name: tiny
@@ -26,7 +26,7 @@ sets:
   broken: {{method: dcsr, hr: bicubic}}
   idc:
     recipe: quickstart
-    set: [source.include=*, optimiser.steps=20]
+    set: [source.include=*, optimizer.steps=20]
     seeds: 1
 students: [edsr-small]
 training: {{steps: 3, batch_size: 2, crop: 8, log_every: 1, checkpoint_every: 1}}

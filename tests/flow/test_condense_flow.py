@@ -46,7 +46,7 @@ patches: {{size: 32, stride: 16, ratio: 0.2, min_per_image: 1}}
 transform: {{kernel_size: 3, channels: 16}}
 loss: {{frequencies: 32, bank_size: 2}}
 assignment: {{groups: 4, events: 4, interval: 0.1}}
-optimiser: {{steps: {steps}}}
+optimizer: {{steps: {steps}}}
 workers: {{checkpoint_every: 5, log_every: 5}}
 """
     )

@@ -376,17 +376,17 @@ class TestRefusals:
         assert caught.value.exit_code == 4
         assert commits(hub, "alice/xet") == 0
 
-    def test_no_licence(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        with pytest.raises(Refused, match=r"without a licence.*--license") as caught:
+    def test_no_license(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match=r"without a license.*--license") as caught:
             alice("push", folder=make_tree(tmp_path / "repo", {"edsr": 0}), repo_id="alice/unlicensed")
         assert caught.value.exit_code == 2
         assert hub.state.find("dataset", "alice/unlicensed") is None
 
-    def test_a_licence_that_the_hub_does_not_know(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+    def test_a_license_that_the_hub_does_not_know(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         tree = make_tree(tmp_path / "repo", {"edsr": 0})
         with pytest.raises(Refused, match=r'does not accept.*"license.*cc-by-4.0'):
-            alice("push", folder=tree, repo_id="alice/odd-licence", license="do-as-you-like")
-        assert hub.state.find("dataset", "alice/odd-licence") is None
+            alice("push", folder=tree, repo_id="alice/odd-license", license="do-as-you-like")
+        assert hub.state.find("dataset", "alice/odd-license") is None
 
     def test_a_tree_that_does_not_load_is_not_sent(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         tree = make_tree(tmp_path / "repo", {"edsr": 0, "bicubic": 1})

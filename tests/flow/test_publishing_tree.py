@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from idc_hub.errors import RunError
 from idc_hub.dataset.check import check_repository
+from idc_hub.errors import RunError
 from tests.flow.hub_tools import make_tree
 
 

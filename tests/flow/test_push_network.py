@@ -15,8 +15,8 @@ from PIL import Image
 
 from idc_hub import networks
 from idc_hub.images.metrics import Protocol
-from idc_hub.training.evaluation import evaluate, save_result
 from idc_hub.networks.edsr import EDSR
+from idc_hub.training.evaluation import evaluate, save_result
 from tests.flow.hub_tools import REPOSITORY, Client, Refused, files_below
 from tests.hub_server import HubServer, Repository
 
@@ -157,7 +157,7 @@ def test_pushing_again_sends_what_is_new_and_keeps_the_prose(
 @pytest.mark.parametrize(
     ("repo_id", "options", "exit_code", "words"),
     [
-        ("alice/tiny", {}, 2, "A model is not pushed without a licence"),
+        ("alice/tiny", {}, 2, "A model is not pushed without a license"),
         ("alice/a--b", {"license": "mit"}, 4, "is no name for a model"),
         ("alice/llm", {"license": "mit"}, 4, r"alice/llm/config\.json does not configure a network of idc-hub"),
         ("alice/notes", {"license": "mit"}, 4, r"not a model made by idc: it has files, but no config\.json"),

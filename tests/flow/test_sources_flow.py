@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from idc_hub.dataset.parquet import read_rows
 from idc_hub.images.files import decode_png, encode_png
 from idc_hub.images.resize import imresize
-from idc_hub.dataset.parquet import read_rows
 from tests.flow.hub_tools import Client
 from tests.hub_server import HubServer
 
@@ -29,7 +29,7 @@ patches: {size: 24, stride: 12, ratio: 0.05, min_per_image: 1}
 transform: {kernel_size: 3, channels: 16}
 loss: {frequencies: 16, bank_size: 2}
 assignment: {groups: 4, events: 2, interval: 0.2}
-optimiser: {steps: 10}
+optimizer: {steps: 10}
 teacher: {network: bicubic}
 """
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idc_hub.images.files import decode_png, write_png
 from idc_hub.dataset.parquet import read_rows
+from idc_hub.images.files import decode_png, write_png
 from tests.flow.hub_tools import Client
 from tests.hub_server import HubServer
 
@@ -26,7 +26,7 @@ patches: {size: 32, stride: 16, ratio: 0.1, min_per_image: 2}
 transform: {kernel_size: 3, channels: 16}
 loss: {frequencies: 16, bank_size: 2}
 assignment: {groups: 4, events: 2, interval: 0.2}
-optimiser: {steps: 20}
+optimizer: {steps: 20}
 """
 
 

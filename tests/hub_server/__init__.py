@@ -25,9 +25,9 @@ from .wire import Origin, Seen
 __all__ = ["Account", "HubServer", "Repository", "Seen"]
 
 ACCOUNTS = {
-    "hf_alice": Account("alice", organisations=("lab",)),
+    "hf_alice": Account("alice", organizations=("lab",)),
     "hf_bob": Account("bob"),
-    "hf_alice_reads": Account("alice", role="read", organisations=("lab",)),
+    "hf_alice_reads": Account("alice", role="read", organizations=("lab",)),
 }
 
 

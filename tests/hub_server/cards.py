@@ -7,8 +7,8 @@ import yaml
 from .wire import Request, Response, as_json
 
 _CREATIVE_COMMONS = {"cc", "cc0-1.0", *(f"cc-by{rest}-4.0" for rest in ("", "-sa", "-nc", "-nd", "-nc-sa"))}
-LICENCES = _CREATIVE_COMMONS | {"apache-2.0", "bsd-3-clause", "gpl-3.0", "mit", "odc-by", "odbl", "openrail"}
-LICENCES |= {"other", "unknown", "unlicense"}
+LICENSES = _CREATIVE_COMMONS | {"apache-2.0", "bsd-3-clause", "gpl-3.0", "mit", "odc-by", "odbl", "openrail"}
+LICENSES |= {"other", "unknown", "unlicense"}
 
 
 def front_matter(card: str) -> tuple[dict[str, Any] | None, str | None]:
@@ -35,10 +35,10 @@ def problems(card: str) -> tuple[list[str], list[str]]:
     if block is None:
         return [], ["empty or missing yaml metadata in repo card"]
     errors = []
-    licences = block.get("license", [])
-    for licence in [licences] if isinstance(licences, str) else licences:
-        if licence not in LICENCES:
-            errors.append(f'"license" must be one of [{", ".join(sorted(LICENCES))}]')
+    licenses = block.get("license", [])
+    for license in [licenses] if isinstance(licenses, str) else licenses:
+        if license not in LICENSES:
+            errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
     configs = block.get("configs", [])
     if not isinstance(configs, list) or any("config_name" not in config for config in configs):
         return [*errors, '"configs" must be a list of mappings with a "config_name"'], []

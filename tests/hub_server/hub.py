@@ -86,7 +86,7 @@ class Hub:
     def readable(self, request: Request, kind: str, repo: str) -> Repository:
         """A repository that the request may see; a hidden one looks like a missing one.
 
-        Over http the client recognises a missing repository by the error code only, so that the code is sent
+        Over http the client recognizes a missing repository by the error code only, so that the code is sent
         with the 401 too, which the live Hub does not do.
         """
         account = self.account(request)
@@ -126,9 +126,9 @@ class Hub:
         return sha
 
     def whoami(self, request: Request) -> Response:
-        """Name, organisations and the role of the token."""
+        """Name, organizations and the role of the token."""
         account = self.logged_in(request)
-        orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in account.organisations]
+        orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in account.organizations]
         token = {"accessToken": {"displayName": "test", "role": account.role}, "type": "access_token"}
         return as_json({"type": "user", "name": account.name, "orgs": orgs, "auth": token})
 

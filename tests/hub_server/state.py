@@ -29,15 +29,15 @@ class Account:
 
     name: str
     role: str = "write"
-    organisations: tuple[str, ...] = ()
+    organizations: tuple[str, ...] = ()
 
     def may_write(self, repo_id: str) -> bool:
         """Whether repositories of this owner may be changed with the token."""
-        return self.role == "write" and repo_id.split("/")[0] in (self.name, *self.organisations)
+        return self.role == "write" and repo_id.split("/")[0] in (self.name, *self.organizations)
 
     def may_read(self, repo_id: str) -> bool:
         """Whether private repositories of this owner may be read."""
-        return repo_id.split("/")[0] in (self.name, *self.organisations)
+        return repo_id.split("/")[0] in (self.name, *self.organizations)
 
 
 def git_sha1(content: bytes) -> str:

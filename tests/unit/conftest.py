@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from idc_hub.networks.teachers import Teacher
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.shards import write_shards
+from idc_hub.networks.teachers import Teacher
 
 RECIPE = """\
 name: sample-x2
@@ -23,7 +23,7 @@ patches:
 features:
   network: edsr-small
   weights_sha256: {digest}
-optimiser:
+optimizer:
   steps: 300
   initial: real
 """.format(digest="f" * 64)
@@ -43,14 +43,14 @@ def instances() -> dict[str, np.ndarray]:
 def repo(tmp_path: Path, instances: dict[str, np.ndarray]) -> Path:
     """A repository tree as it is packed: LR shards, idc.json and recipe.yaml, and no HR version yet."""
     folder = tmp_path / "repo"
-    metadata = {"format": "idc", "format_version": 1, "scale": 2, "lr_hash": "a" * 64}
+    metadata = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "a" * 64}
     digest = write_shards(folder / "lr", instances.items(), metadata=metadata)
     (folder / "recipe.yaml").write_text(RECIPE)
     Manifest(
         name="sample-x2",
         scale=2,
         patch_size=8,
-        lr_hash="a" * 64,
+        lr_recipe_hash="a" * 64,
         lr_digest=digest,
         instances=3,
         patches=6,
@@ -61,7 +61,7 @@ def repo(tmp_path: Path, instances: dict[str, np.ndarray]) -> Path:
 
 
 def repeat(lr: Tensor, *, times: int = 2) -> Tensor:
-    """Nearest-neighbour upscaling: uint8 [B, 3, h, w] to [B, 3, times*h, times*w]."""
+    """Nearest-neighbor upscaling: uint8 [B, 3, h, w] to [B, 3, times*h, times*w]."""
     return lr.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
 
 
@@ -80,7 +80,7 @@ def make_teacher() -> Callable[..., Teacher]:
             "kind": "network",
             "scale": 2,
             "weights_sha256": {"repeat": "1" * 64, "invert": "2" * 64}[answer],
-            "licence": "Apache-2.0",
+            "license": "Apache-2.0",
             "upscale": {"repeat": repeat, "invert": invert}[answer],
         }
         return Teacher(**(facts | changes))

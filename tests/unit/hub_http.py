@@ -32,11 +32,11 @@ def call(
     """One request without redirects; a body that is not bytes is sent as JSON."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
-    authorisation = {"Authorization": f"Bearer {token}"} if token else {}
+    authorization = {"Authorization": f"Bearer {token}"} if token else {}
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     target = f"{parts.path}?{parts.query}" if parts.query else parts.path
     with closing(connection):
-        connection.request(method, target, data, authorisation | (headers or {}))
+        connection.request(method, target, data, authorization | (headers or {}))
         response = connection.getresponse()
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 

@@ -44,9 +44,9 @@ def test_a_row_is_a_pixel_a_tile_or_a_patch() -> None:
 
 def test_kmeans_finds_separated_clusters_and_repeats_itself() -> None:
     rng = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     truth = torch.arange(90) % 3
-    points = centres[truth] + torch.randn(90, 2, generator=rng)
+    points = centers[truth] + torch.randn(90, 2, generator=rng)
     centroids, labels = kmeans(points, 3, seed=1)
     for cluster in range(3):
         members = points[labels == cluster]

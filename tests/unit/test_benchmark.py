@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from idc_hub.errors import RecipeError
+from idc_hub.benchmarking.ladder import Ladder, draw_plots
+from idc_hub.benchmarking.plan import Cell, Plan
+from idc_hub.benchmarking.plots import _quality_figure, draw
 from idc_hub.benchmarking.statistics import (
     Result,
     beyond_spread,
@@ -19,10 +21,8 @@ from idc_hub.benchmarking.statistics import (
     worth,
     worth_in_random,
 )
-from idc_hub.benchmarking.plan import Cell, Plan
-from idc_hub.benchmarking.plots import _quality_figure, draw
 from idc_hub.benchmarking.tables import Findings, to_csv, to_markdown
-from idc_hub.benchmarking.ladder import Ladder, draw_plots
+from idc_hub.errors import RecipeError
 
 PLAN = """\
 name: small
@@ -32,7 +32,7 @@ hr: {bicubic: bicubic, real: real}
 sets:
   whole: {method: whole}
   random: {method: random, ratios: [0.01, 0.02]}
-  idc: {recipe: small-x4, set: [preset=paper, optimiser.steps=900], seeds: 2}
+  idc: {recipe: small-x4, set: [preset=paper, optimizer.steps=900], seeds: 2}
 students: [edsr-small]
 training: {steps: 20, crop: 24}
 seeds: [0, 1, 2]
@@ -130,7 +130,7 @@ class TestPlan:
         plan = load(PLAN.replace("[edsr-small]", "{edsr-small: {crop: 32}}"))
         cell = next(cell for cell in plan.cells() if (cell.set, cell.seed, cell.ratio) == ("idc", 1, 0.04))
         recipe = plan.recipe_of(cell)
-        assert (recipe.preset, recipe.optimiser.steps, recipe.patches.ratio) == ("paper", 900, 0.04)
+        assert (recipe.preset, recipe.optimizer.steps, recipe.patches.ratio) == ("paper", 900, 0.04)
         assert (recipe.patches.size, recipe.patches.min_per_image) == (64, 0), "as a selection has, not as small-x4"
         assert (recipe.seed, recipe.source.path) == (1, "photographs")
         assert (recipe.teacher.network, recipe.teacher.hr_version) == ("bicubic", "bicubic")
@@ -158,7 +158,7 @@ class TestPlan:
             ("whole}", "whole, hr: [swin]}", "sets.whole: there is no HR version swin; the plan's `hr` has bicubic"),
             ("seeds: 2}", "hr: [real]}", "sets.idc: condensed patches have no real HR"),
             ("bicubic: bicubic, ", "", "sets.idc: the plan's `hr` names no teacher"),
-            ("steps=900", "stepz=900", "sets.idc: override optimiser.stepz=900  optimiser.stepz is not a recipe key"),
+            ("steps=900", "stepz=900", "sets.idc: override optimizer.stepz=900  optimizer.stepz is not a recipe key"),
             ("small-x4", "smal-x4", "sets.idc: There is no recipe smal-x4"),
             ("[edsr-small]", "[edsr-smal]", "there is no network edsr-smal"),
             ("[edsr-small]", "{edsr-small: {stepz: 1}}", "students.edsr-small: stepz is not a recipe key"),

@@ -11,18 +11,18 @@ import yaml
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
-from idc_hub.errors import RunError
-from idc_hub.networks.teachers import Teacher
 from idc_hub.dataset.card import BEGIN, END, merge_card, render_card, write_card
-from idc_hub.dataset.regenerate import regenerate
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, write_rows
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.errors import RunError
+from idc_hub.networks.teachers import Teacher
 
 MakeTeacher = Callable[..., Teacher]
 
 USER_CARD = """\
 ---
-# The licence was agreed with the photographers.
+# The license was agreed with the photographers.
 license: cc-by-4.0
 language:
 - no          # Norwegian captions; YAML takes this word for a boolean
@@ -87,7 +87,7 @@ def test_the_metadata_has_what_the_hub_looks_for(published: Path) -> None:
     assert "sample-x2" in data["pretty_name"]
 
 
-def test_without_a_licence_none_is_claimed(published: Path) -> None:
+def test_without_a_license_none_is_claimed(published: Path) -> None:
     assert "license" not in metadata(render_card(published))
 
 
@@ -155,7 +155,7 @@ def test_the_facts_stand_on_the_page(published: Path) -> None:
         "What it is worth",
         "How it was made",
         "Add an HR version",
-        "Limits and licence",
+        "Limits and license",
         "Citation",
     ]
 
@@ -195,7 +195,7 @@ def test_the_gate_is_told_in_plain_words_and_a_table_for_each_version_that_was_m
     assert ["share of copied patches", "0.25", "0", "", ""] in rows
     assert ["chroma HF / luma HF", "0.59", "0.26", "at most 0.39", "failed"] in rows
     warning = (
-        "chroma HF / luma HF is 0.59, 2.3 times that of random real patches (0.26): the patches carry colour noise."
+        "chroma HF / luma HF is 0.59, 2.3 times that of random real patches (0.26): the patches carry color noise."
     )
     assert f"<li>{warning}</li>" in to_html(card)
 
@@ -250,7 +250,7 @@ HOSTILE = (
 
 def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: Path, make_teacher: MakeTeacher) -> None:
     plain = render_card(published)
-    regenerate(published, make_teacher("repeat", name=HOSTILE, licence=HOSTILE, weights_sha256="3" * 64), "third")
+    regenerate(published, make_teacher("repeat", name=HOSTILE, license=HOSTILE, weights_sha256="3" * 64), "third")
     change(
         published,
         default="nearest",
@@ -289,7 +289,7 @@ def test_a_pretty_name_of_the_users_is_the_heading(published: Path) -> None:
 def test_what_the_user_wrote_survives_letter_by_letter(published: Path) -> None:
     merged = render_card(published, existing=USER_CARD)
     for text in (
-        "# The licence was agreed with the photographers.\nlicense: cc-by-4.0\n",
+        "# The license was agreed with the photographers.\nlicense: cc-by-4.0\n",
         "language:\n- no          # Norwegian captions; YAML takes this word for a boolean\n",
         'pretty_name: "Bridges: a set"\n',
         "version: 1.10\n",
@@ -313,7 +313,7 @@ def test_our_keys_are_brought_up_to_date_and_tags_are_united(published: Path) ->
     assert after["task_categories"] == ["image-to-image"]
 
 
-def test_a_licence_that_is_given_replaces_the_one_there(published: Path) -> None:
+def test_a_license_that_is_given_replaces_the_one_there(published: Path) -> None:
     merged = render_card(published, existing=USER_CARD, license="mit")
     assert metadata(merged)["license"] == "mit"
     assert "cc-by" not in merged

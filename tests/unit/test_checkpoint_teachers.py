@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError
 from idc_hub.networks.teachers import load_teacher
-from idc_hub.dataset.regenerate import regenerate
 from tests.unit.foreign import Explosive, Repeat, as_pixels, mirrored, noise
 
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_a_teacher_through_spandrel(tmp_path: Path) -> None:
         "kind": "spandrel",
         "scale": 2,
         "weights_sha256": digest,
-        "licence": None,
+        "license": None,
     }
     save_file(network.state_dict(), tmp_path / "same.safetensors")
     assert torch.equal(load_teacher(tmp_path / "same.safetensors", scale=2)(lr), teacher(lr))

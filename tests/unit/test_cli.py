@@ -226,12 +226,12 @@ class TestEndings:
 class TestVerbs:
     def test_condense(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc(
-            *("condense", "quickstart", "seed=3", "optimiser.steps=1k", "--run-dir", "here"),
+            *("condense", "quickstart", "seed=3", "optimizer.steps=1k", "--run-dir", "here"),
             *("--num-processes", "4", "--restart", "--dry-run", "-q"),
         )
         assert code == 0
         (recipe,), options = calls["condense"]
-        assert recipe == Recipe.load("quickstart", ["seed=3", "optimiser.steps=1000"])
+        assert recipe == Recipe.load("quickstart", ["seed=3", "optimizer.steps=1000"])
         assert options == {
             "run_dir": Path("here"),
             "num_processes": 4,
@@ -258,7 +258,7 @@ class TestVerbs:
                 "progress": True,
             },
         )
-        assert "idc push runs/x YOUR_NAME/x --license LICENCE" in err
+        assert "idc push runs/x YOUR_NAME/x --license LICENSE" in err
 
     def test_select_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc("select", "random", "photos", "--json", "--quiet")
@@ -290,7 +290,7 @@ class TestVerbs:
             "dry_run": False,
             "progress": True,
         }
-        assert "idc push runs/x YOUR_NAME/quickstart --license LICENCE" in err
+        assert "idc push runs/x YOUR_NAME/quickstart --license LICENSE" in err
         assert "runs/x/repo/report/patches.png" in err
 
     def test_regenerate(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
@@ -424,9 +424,9 @@ class TestRecipes:
         recipe = Recipe.load("small-x4", ["source.path=photos"])
         code, out, _ = idc("recipes", "check", "small-x4", "source.path=photos", "--json")
         assert code == 0
-        assert json.loads(out) == {"lr_hash": recipe.lr_hash, "recipe": recipe.model_dump(mode="json")}
+        assert json.loads(out) == {"lr_recipe_hash": recipe.lr_recipe_hash, "recipe": recipe.model_dump(mode="json")}
         _, out, _ = idc("recipes", "check", "small-x4", "source.path=photos")
-        assert out.startswith(f"# lr_hash: {recipe.lr_hash}\n")
+        assert out.startswith(f"# lr_recipe_hash: {recipe.lr_recipe_hash}\n")
         (tmp_path / "full.yaml").write_text(out, encoding="utf-8")
         assert Recipe.load(tmp_path / "full.yaml") == recipe
 
@@ -589,18 +589,18 @@ class TestTraining:
         code, out, err = idc(*line, "--license", "mit")
         assert (code, out) == (0, ""), err
         config = json.loads((tmp_path / "net" / "config.json").read_text())
-        assert (config["name"], config["licence"]) == ("edsr-small", "mit")
+        assert (config["name"], config["license"]) == ("edsr-small", "mit")
         assert networks.weights_sha256(tmp_path / "net") == networks.weights_sha256("edsr-small")
 
     def test_a_condensed_set(self, tmp_path: Path, idc: Callable[..., Result]) -> None:
-        from idc_hub.images.files import encode_png
         from idc_hub.dataset.manifest import Manifest
         from idc_hub.dataset.parquet import Row, write_rows
+        from idc_hub.images.files import encode_png
 
         repo = tmp_path / "run" / "repo"
         lr, hr = np.full((8, 8, 3), 9, np.uint8), np.full((32, 32, 3), 9, np.uint8)
         size = write_rows(repo / "data" / "v", [Row("a", k, encode_png(lr), encode_png(hr)) for k in range(3)])
-        teacher = {"name": "t", "kind": "bicubic", "scale": 4, "weights_sha256": None, "licence": None}
+        teacher = {"name": "t", "kind": "bicubic", "scale": 4, "weights_sha256": None, "license": None}
         version = {
             "teacher": teacher,
             "lr_digest": "0" * 64,

@@ -1,4 +1,4 @@
-"""The optimisation of one photograph, against a slow reference, for every switch, and through interruptions."""
+"""The optimization of one photograph, against a slow reference, for every switch, and through interruptions."""
 
 import cmath
 import math
@@ -47,7 +47,7 @@ def recipe(**changes: Any) -> Recipe:
         "transform": {"kernel_size": 3, "channels": 12},
         "loss": {"frequencies": 16, "bank_size": 3, "row_norm": "row", "group_reduction": "sum"},
         "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
-        "optimiser": {"steps": 20, "initial": "noise", "learning_rate": 1e-2},
+        "optimizer": {"steps": 20, "initial": "noise", "learning_rate": 1e-2},
         "workers": {"checkpoint_every": 7, "log_every": 5},
     }
     for key, value in changes.items():
@@ -84,7 +84,7 @@ def slow_distance(real: np.ndarray, syn: np.ndarray, freqs: np.ndarray) -> float
 
 
 def slow_rows(maps: np.ndarray, rows: np.ndarray, padding: str, *, unit: bool = True) -> np.ndarray:
-    """Local features `[B, h, w, C_out]` of normalised maps, by loops over pixels; of unit length if `unit`."""
+    """Local features `[B, h, w, C_out]` of normalized maps, by loops over pixels; of unit length if `unit`."""
     edge = 0 if padding == "valid" else rows.shape[-1] // 2
     mode = "reflect" if padding == "reflect" else "constant"
     padded = np.pad(maps, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode=mode)
@@ -124,9 +124,9 @@ def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) 
     terms, _ = objective(extract(network, state.patches, spec), state.shifts, step=0)
 
     draw, _ = objective.at(0, real.statistics)
-    normalise = real.statistics.normalise
+    normalize = real.statistics.normalize
     syn_rows, real_rows = (
-        slow_rows(normalise(extract(network, lr, spec)).double().numpy(), draw.rows.double().numpy(), padding)
+        slow_rows(normalize(extract(network, lr, spec)).double().numpy(), draw.rows.double().numpy(), padding)
         for lr in (state.patches, patches)
     )
     freqs = draw.freqs.double().numpy()
@@ -207,7 +207,7 @@ def test_the_three_terms_of_every_transform_and_distance(kind: str, distance: st
     syn_tiles, real_tiles = (
         tiles_by_hand(
             slow_rows(
-                real.statistics.normalise(extract(network, lr, spec)).double().numpy(),
+                real.statistics.normalize(extract(network, lr, spec)).double().numpy(),
                 draw.rows.double().numpy(),
                 padding,
                 unit=False,
@@ -250,7 +250,7 @@ def test_every_transform_and_distance_lowers_its_own_loss(kind: str, distance: s
     spec = recipe(
         transform={"kind": kind, "unfold": unfold, "kernel_size": 3, "channels": 12},
         loss={"distance": distance, "frequencies": 64, "bank_size": 4, "group_weight": 0, "pair_weight": 0},
-        optimiser={"steps": 60, "initial": "noise", "learning_rate": 1e-2},
+        optimizer={"steps": 60, "initial": "noise", "learning_rate": 1e-2},
     )
     patches, places = photograph()
     real = RealSide(patches, places, SmallNetwork(), spec, "photo")
@@ -280,7 +280,7 @@ def test_the_instance_function_is_the_size_weighted_mean_of_the_groups() -> None
 
 
 def test_condensing_beats_random_real_patches_on_draws_it_never_saw() -> None:
-    condensed = condense(recipe(optimiser__steps=150, optimiser__initial="real", loss__bank_size=8))
+    condensed = condense(recipe(optimizer__steps=150, optimizer__initial="real", loss__bank_size=8))
     assert condensed.patches.shape == (2, 3, SIZE, SIZE)
     assert condensed.patches.dtype == torch.uint8
     assert condensed.held_out < 0.7 * condensed.held_out_random
@@ -288,7 +288,7 @@ def test_condensing_beats_random_real_patches_on_draws_it_never_saw() -> None:
 
 @pytest.mark.parametrize("initial", ["noise", "real", "cf-greedy"])
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(initial: str) -> None:
-    spec = recipe(optimiser__initial=initial, loss__deformation="translation", loss__draws="bank")
+    spec = recipe(optimizer__initial=initial, loss__deformation="translation", loss__draws="bank")
     saved: list[dict[str, Tensor]] = []
     whole = condense(spec, checkpoint=lambda state: saved.append({k: v.clone() for k, v in state.to_tensors().items()}))
     assert [int(state["step"]) for state in saved] == [7, 14]
@@ -346,9 +346,9 @@ SWITCHES = [
     ("assignment__quotas", "final"),
     ("assignment__pairing", "hungarian"),
     ("assignment__unique_content", True),
-    ("optimiser__clamp", "end"),
-    ("optimiser__initial", "real"),
-    ("optimiser__initial", "cf-greedy"),
+    ("optimizer__clamp", "end"),
+    ("optimizer__initial", "real"),
+    ("optimizer__initial", "cf-greedy"),
 ]
 
 
@@ -362,10 +362,10 @@ def test_every_switch_changes_the_result(key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("row_norm", ["row", "global", "none"])
-def test_a_photograph_of_one_colour_stays_that_colour(row_norm: str) -> None:
+def test_a_photograph_of_one_color_stays_that_color(row_norm: str) -> None:
     patches, places = photograph()
     flat = torch.full_like(patches, 77)
-    spec = recipe(loss__row_norm=row_norm, optimiser__initial="real", transform__padding="valid")
+    spec = recipe(loss__row_norm=row_norm, optimizer__initial="real", transform__padding="valid")
     condensed = condense_instance(flat, places, 2, SmallNetwork(), spec, "flat")
     inner = condensed.patches[..., 4:-4, 4:-4].float()
     assert float(inner.mean()) == pytest.approx(77, abs=4)
@@ -397,7 +397,7 @@ def test_the_schedule_groups_and_pairs_everything_in_time() -> None:
 
 
 def test_learning_rate_drops_at_the_papers_steps() -> None:
-    spec = recipe(optimiser__steps=20_000)
+    spec = recipe(optimizer__steps=20_000)
     rates = [learning_rate(spec, step) for step in (0, 14_999, 15_000, 16_999, 17_000, 19_000, 19_999)]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
 
@@ -422,7 +422,7 @@ def test_initial_patches_are_noise_in_range_or_real_patches() -> None:
     assert 0 <= float(noise.min()) < float(noise.max()) <= 1
     assert float(noise.mean()) == pytest.approx(0.5, abs=0.03)
     for initial in ("real", "cf-greedy"):
-        chosen = initial_patches(RealSide(patches, places, network, recipe(optimiser__initial=initial), "photo"), 3)
+        chosen = initial_patches(RealSide(patches, places, network, recipe(optimizer__initial=initial), "photo"), 3)
         found = [(patches == (patch * 255).round().byte()).all(dim=(1, 2, 3)).nonzero().flatten() for patch in chosen]
         assert all(len(index) == 1 for index in found)
         assert len({int(index) for index in found}) == 3
@@ -467,9 +467,9 @@ def test_unique_content_numbers_the_same_pixels_alike() -> None:
 
 def test_statistics_are_biased_batch_statistics() -> None:
     maps = torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
-    normalised = Statistics.of(maps).normalise(maps)
+    normalized = Statistics.of(maps).normalize(maps)
     expected = nn.functional.batch_norm(maps, None, None, training=True, eps=1e-5)
-    assert torch.allclose(normalised, expected, atol=1e-5)
+    assert torch.allclose(normalized, expected, atol=1e-5)
     halves = Statistics.of(maps[:1], maps[1:])
     assert torch.allclose(halves.mean, maps.mean((0, 2, 3), keepdim=True), atol=1e-6)
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError, RecipeError
 from idc_hub.networks.teachers import load_teacher
-from idc_hub.dataset.regenerate import regenerate
-from idc_hub.dataset.manifest import Manifest
 from tests.hub_server import HubServer
 from tests.unit.foreign import Explosive, noise
 
@@ -134,7 +134,7 @@ def test_idc_json_tells_how_it_was_made_and_another_making_is_another_version(
         "kind": "diffusers",
         "scale": 2,
         "weights_sha256": teacher.weights_sha256,
-        "licence": None,
+        "license": None,
         "pipeline": "StableDiffusionUpscalePipeline",
         "scheduler": "DDIMScheduler",
         "steps": 2,
@@ -254,10 +254,10 @@ def test_a_pickle_in_place_of_weights_is_not_run(tmp_path: Path) -> None:
     assert (tmp_path / "executed").exists(), "the pickle should have been harmful"
 
 
-def test_the_licence_is_what_the_card_beside_the_pipeline_states(tmp_path: Path) -> None:
+def test_the_license_is_what_the_card_beside_the_pipeline_states(tmp_path: Path) -> None:
     latent_pipeline().save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n# A pipeline\n")
-    assert load_teacher(tmp_path, scale=2).licence == "openrail++"
+    assert load_teacher(tmp_path, scale=2).license == "openrail++"
 
 
 def test_a_pipeline_on_the_hub_is_a_teacher_by_its_id(tmp_path: Path, pipelines: dict[str, Path]) -> None:

@@ -107,7 +107,7 @@ def test_bfloat16_projections_keep_the_sums_within_their_rounding() -> None:
 
 
 def between(kind: str, real: torch.Tensor, syn: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
-    """The distance of two whole sets as the optimisation takes it: sums, means, distance."""
+    """The distance of two whole sets as the optimization takes it: sums, means, distance."""
     loss = Loss.model_validate({"distance": kind})
     means = [set_sums(rows, freqs, torch.ones(1, len(rows)), loss)[0] / len(rows) for rows in (real, syn)]
     return set_distance(means[0], means[1], loss)

@@ -14,17 +14,17 @@ from idc_hub.errors import ImageError
 from idc_hub.images.files import write_png
 from idc_hub.images.metrics import Protocol, ssim
 from idc_hub.images.resize import imresize, mod_crop
-from idc_hub.training.evaluation import evaluate, save_result
-from idc_hub.training.pairs import read_pairs
 from idc_hub.networks.edsr import EDSR
 from idc_hub.networks.teachers import load_teacher
+from idc_hub.training.evaluation import evaluate, save_result
+from idc_hub.training.pairs import read_pairs
 
 RGB, Y = Protocol("rgb", border=4, scale=4), Protocol("y", border=4, scale=4)
 
 
 @pytest.fixture
 def testset(tmp_path: Path) -> Path:
-    """Two crops of a photograph, one of them grey and neither a multiple of 4."""
+    """Two crops of a photograph, one of them gray and neither a multiple of 4."""
     folder = tmp_path / "Set2"
     folder.mkdir()
     write_png(folder / "face.png", data.astronaut()[60:129, 180:253])
@@ -77,9 +77,9 @@ def test_bicubic_is_measured_as_by_hand(testset: Path) -> None:
         assert rgb["per_image"][name] == {"psnr": round(psnrs[-1], 4), "ssim": round(ssims[-1], 4)}
     assert rgb["psnr"] == round((psnrs[0] + psnrs[1]) / 2, 4)
     assert rgb["ssim"] == round((ssims[0] + ssims[1]) / 2, 4)
-    # of a grey image, Y is RGB times (235 - 16) / 255
-    grey = result["protocols"][str(Y)]["per_image"]["camera.png"]["psnr"] - rgb["per_image"]["camera.png"]["psnr"]
-    assert grey == pytest.approx(20 * np.log10(255 / 219), abs=2e-4)
+    # of a gray image, Y is RGB times (235 - 16) / 255
+    gray = result["protocols"][str(Y)]["per_image"]["camera.png"]["psnr"] - rgb["per_image"]["camera.png"]["psnr"]
+    assert gray == pytest.approx(20 * np.log10(255 / 219), abs=2e-4)
 
 
 def test_a_network_sees_the_whole_image_and_nothing_around_it(testset: Path) -> None:
@@ -162,7 +162,7 @@ def luma_testset(shared: Path, tmp_path: Path, request: pytest.FixtureRequest) -
 def test_bicubic_gives_the_figures_of_the_literature(
     luma_testset: Path, published_psnr: float, published_ssim: float
 ) -> None:
-    """RGB of a grey image is the grey image, so that the RGB protocol measures Y itself here."""
+    """RGB of a gray image is the gray image, so that the RGB protocol measures Y itself here."""
     result = evaluate(load_teacher("bicubic", scale=4), luma_testset, [RGB])["protocols"][str(RGB)]
     assert result["psnr"] == pytest.approx(published_psnr, abs=0.01)
     assert result["ssim"] == pytest.approx(published_ssim, abs=0.0015)

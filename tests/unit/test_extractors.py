@@ -195,7 +195,7 @@ def test_condensation_through_a_module_equals_condensation_through_the_layer_tha
                 "transform": {"channels": 8},
                 "loss": {"frequencies": 16, "bank_size": 2},
                 "assignment": {"groups": 2, "events": 2, "interval": 0.2},
-                "optimiser": {"steps": 6, "milestones": [0.5]},
+                "optimizer": {"steps": 6, "milestones": [0.5]},
             }
         )
         results.append(condense_instance(lr, offsets, 2, network, recipe, "photograph").patches)
@@ -222,9 +222,9 @@ def test_a_stack_may_hold_inner_modules_and_says_which_one_is_missing() -> None:
 
 
 def test_condensation_sees_what_only_pixels_show() -> None:
-    """A network that is blind to colour leaves a wrong colour alone; with the pixels beside it, it does not."""
+    """A network that is blind to color leaves a wrong color alone; with the pixels beside it, it does not."""
 
-    class Grey(nn.Module):
+    class Gray(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
@@ -233,22 +233,22 @@ def test_condensation_sees_what_only_pixels_show() -> None:
             return lr.mean(1, keepdim=True) * self.weight
 
     rng = torch.Generator().manual_seed(0)
-    real = torch.randint(0, 256, (8, 1, 16, 16), generator=rng, dtype=torch.uint8).repeat(1, 3, 1, 1)  # grey noise
+    real = torch.randint(0, 256, (8, 1, 16, 16), generator=rng, dtype=torch.uint8).repeat(1, 3, 1, 1)  # gray noise
     places = torch.tensor([[0, 16 * number] for number in range(8)])
 
     def chroma(layer: object) -> float:
         recipe = Recipe.from_dict(
             {
-                "name": "grey",
+                "name": "gray",
                 "source": {"path": "photos"},
                 "patches": {"size": 16, "stride": 16},
                 "features": {"layer": layer},
                 "transform": {"kind": "identity"},
                 "loss": {"frequencies": 128, "bank_size": 8, "group_weight": 0, "pair_weight": 0},
-                "optimiser": {"steps": 300, "initial": "noise", "learning_rate": 0.03},
+                "optimizer": {"steps": 300, "initial": "noise", "learning_rate": 0.03},
             }
         )
-        patches = condense_instance(real, places, 1, Grey(), recipe, "noise").patches.float() / 255
+        patches = condense_instance(real, places, 1, Gray(), recipe, "noise").patches.float() / 255
         return float((patches - patches.mean(1, keepdim=True)).abs().mean())
 
     assert chroma(["pixels", "first"]) < 0.5 * chroma("first")

@@ -14,7 +14,7 @@ from idc_hub.runs import forecast
 from idc_hub.runs.forecast import Sample, shortened
 
 
-def recipe(path: Path | str = "photographs", **optimiser: Any) -> Recipe:
+def recipe(path: Path | str = "photographs", **optimizer: Any) -> Recipe:
     return Recipe.from_dict(
         {
             "name": "forecast",
@@ -23,7 +23,7 @@ def recipe(path: Path | str = "photographs", **optimiser: Any) -> Recipe:
             "transform": {"kernel_size": 3, "channels": 8},
             "loss": {"frequencies": 8, "bank_size": 4},
             "assignment": {"groups": 2, "warmup": 0.2, "interval": 0.02, "events": 20},
-            "optimiser": {"steps": 1000, "initial": "real", **optimiser},
+            "optimizer": {"steps": 1000, "initial": "real", **optimizer},
             "workers": {"log_every": 100},
         }
     )
@@ -67,12 +67,12 @@ def test_choosing_the_first_patches_looks_at_the_real_side_of_four_draws_more() 
     )
     assert chosen - drawn == pytest.approx(4 * 0.4)
     spec = shortened(recipe(initial="cf-greedy"))  # what is counted here must not be in the samples
-    assert spec.optimiser.initial == "real"
+    assert spec.optimizer.initial == "real"
 
 
 def test_the_shortened_recipe_groups_and_pairs_everything_before_its_last_steps() -> None:
     spec = shortened(recipe())
-    assert spec.assignment.event_steps(spec.optimiser.steps) == (3, 4)
+    assert spec.assignment.event_steps(spec.optimizer.steps) == (3, 4)
     assert spec.patches == recipe().patches
     assert spec.transform == recipe().transform
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError
 from idc_hub.images.metrics import Protocol
-from idc_hub.training.evaluation import evaluate
 from idc_hub.networks.foreign import kind_of, load_foreign, name_of, weights_digest
 from idc_hub.networks.teachers import KINDS, load_teacher
-from idc_hub.dataset.regenerate import regenerate
+from idc_hub.training.evaluation import evaluate
 from tests.unit.foreign import Repeat, as_pixels, mirrored, noise
 
 Publish = Callable[..., None]
@@ -92,7 +92,7 @@ def test_a_function_of_a_package_is_a_teacher(publish: Publish) -> None:
         "kind": "module",
         "scale": 3,
         "weights_sha256": digest,
-        "licence": None,
+        "license": None,
     }
 
 
@@ -210,7 +210,7 @@ def test_swin2sr_is_a_teacher(tmp_path: Path, upsampler: str) -> None:
         expected = as_pixels(network(mirrored(lr, below=15, right=11)).reconstruction, 18, 26)
     assert torch.equal(teacher(lr), expected)
     facts = teacher.describe()
-    assert (facts["name"], facts["kind"], facts["licence"]) == ("swin2sr-x2", "transformers", "apache-2.0")
+    assert (facts["name"], facts["kind"], facts["license"]) == ("swin2sr-x2", "transformers", "apache-2.0")
     assert facts["weights_sha256"] == weights_digest(network)
 
 

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from idc_hub import api
-from idc_hub.errors import ImageError, RunError
-from idc_hub.images.files import write_png
-from idc_hub.images.figures import FIGURES
-from idc_hub.recipe import Recipe
 from idc_hub.dataset import gate
 from idc_hub.dataset.manifest import Manifest
+from idc_hub.errors import ImageError, RunError
+from idc_hub.images.figures import FIGURES
+from idc_hub.images.files import write_png
+from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
 
 
-def recipe(folder: Path, **optimiser: Any) -> Recipe:
+def recipe(folder: Path, **optimizer: Any) -> Recipe:
     return Recipe.from_dict(
         {
             "name": "gate",
@@ -30,7 +30,7 @@ def recipe(folder: Path, **optimiser: Any) -> Recipe:
             "transform": {"kernel_size": 3, "channels": 8},
             "loss": {"frequencies": 8, "bank_size": 2},
             "assignment": {"groups": 2, "warmup": 0.2, "interval": 0.2, "events": 2},
-            "optimiser": {"steps": 5, "milestones": [], **optimiser},
+            "optimizer": {"steps": 5, "milestones": [], **optimizer},
             "workers": {"log_every": 1},
             "teacher": {"network": "bicubic"},
         }
@@ -63,7 +63,7 @@ def test_condense_says_which_figures_fail(bad: tuple[Path, dict[str, Any]]) -> N
     failed = {key for key, figure in result["quality"].items() if figure["passed"] is False}
     assert {"chroma_over_luma", "spectrum_distance", "coverage"} <= failed
     assert len(result["warnings"]) == len(failed)
-    assert any("the patches carry colour noise" in warning for warning in result["warnings"])
+    assert any("the patches carry color noise" in warning for warning in result["warnings"])
     assert result["quality"].keys() == FIGURES.keys()
     assert result["quality"]["held_out"]["set"] == pytest.approx(result["held_out"])
     assert result["quality"]["held_out"]["real"] == pytest.approx(result["held_out_random"])

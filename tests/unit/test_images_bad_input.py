@@ -28,9 +28,9 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, *extra: tuple[bytes, bytes]) -> bytes:
+def png(width: int, height: int, bits: int, color: int, rows: bytes, *extra: tuple[bytes, bytes]) -> bytes:
     """A PNG chunk by chunk, for what Pillow would not write."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
@@ -54,7 +54,7 @@ def rgba(alpha: int) -> Image.Image:
 
 ROWS_16_BIT_RGB = (b"\0" + bytes(range(24))) * 3  # 4x3 pixels of three 16-bit numbers
 REFUSED = {
-    "grey-16.png": (encoded(Image.fromarray(np.full((9, 9), 40000, np.uint16)), "PNG"), "16 bits per channel"),
+    "gray-16.png": (encoded(Image.fromarray(np.full((9, 9), 40000, np.uint16)), "PNG"), "16 bits per channel"),
     "rgb-16.png": (png(4, 3, 16, 2, ROWS_16_BIT_RGB), "16 bits per channel"),
     "cmyk.jpg": (encoded(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"), "CMYK"),
     "float.tiff.png": (encoded(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), "is a TIFF file"),
@@ -64,9 +64,9 @@ REFUSED = {
     "renamed-gif.png": (animation("GIF"), "is a GIF file"),
     "glass.png": (encoded(rgba(254), "PNG"), "is transparent in places"),
     "glass.webp": (encoded(rgba(0), "WEBP", lossless=True, exact=True), "is transparent in places"),
-    "grey-glass.png": (encoded(rgba(7).convert("LA"), "PNG"), "is transparent in places"),
+    "gray-glass.png": (encoded(rgba(7).convert("LA"), "PNG"), "is transparent in places"),
     "palette-hole.png": (palette_with_hole(), "is transparent in places"),
-    "colour-key.png": (
+    "color-key.png": (
         encoded(Image.fromarray(PIXELS), "PNG", transparency=tuple(PIXELS[5, 5].tolist())),
         "is transparent in places",
     ),

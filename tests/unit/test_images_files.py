@@ -44,18 +44,18 @@ def test_other_modes_become_rgb_with_a_note(mode):
     image = Image.fromarray(PIXELS).convert("L").convert(mode)
     photograph = read_image(encoded(image, "PNG"))
     assert np.array_equal(photograph.pixels, np.array(image.convert("RGB")))
-    kind = {"P": "palette", "1": "1-bit"}.get(mode, "grey")
+    kind = {"P": "palette", "1": "1-bit"}.get(mode, "gray")
     assert photograph.notes[-1] == f"Converted from {kind} to RGB."
     assert len(photograph.notes) == (2 if mode == "LA" else 1)
 
 
-def test_grey_jpeg_becomes_rgb_with_a_note():
+def test_gray_jpeg_becomes_rgb_with_a_note():
     photograph = read_image(encoded(Image.fromarray(PIXELS[..., 0]), "JPEG"))
     assert photograph.pixels.shape == (6, 9, 3)
-    assert photograph.notes == ("Converted from grey to RGB.",)
+    assert photograph.notes == ("Converted from gray to RGB.",)
 
 
-def test_grey_of_four_bits_keeps_its_full_range():
+def test_gray_of_four_bits_keeps_its_full_range():
     rows = b"".join(b"\0" + bytes([0x0F]) for _ in range(2))  # two pixels a row: 0 and 15
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -75,7 +75,7 @@ def test_opaque_alpha_is_dropped_with_a_note(kind):
         assert photograph.notes == ("Dropped an alpha channel that was opaque everywhere.",)
 
 
-def test_a_colour_key_that_no_pixel_has_is_dropped_with_a_note():
+def test_a_color_key_that_no_pixel_has_is_dropped_with_a_note():
     pixels = np.full((4, 4, 3), 9, np.uint8)
     photograph = read_image(encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3)))
     assert np.array_equal(photograph.pixels, pixels)

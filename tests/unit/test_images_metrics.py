@@ -54,8 +54,8 @@ def test_psnr_equals_a_slow_reference():
     for border in (0, 3):
         places = [(y, x) for y in range(border, 14 - border) for x in range(border, 12 - border)]
         rgb = [(int(sr[y, x, c]) - int(hr[y, x, c])) ** 2 for y, x in places for c in range(3)]
-        grey = [(luma(sr[y, x]) - luma(hr[y, x])) ** 2 for y, x in places]
-        for channel, errors in (("rgb", rgb), ("y", grey)):
+        gray = [(luma(sr[y, x]) - luma(hr[y, x])) ** 2 for y, x in places]
+        for channel, errors in (("rgb", rgb), ("y", gray)):
             expected = 10 * math.log10(255**2 / (sum(errors) / len(errors)))
             assert psnr(sr, hr, Protocol(channel, border, 4)) == pytest.approx(expected, abs=1e-9)
 
@@ -94,7 +94,7 @@ def test_bicubic_x4_has_its_published_figures(shared, name, published_psnr, publ
     """Set5 and Set14, x4, Y, border 4, as in Kim et al. 2016 (VDSR), table 3.
 
     The papers round Y to 8 bits; a float Y gives 0.01 dB more on Set5. The copies of Set14 in circulation differ
-    (bridge is grey here), so that set is held to a tenth of a dB.
+    (bridge is gray here), so that set is held to a tenth of a dB.
     """
     folder = shared / "data/test"
     protocol = Protocol("y", border=4, scale=4)

@@ -49,7 +49,7 @@ def slow_imresize(array: np.ndarray, scale: Fraction) -> np.ndarray:
 
 
 def pattern(height: int, width: int) -> np.ndarray:
-    """Steep and full of overshoot: neighbouring values have little to do with one another."""
+    """Steep and full of overshoot: neighboring values have little to do with one another."""
     y, x, c = np.ogrid[:height, :width, :3]
     return ((y * y * 7 + x * 13 + y * x * 29 + c * 101) % 256).astype(np.uint8)
 
@@ -87,7 +87,7 @@ def test_equals_the_lr_images_of_the_literature(shared, name):
 
 
 def test_a_line_shrunk_by_hand():
-    """Output i of a shrink to a quarter has its centre at row 4 i + 1.5; row 8 is 13/8, 5/8, 3/8, 11/8 from them."""
+    """Output i of a shrink to a quarter has its center at row 4 i + 1.5; row 8 is 13/8, 5/8, 3/8, 11/8 from them."""
     array = np.zeros((16, 16), np.uint8)
     array[8] = 255
     # Keys' kernel there: -0.0439, 0.3896, 0.7275, -0.0732; times 255 / 4
@@ -103,7 +103,7 @@ def test_constant_stays_constant(scale, value):
 
 
 @pytest.mark.parametrize("scale", [1 / 4, 1 / 3, 3])
-def test_grey_layout_and_mirror_symmetry(scale):
+def test_gray_layout_and_mirror_symmetry(scale):
     array = pattern(24, 12)
     result = imresize(array, scale)
     assert np.array_equal(imresize(array[..., 1], scale), result[..., 1])

@@ -95,9 +95,9 @@ def test_survey_describes_every_instance(folder):
 
 
 def test_survey_hands_on_the_notes(folder):
-    Image.fromarray(photograph(5)[..., 0]).save(folder / "grey.png")
+    Image.fromarray(photograph(5)[..., 0]).save(folder / "gray.png")
     notes = {instance.id: instance.notes for instance in survey(open_source(str(folder)), **GRID)}
-    assert notes["grey"] == ("Converted from grey to RGB.",)
+    assert notes["gray"] == ("Converted from gray to RGB.",)
     assert notes["b"] == ()
 
 

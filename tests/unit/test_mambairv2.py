@@ -14,8 +14,8 @@ from torch.nn import functional
 from idc_hub import networks
 from idc_hub.errors import NetworkError
 from idc_hub.images.metrics import Protocol
-from idc_hub.training.evaluation import evaluate
 from idc_hub.networks.mambairv2 import AttentiveStateSpace, MambaIRv2
+from idc_hub.training.evaluation import evaluate
 
 LIGHT_DIGEST = "2874b8b71fa95692b17145f2dd3e4a2dcf4eea9bd6e2dba2696a8daa452f138c"
 """SHA-256 of the lines `key:shape` of mambairv2_light_x4, sorted."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from idc_hub.dataset.manifest import Manifest, is_version_name
 from idc_hub.errors import RunError
 from idc_hub.images.sources import is_instance_id
-from idc_hub.dataset.manifest import Manifest, is_version_name
 
 DIGEST = "0123456789abcdef" * 4
 VERSION = {
-    "teacher": {"name": "edsr", "kind": "network", "scale": 4, "weights_sha256": DIGEST, "licence": None},
+    "teacher": {"name": "edsr", "kind": "network", "scale": 4, "weights_sha256": DIGEST, "license": None},
     "lr_digest": DIGEST,
     "date": "2026-11-21",
     "patches": 10,
@@ -26,7 +26,7 @@ def make_manifest() -> Manifest:
         name="div2k-x4",
         scale=4,
         patch_size=64,
-        lr_hash=DIGEST,
+        lr_recipe_hash=DIGEST,
         lr_digest=DIGEST,
         instances=3,
         patches=10,
@@ -82,7 +82,7 @@ def set_path(facts: dict[str, Any], path: str, value: object) -> None:
         ("patches", -1, "patches is not a whole number"),
         ("patches", 2, "too few for 3 instances"),
         ("patches", 11, "counts do not fit"),
-        ("lr_hash", "xyz", "lr_hash"),
+        ("lr_recipe_hash", "xyz", "lr_recipe_hash"),
         ("lr_digest", DIGEST[:63], "lr_digest"),
         ("lr_digest", DIGEST.upper(), "lr_digest"),
         ("packages", [], "packages is not an object"),

@@ -147,9 +147,9 @@ def test_a_scale_that_edsr_does_not_have_is_refused(scale: int) -> None:
 def test_a_saved_network_comes_back_and_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
     network = tiny(scale=3)
     network.name = "mine"
-    networks.save(network, tmp_path / "a", licence="cc0-1.0")
+    networks.save(network, tmp_path / "a", license="cc0-1.0")
     loaded = networks.load(tmp_path / "a", scale=3)
-    networks.save(loaded, tmp_path / "b", licence="cc0-1.0")
+    networks.save(loaded, tmp_path / "b", license="cc0-1.0")
 
     lr = torch.rand(1, 3, 8, 8)
     assert torch.equal(loaded(lr), network(lr))
@@ -159,7 +159,7 @@ def test_a_saved_network_comes_back_and_equal_weights_give_equal_bytes(tmp_path:
     assert json.loads((tmp_path / "a" / "config.json").read_text()) == {
         "architecture": "EDSR",
         "arguments": {"channels": 4, "blocks": 3, "residual_scale": 0.5},
-        "licence": "cc0-1.0",
+        "license": "cc0-1.0",
         "name": "mine",
         "scale": 3,
     }

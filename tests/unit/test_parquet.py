@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from idc_hub.errors import RunError
 from idc_hub.dataset.parquet import Row, measure, read_keys, read_rows, write_rows
+from idc_hub.errors import RunError
 
 IDS = ["bridge"] * 5 + ["cat"] * 4 + ["tower"] * 3
 

@@ -48,7 +48,7 @@ def recipe(**loss_and_features: Any) -> Recipe:
             "transform": {"kernel_size": 3, "channels": 8, **transform},
             "loss": {"frequencies": 8, "bank_size": 2, **loss_and_features},
             "assignment": {"groups": 3, "tile": 4, "events": 4, "warmup": 0.1, "interval": 0.1},
-            "optimiser": {"steps": 12, "initial": "noise"},
+            "optimizer": {"steps": 12, "initial": "noise"},
             "workers": {"checkpoint_every": 7, "log_every": 5},
         }
     )

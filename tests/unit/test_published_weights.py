@@ -31,7 +31,7 @@ def test_published_files_load(
         other = {key: torch.zeros_like(value) for key, value in weights.items()}
         # Where both are there, the averaged ones are those that the authors evaluate.
         torch.save({"params": other, wrapper: weights} if wrapper else weights, file)
-    import_weights(file, "edsr-small", tmp_path / "net", scale=2, licence="mit")
+    import_weights(file, "edsr-small", tmp_path / "net", scale=2, license="mit")
     network = networks.load(tmp_path / "net", scale=2)
     assert network.name == "edsr-small"
     for key, value in network.state_dict().items():

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
-from idc_hub.images.patches import cut
-from idc_hub.images.resize import imresize
 from idc_hub.images import figures as quality
 from idc_hub.images.figures import FIGURES, Quality, judge, table
+from idc_hub.images.patches import cut
+from idc_hub.images.resize import imresize
 
 SIDE = 16
 Patches = Callable[..., np.ndarray]
@@ -51,7 +51,7 @@ def with_chroma_noise(patches: np.ndarray, strength: float = 12) -> np.ndarray:
 
 
 def figures(patches: np.ndarray, real: np.ndarray, own: np.ndarray | None = None) -> dict[str, float]:
-    """Those of one photograph, with nearest-neighbour enlargement as the teacher."""
+    """Those of one photograph, with nearest-neighbor enlargement as the teacher."""
     collected = Quality()
     collected.add(patches, patches.repeat(2, axis=2).repeat(2, axis=3), real, own)
     return collected.figures()
@@ -87,11 +87,11 @@ def test_blurring_lowers_the_residual(photograph: np.ndarray) -> None:
     assert 0 < blurred < 0.5 * sharp
 
 
-def test_the_colour_distance_is_that_of_scipy() -> None:
+def test_the_color_distance_is_that_of_scipy() -> None:
     ours, theirs = noise(3, 3, 8, 8), noise(5, 3, 8, 8, low=90, high=140, seed=1)
     expected = [wasserstein_distance(ours[:, c].ravel() / 255, theirs[:, c].ravel() / 255) for c in range(3)]
-    assert quality.colour_distance(ours, theirs) == pytest.approx(np.mean(expected))
-    assert quality.colour_distance(flat(20), flat(71, count=4)) == pytest.approx(0.2)
+    assert quality.color_distance(ours, theirs) == pytest.approx(np.mean(expected))
+    assert quality.color_distance(flat(20), flat(71, count=4)) == pytest.approx(0.2)
 
 
 def test_the_sliced_distance_of_a_shift_is_the_shift(real: np.ndarray) -> None:
@@ -101,16 +101,16 @@ def test_the_sliced_distance_of_a_shift_is_the_shift(real: np.ndarray) -> None:
     assert quality.sliced_distance(real, real) == 0
 
 
-def test_the_sliced_distance_sees_structure_that_the_colours_hide(real: np.ndarray) -> None:
+def test_the_sliced_distance_sees_structure_that_the_colors_hide(real: np.ndarray) -> None:
     shuffled = np.random.default_rng(0).permuted(real.reshape(len(real), 3, -1), axis=2).reshape(real.shape)
-    assert quality.colour_distance(shuffled, real) == 0
+    assert quality.color_distance(shuffled, real) == 0
     halves = quality.sliced_distance(real[::2], real[1::2])
     assert quality.sliced_distance(shuffled, real) > 2 * halves
 
 
 def test_white_noise_has_a_flat_spectrum_at_its_variance() -> None:
-    grey = np.repeat(noise(300, 1, 32, 32), 3, axis=1)
-    power = quality.spectrum(grey)
+    gray = np.repeat(noise(300, 1, 32, 32), 3, axis=1)
+    power = quality.spectrum(gray)
     assert power.shape == (16,)
     variance = (256**2 - 1) / 12 / 255**2
     assert power[1:] == pytest.approx(np.full(15, variance), rel=0.1)
@@ -184,7 +184,7 @@ def test_chroma_noise_raises_only_the_ratio_and_fails_the_gate(real: np.ndarray)
         assert noisy[key] == pytest.approx(natural[key], rel=0.1), key
     gate = judge(noisy, [natural])
     assert not gate["passed"]
-    assert any("the patches carry colour noise" in warning for warning in gate["warnings"])
+    assert any("the patches carry color noise" in warning for warning in gate["warnings"])
     assert gate["figures"]["residual"]["passed"]
 
 
@@ -234,9 +234,9 @@ def test_the_limits(key: str, value: float, real: float, passed: bool | None) ->
 def test_a_failure_is_a_sentence_with_its_figures() -> None:
     gate = judge({"chroma_over_luma": 0.59, "saturated": 0.5}, [{"chroma_over_luma": 0.26, "saturated": 0.0}])
     assert gate["warnings"] == [
-        "chroma HF / luma HF is 0.59, 2.3 times that of random real patches (0.26): the patches carry colour noise",
+        "chroma HF / luma HF is 0.59, 2.3 times that of random real patches (0.26): the patches carry color noise",
         "share of saturated values is 0.5, random real patches have 0: "
-        "the optimisation ran into the bounds of the pixels",
+        "the optimization ran into the bounds of the pixels",
     ]
 
 

@@ -18,7 +18,7 @@ from idc_hub.recipe import LATER, PAPER, Recipe
 from idc_hub.recipe_reader import bundled_recipes, find_recipe
 
 MINIMAL = {"name": "mine", "source": {"path": "photos"}}
-LR_SECTIONS = ("patches", "features", "transform", "loss", "assignment", "optimiser")
+LR_SECTIONS = ("patches", "features", "transform", "loss", "assignment", "optimizer")
 DIGEST = "ab" * 32
 
 
@@ -50,22 +50,22 @@ class TestSchedule:
         assert steps[-2:] == (13_600, 14_000)  # the last grouping, and the pairing that follows it
 
     def test_milestones_of_the_paper(self) -> None:
-        assert make(preset="paper").optimiser.milestone_steps() == (15_000, 17_000, 19_000)
+        assert make(preset="paper").optimizer.milestone_steps() == (15_000, 17_000, 19_000)
 
     def test_short_runs_keep_the_fractions(self) -> None:
-        recipe = make(optimiser={"steps": 300}, assignment={"events": 5, "interval": 0.1})
+        recipe = make(optimizer={"steps": 300}, assignment={"events": 5, "interval": 0.1})
         assert recipe.assignment.event_steps(300) == (60, 90, 120, 150, 180, 210)
-        assert recipe.optimiser.milestone_steps() == (225, 255, 285)
+        assert recipe.optimizer.milestone_steps() == (225, 255, 285)
 
     @pytest.mark.parametrize("steps", [50, 51, 77, 99, 170, 333])
     def test_every_event_has_a_step_of_its_own(self, steps: int) -> None:
-        found = make(optimiser={"steps": steps}).assignment.event_steps(steps)
+        found = make(optimizer={"steps": steps}).assignment.event_steps(steps)
         assert len(set(found)) == 26
         assert max(found) <= steps
 
     def test_too_few_steps(self) -> None:
-        assert "assignment.interval 0.02 is less than one of 49 optimiser.steps" in complaint(
-            optimiser={"steps": 49, "milestones": [0.5]}
+        assert "assignment.interval 0.02 is less than one of 49 optimizer.steps" in complaint(
+            optimizer={"steps": 49, "milestones": [0.5]}
         )
 
     def test_events_that_end_too_late(self) -> None:
@@ -74,11 +74,11 @@ class TestSchedule:
 
     @pytest.mark.parametrize("milestones", [[0.9, 0.8], [0.8, 0.8], [0.80001, 0.80002]])
     def test_milestones_that_do_not_increase(self, milestones: list[float]) -> None:
-        assert "should increase" in complaint(optimiser={"milestones": milestones})
+        assert "should increase" in complaint(optimizer={"milestones": milestones})
 
     @pytest.mark.parametrize("milestone", [0, 1, 1.5, -0.1])
     def test_milestones_outside_the_run(self, milestone: float) -> None:
-        assert "optimiser.milestones[1] is" in complaint(optimiser={"milestones": [0.5, milestone]})
+        assert "optimizer.milestones[1] is" in complaint(optimizer={"milestones": [0.5, milestone]})
 
 
 class TestPresets:
@@ -88,14 +88,14 @@ class TestPresets:
         assert recipe.loss.draws == "fresh"
         assert recipe.transform.rows == "literal"
         assert recipe.transform.padding == "zero"
-        assert recipe.optimiser.initial == "noise"
+        assert recipe.optimizer.initial == "noise"
         assert (recipe.loss.alpha, recipe.loss.beta) == (0.2, 0.8)
 
     def test_the_default(self) -> None:
         recipe = make()
         assert (recipe.loss.pair_weight, recipe.loss.draws, recipe.transform.rows) == (1000, "bank", "unique")
-        assert (recipe.transform.padding, recipe.optimiser.initial) == ("reflect", "cf-greedy")
-        assert (recipe.optimiser.steps, recipe.optimiser.learning_rate) == (200, 1e-3)
+        assert (recipe.transform.padding, recipe.optimizer.initial) == ("reflect", "cf-greedy")
+        assert (recipe.optimizer.steps, recipe.optimizer.learning_rate) == (200, 1e-3)
         assert recipe.patches.complexity == "above-mean"
 
     def test_written_keys_win(self) -> None:
@@ -110,7 +110,9 @@ class TestPresets:
 
     def test_the_label_alone_changes_no_hash(self) -> None:
         written_out = yaml.safe_load(make(preset="paper").to_yaml())
-        assert Recipe.from_dict({**written_out, "preset": "default"}).lr_hash == make(preset="paper").lr_hash
+        assert (
+            Recipe.from_dict({**written_out, "preset": "default"}).lr_recipe_hash == make(preset="paper").lr_recipe_hash
+        )
 
     def test_paper_names_keys_that_exist(self) -> None:
         for section, values in PAPER.items():
@@ -120,11 +122,11 @@ class TestPresets:
 class TestSpellings:
     @pytest.mark.parametrize("spelling", ["1e-2", "1E-2", "0.01", ".01", 0.01, "10e-3"])
     def test_real_numbers(self, spelling: object) -> None:
-        assert make(optimiser={"learning_rate": spelling}).optimiser.learning_rate == 0.01
+        assert make(optimizer={"learning_rate": spelling}).optimizer.learning_rate == 0.01
 
     @pytest.mark.parametrize("spelling", ["20k", "2e4", 20_000, 20_000.0, "0.02M", "20000"])
     def test_whole_numbers(self, spelling: object) -> None:
-        assert make(optimiser={"steps": spelling}).optimiser.steps == 20_000
+        assert make(optimizer={"steps": spelling}).optimizer.steps == 20_000
 
     def test_suffixes(self) -> None:
         assert make(loss={"pair_weight": "300k"}).loss.pair_weight == 300_000
@@ -153,7 +155,7 @@ class TestSpellings:
     stacked = make(features={"layer": ["pixels", "3", "layers.1"]})
     assert stacked.features.layer == ("pixels", 3, "layers.1")
     assert Recipe.from_dict(yaml.safe_load(stacked.to_yaml())) == stacked
-    assert stacked.lr_hash != make(features={"layer": ["pixels", 3]}).lr_hash
+    assert stacked.lr_recipe_hash != make(features={"layer": ["pixels", 3]}).lr_recipe_hash
 
 
 class TestRefusals:
@@ -207,7 +209,7 @@ class TestRefusals:
             ({"loss": {"alpha": 0, "beta": 0}}, "nothing would be compared"),
             (
                 {"loss": dict.fromkeys(("instance_weight", "group_weight", "pair_weight"), 0)},
-                "nothing would be optimised",
+                "nothing would be optimized",
             ),
             ({"transform": {"unfold": "patches"}}, "leaves no tiles to group and pair"),
         ],
@@ -217,8 +219,8 @@ class TestRefusals:
 
     def test_a_transform_that_sees_less_fits_into_smaller_patches(self) -> None:
         small = {"size": 5, "stride": 1}
-        assert make(patches=small, transform={"kind": "identity"}).transform.neighbourhood == 1
-        assert make(patches=small, transform={"kind": "dwt"}).transform.neighbourhood == 3
+        assert make(patches=small, transform={"kind": "identity"}).transform.neighborhood == 1
+        assert make(patches=small, transform={"kind": "dwt"}).transform.neighborhood == 3
         without_groups = {"group_weight": 0, "pair_weight": 0}
         assert make(transform={"unfold": "patches"}, loss=without_groups).transform.unfold == "patches"
 
@@ -246,16 +248,16 @@ assignment:
   events: 60
 featurs: {}
 """
-        assert problems(text, tmp_path, "loss.alhpa=1", "optimiser.gamma=yes") == [
+        assert problems(text, tmp_path, "loss.alhpa=1", "optimizer.gamma=yes") == [
             "my.yaml:4  features.kernal_size is not a recipe key. Did you mean transform.kernel_size?",
             "my.yaml:6  patches.size is abc; it should be a number.",
             "my.yaml:8  patches.ratio stands here again; the first is in line 7.",
             "my.yaml:8  patches.ratio is 2; it should be less than or equal to 1.",
-            "my.yaml:10  60 assignment.events last from step 40 to 280 of 200 optimiser.steps. "
+            "my.yaml:10  60 assignment.events last from step 40 to 280 of 200 optimizer.steps. "
             "Keep warmup + events x interval at 1 or below.",
             "my.yaml:11  featurs is not a recipe key. Did you mean features?",
             "override loss.alhpa=1  loss.alhpa is not a recipe key. Did you mean loss.alpha?",
-            "override optimiser.gamma=yes  optimiser.gamma is true; it should be a number.",
+            "override optimizer.gamma=yes  optimizer.gamma is true; it should be a number.",
         ]
 
     def test_a_value_that_is_wrong_causes_no_contradictions(self, tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ featurs: {}
     def test_keys_of_another_section_and_of_none(self, tmp_path: Path) -> None:
         text = "name: mine\nsource: {path: p}\nsteps: 3\nloss: {zzz: 1}\n1: x\n"
         lines = problems(text, tmp_path)
-        assert lines[0] == "my.yaml:3  steps is not a recipe key. Did you mean optimiser.steps?"
+        assert lines[0] == "my.yaml:3  steps is not a recipe key. Did you mean optimizer.steps?"
         assert lines[1].startswith("my.yaml:4  loss.zzz is not a recipe key. Keys of loss: distance, alpha, beta,")
         assert lines[2].startswith("my.yaml:5  1 is not a recipe key. Keys: name, preset,")
 
@@ -355,11 +357,11 @@ class TestHash:
             **{"assignment.quotas": "proportional", "assignment.pairing": "greedy"},
             **{"assignment.unique_content": False, "assignment.warmup": 0.2, "assignment.interval": 0.02},
             "assignment.events": 25,
-            **{"optimiser.steps": 200, "optimiser.learning_rate": 0.001, "optimiser.gamma": 0.1},
-            **{"optimiser.milestones": [0.75, 0.85, 0.95], "optimiser.clamp": "step", "optimiser.initial": "cf-greedy"},
+            **{"optimizer.steps": 200, "optimizer.learning_rate": 0.001, "optimizer.gamma": 0.1},
+            **{"optimizer.milestones": [0.75, 0.85, 0.95], "optimizer.clamp": "step", "optimizer.initial": "cf-greedy"},
         }
         expected = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
-        assert make().with_extractor(DIGEST).lr_hash == expected
+        assert make().with_extractor(DIGEST).lr_recipe_hash == expected
         assert expected == "c8530893bde1af58e4a9dd78528fc6e139285d069c73beb26cf972bc985bc9ef"
 
     @pytest.mark.parametrize(
@@ -377,7 +379,7 @@ class TestHash:
             **{"loss.row_norm": "none", "loss.draws": "fresh", "loss.group_reduction": "sum"},
             **{"loss.pair_reduction": "literal", "loss.deformation": "translation", "assignment.space": "transform"},
             **{"assignment.quotas": "final", "assignment.pairing": "hungarian", "assignment.events": 9},
-            **{"optimiser.milestones": [0.5], "optimiser.clamp": "end", "optimiser.initial": "noise"},
+            **{"optimizer.milestones": [0.5], "optimizer.clamp": "end", "optimizer.initial": "noise"},
             **{"assignment.warmup": 0.1, "assignment.interval": 0.01},
             **{"features.precision": "bf16", "transform.precision": "bf16"},
             **{
@@ -390,7 +392,7 @@ class TestHash:
         changed = other.get(key, not value if isinstance(value, bool) else value * 2 if value else 1)
         sections = {"features": {"weights_sha256": DIGEST}}
         after = make(**{**sections, section: {**sections.get(section, {}), name: changed}})
-        assert after.lr_hash != before.lr_hash
+        assert after.lr_recipe_hash != before.lr_recipe_hash
         assert [line.split()[0] for line in before.differing(after)] == [key]
 
     @pytest.mark.parametrize(
@@ -404,19 +406,19 @@ class TestHash:
         # The digests are those of the version before the keys, and of its default values.
         before = [
             "patches.complexity=all",
-            "optimiser.initial=real",
-            "optimiser.learning_rate=0.01",
-            "optimiser.steps=400",
+            "optimizer.initial=real",
+            "optimizer.learning_rate=0.01",
+            "optimizer.steps=400",
         ]
         recipe = Recipe.load(name, ["source.path=photos", *(before if name == "small-x4" else [])])
-        assert recipe.lr_hash == digest
+        assert recipe.lr_recipe_hash == digest
         written_out = Recipe.from_dict(yaml.safe_load(recipe.to_yaml()))
         assert (written_out.transform.kind, written_out.loss.distance) == ("rlff", "ncfd")
-        assert written_out.lr_hash == digest
+        assert written_out.lr_recipe_hash == digest
 
     @pytest.mark.parametrize("change", [{"scale": 2}, {"seed": 1}, {"features": {"network": "edsr"}}])
     def test_scale_seed_and_an_unknown_extractor_count(self, change: dict[str, Any]) -> None:
-        assert make(**change).lr_hash != make().lr_hash
+        assert make(**change).lr_recipe_hash != make().lr_recipe_hash
 
     def test_all_keys_of_the_sections_are_covered(self) -> None:
         values = make().model_dump()
@@ -434,19 +436,19 @@ class TestHash:
         ],
     )
     def test_what_does_not_count(self, change: dict[str, Any]) -> None:
-        assert make(**change).lr_hash == make().lr_hash
+        assert make(**change).lr_recipe_hash == make().lr_recipe_hash
 
     def test_neither_order_nor_spelling_counts(self, tmp_path: Path) -> None:
         path = tmp_path / "r.yaml"
         path.write_text(
-            "optimiser: {gamma: 1e-1, steps: .2k, learning_rate: 1e-3}\nseed: 0\n"
+            "optimizer: {gamma: 1e-1, steps: .2k, learning_rate: 1e-3}\nseed: 0\n"
             "loss:\n  pair_weight: 1k\n  alpha: 2e-1\nsource: {path: x}\nname: r\n"
         )
-        assert Recipe.load(path).lr_hash == make().lr_hash
+        assert Recipe.load(path).lr_recipe_hash == make().lr_recipe_hash
 
     def test_the_digest_stands_for_the_extractor(self) -> None:
         named = make(features={"network": "somewhere/edsr"}).with_extractor(DIGEST)
-        assert named.lr_hash == make().with_extractor(DIGEST).lr_hash
+        assert named.lr_recipe_hash == make().with_extractor(DIGEST).lr_recipe_hash
         assert named.features.network == "somewhere/edsr"
 
     def test_another_extractor_is_refused(self) -> None:
@@ -572,7 +574,7 @@ class TestFiles:
     def test_teachers_change_no_lr_patches(self) -> None:
         paper = Recipe.load("div2k-x4-paper")
         for teacher in ("edsr", "swinir", "mambairv2"):
-            assert Recipe.load(f"ablations/table5-{teacher}").lr_hash == paper.lr_hash
+            assert Recipe.load(f"ablations/table5-{teacher}").lr_recipe_hash == paper.lr_recipe_hash
 
     def test_every_key_is_described(self) -> None:
         for name, field in Recipe.model_fields.items():
@@ -622,7 +624,7 @@ class TestBase:
         assert problems("base: below.yaml\n", tmp_path)[0].startswith("my.yaml  name is missing.")
 
     def test_problems_name_the_line_of_the_file_that_has_them(self, tmp_path: Path) -> None:
-        self.write(tmp_path, below=self.BELOW + "optimiser: {stps: 3}\n")
+        self.write(tmp_path, below=self.BELOW + "optimizer: {stps: 3}\n")
         found = problems("name: my\nbase: below.yaml\nloss: {alpha: much}\n", tmp_path, "seed=x")
         assert [line.partition("  ")[0] for line in found] == ["below.yaml:6", "my.yaml:3", "override seed=x"]
 
@@ -714,7 +716,7 @@ class TestHub:
         recipe = make(seed=5).with_extractor(DIGEST)
         hub["org/set"] = recipe.to_yaml().encode()
         assert Recipe.load("org/set") == recipe
-        assert Recipe.load("org/set", ["source.path=mine"]).lr_hash == recipe.lr_hash
+        assert Recipe.load("org/set", ["source.path=mine"]).lr_recipe_hash == recipe.lr_recipe_hash
 
     def test_sets_that_are_none(self, hub: dict[str, bytes]) -> None:
         with pytest.raises(RecipeError, match="There is no recipe org/nobody: no local file"):

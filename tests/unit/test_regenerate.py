@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from idc_hub.dataset.card import write_card
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import read_keys, read_rows
+from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png
 from idc_hub.networks.teachers import Teacher, load_teacher
-from idc_hub.dataset.card import write_card
-from idc_hub.dataset.regenerate import regenerate
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.parquet import read_keys, read_rows
 
 MakeTeacher = Callable[..., Teacher]
 
@@ -58,7 +58,7 @@ def test_idc_json_names_teacher_digest_date_and_counts(repo: Path, make_teacher:
                 "kind": "network",
                 "scale": 2,
                 "weights_sha256": "1" * 64,
-                "licence": "Apache-2.0",
+                "license": "Apache-2.0",
             },
             "lr_digest": before.lr_digest,
             "date": "2026-02-03",

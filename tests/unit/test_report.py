@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idc_hub.images.files import encode_png
-from idc_hub.networks.teachers import Teacher
-from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, write_report
-from idc_hub.dataset.regenerate import regenerate
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, write_rows
+from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, write_report
+from idc_hub.dataset.regenerate import regenerate
+from idc_hub.images.files import encode_png
+from idc_hub.networks.teachers import Teacher
 
 MakeTeacher = Callable[..., Teacher]
 
@@ -80,7 +80,7 @@ def test_noise_that_no_png_shrinks_still_fits(repo: Path) -> None:
     ]
     size = write_rows(repo / "data" / "noise", rows)
     manifest = Manifest.load(repo)
-    teacher = {"name": "noise", "kind": "network", "scale": 2, "weights_sha256": None, "licence": None}
+    teacher = {"name": "noise", "kind": "network", "scale": 2, "weights_sha256": None, "license": None}
     manifest.hr_versions["noise"] = {
         "teacher": teacher,
         "lr_digest": manifest.lr_digest,

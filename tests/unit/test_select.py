@@ -11,23 +11,23 @@ import torch
 
 import idc_hub
 from idc_cli.training import _read_data
+from idc_hub.dataset.card import render_card
+from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.parquet import Row, read_rows
 from idc_hub.errors import ImageError, NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png, read_image, write_png
 from idc_hub.images.resize import imresize
 from idc_hub.networks.teachers import load_teacher
-from idc_hub.dataset.card import render_card
 from idc_hub.recipe import Recipe
-from idc_hub.selection import pool as module
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.parquet import Row, read_rows
 from idc_hub.runs.run import Run
+from idc_hub.selection import pool as module
 
 # 46 HR and 23 LR pixels by 50 and 25: windows of 8 every 4, the last ones flush with the edge.
 SIZES = {"bridge": (46, 50), "cat": (46, 34), "tower": (80, 50)}
 WINDOWS = {"bridge": 5 * 6, "cat": 5 * 4, "tower": 9 * 6}
 SMALL = ("patches.size=8", "patches.stride=4", "transform.kernel_size=3", "transform.channels=8")
 SMALL += ("loss.frequencies=8", "loss.bank_size=2", "assignment.groups=3")
-SHORT = ("optimiser.steps=10", "assignment.interval=0.1", "assignment.events=3")
+SHORT = ("optimizer.steps=10", "assignment.interval=0.1", "assignment.events=3")
 METHODS = ("whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy")
 
 
@@ -103,7 +103,7 @@ def test_what_costs_more_than_choosing_is_measured_on_a_sample(
 def test_as_many_random_patches_as_there_are_have_the_figures_of_all_real_ones(photographs: Path) -> None:
     result = choose(photographs, "whole")
     # Random ones are then the same patches in another order, with the photographs' own HR as well.
-    for figure in ("residual", "chroma_over_luma", "saturated", "colour_distance", "spectrum_distance", "coverage"):
+    for figure in ("residual", "chroma_over_luma", "saturated", "color_distance", "spectrum_distance", "coverage"):
         assert result["quality"][figure]["set"] == pytest.approx(result["quality"][figure]["real"], rel=1e-9)
     kept = json.loads((photographs.parent / "run" / "quality.json").read_text())
     assert kept["hr_versions"]["real"]["figures"] == result["quality"]
@@ -131,7 +131,7 @@ def test_held_out_figures_are_those_that_condensing_gives(photographs: Path) -> 
     choose(photographs, "cf-greedy")
     selected = Run.open(photographs.parent / "run")
     # Condensing that begins with these very patches and hardly moves them.
-    still = ("optimiser.learning_rate=1e-9", "optimiser.initial=cf-greedy", "teacher.network=bicubic", "method=idc")
+    still = ("optimizer.learning_rate=1e-9", "optimizer.initial=cf-greedy", "teacher.network=bicubic", "method=idc")
     recipe = Recipe.load(selected.path, [*SHORT, *still])
     idc_hub.condense(recipe, run_dir=photographs.parent / "condensed", num_processes=1, progress=False)
     condensed = Run.open(photographs.parent / "condensed")
@@ -284,9 +284,9 @@ def test_the_card_tells_what_it_is(photographs: Path) -> None:
     choose(photographs, "herding")
     repo = photographs.parent / "run" / "repo"
     card = (repo / "README.md").read_text()
-    for claim in ("synthetic", "optimised by", "teacher's errors", "not ground truth", "condensed", "distillation"):
+    for claim in ("synthetic", "optimized by", "teacher's errors", "not ground truth", "condensed", "distillation"):
         assert claim not in card, claim
-    for fact in ("by herding (Welling 2009)", "Nothing was optimised", "coreset-selection", "(19.2 %)"):
+    for fact in ("by herding (Welling 2009)", "Nothing was optimized", "coreset-selection", "(19.2 %)"):
         assert fact in card, fact
     command = next(line for line in card.splitlines() if line.startswith("idc select"))
     assert command.startswith("idc select herding /path/to/the/photographs --scale 2 --ratio 0.2 --seed 0 ")
@@ -314,4 +314,6 @@ def test_the_lr_hash_covers_the_method_and_old_hashes_stay(photographs: Path) ->
     run = Run.open(photographs.parent / "run")
     assert run.recipe.lr_keys()["method"] == "random"
     assert "method" not in run.recipe.model_copy(update={"method": "idc"}).lr_keys()
-    assert json.loads((photographs.parent / "run" / "run.json").read_text())["lr_hash"] == run.recipe.lr_hash
+    assert (
+        json.loads((photographs.parent / "run" / "run.json").read_text())["lr_recipe_hash"] == run.recipe.lr_recipe_hash
+    )

@@ -112,10 +112,10 @@ class TestKCenter:
         points = gaussian(11, 2, seed)
         distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
 
-        def radius(centres: list[int]) -> float:
-            return float(distances[:, centres].min(1).max())
+        def radius(centers: list[int]) -> float:
+            return float(distances[:, centers].min(1).max())
 
-        best = min(radius(list(centres)) for centres in combinations(range(11), 3))
+        best = min(radius(list(centers)) for centers in combinations(range(11), 3))
         assert best <= radius(selection.k_center(points, 3, seed).tolist()) <= 2 * best
 
     def test_the_start_is_random(self) -> None:
@@ -184,7 +184,7 @@ class TestDescriptors:
             for x in range(7):
                 window = luma[y : y + 3, x : x + 3]
                 total += 0.5 * abs((window * kernel).sum()) + 0.5 * abs((window * kernel.T).sum())
-        # A neighbour in the batch changes nothing.
+        # A neighbor in the batch changes nothing.
         both = complexity(np.stack([patch, 255 - patch[::-1]]))
         assert both[0] == pytest.approx(total / 42, rel=1e-5)
 

@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from idc_hub.errors import RunError
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.shards import INDEX_NAME, iterate_lr, lr_digest, read_index, verify_lr, write_shards
+from idc_hub.errors import RunError
 
-METADATA = {"format": "idc", "format_version": 1, "scale": 2, "lr_hash": "a" * 64}
+METADATA = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "a" * 64}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -47,9 +47,9 @@ def conv(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    return centred / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    centered = x - x.mean(-1, keepdim=True)
+    deviation = (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return centered / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def reference_attention(weights: dict[str, Tensor], name: str, x: Tensor, shift: int) -> Tensor:

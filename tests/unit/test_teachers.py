@@ -59,7 +59,7 @@ def test_a_network_teacher_is_mirror_network_cut_clamp_round() -> None:
 
 
 @pytest.mark.parametrize("margin", [0, 8])
-def test_every_grey_level_survives_the_way_through_a_network(margin: int) -> None:
+def test_every_gray_level_survives_the_way_through_a_network(margin: int) -> None:
     lr = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     expected = lr.repeat_interleave(3, 2).repeat_interleave(3, 3)
     assert torch.equal(upscale(Enlarge(3, 0.0), lr, margin=margin), expected)
@@ -70,7 +70,7 @@ def test_every_grey_level_survives_the_way_through_a_network(margin: int) -> Non
     [(0.5 / 255, 129), (0.49 / 255, 128), (-0.5 / 255, 128), (-0.51 / 255, 127), (1.0, 255), (-1.0, 0)],
 )
 def test_halves_are_rounded_up_and_values_outside_are_clamped(plus: float, level: int) -> None:
-    # float64, where (128 + 0.5) / 255 * 255 is a half and not a neighbour of one
+    # float64, where (128 + 0.5) / 255 * 255 is a half and not a neighbor of one
     network = Enlarge(2, plus).double()
     lr = torch.full((1, 3, 4, 4), 128, dtype=torch.uint8)
     assert upscale(network, lr).unique().tolist() == [level]
@@ -112,7 +112,7 @@ def test_the_input_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "lr",
     [torch.rand(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)],
-    ids=["float", "no batch", "grey"],
+    ids=["float", "no batch", "gray"],
 )
 @pytest.mark.parametrize("name", ["bicubic", "edsr-small"])
 def test_what_is_not_a_batch_of_uint8_rgb_is_refused(name: str, lr: Tensor) -> None:
@@ -126,7 +126,7 @@ def test_the_facts_for_idc_json() -> None:
         "kind": "bicubic",
         "scale": 2,
         "weights_sha256": None,
-        "licence": None,
+        "license": None,
     }
     bundled = load_teacher("edsr-small", scale=4).describe()
     assert json.loads(json.dumps(bundled)) == {
@@ -134,17 +134,17 @@ def test_the_facts_for_idc_json() -> None:
         "kind": "network",
         "scale": 4,
         "weights_sha256": networks.weights_sha256("edsr-small"),
-        "licence": "apache-2.0",
+        "license": "apache-2.0",
     }
 
 
-def test_a_folder_is_a_teacher_and_its_licence_is_what_it_states(tmp_path: Path) -> None:
+def test_a_folder_is_a_teacher_and_its_license_is_what_it_states(tmp_path: Path) -> None:
     network = EDSR(channels=4, blocks=1, scale=2)
     network.name = "mine"
-    networks.save(network, tmp_path / "free", licence="cc0-1.0")
+    networks.save(network, tmp_path / "free", license="cc0-1.0")
     networks.save(network, tmp_path / "silent")
     teachers = [load_teacher(tmp_path / folder, scale=2) for folder in ("free", "silent")]
-    assert [(t.name, t.kind, t.scale, t.licence) for t in teachers] == [
+    assert [(t.name, t.kind, t.scale, t.license) for t in teachers] == [
         ("mine", "network", 2, "cc0-1.0"),
         ("mine", "network", 2, None),
     ]

@@ -56,7 +56,7 @@ def test_no_piece_is_larger_than_the_tile_and_its_overlap() -> None:
     tiled(watched, photograph(50, 49), tile=16, overlap=4)
     assert len(seen) == 4 * 4
     assert max(seen) == (24, 24)
-    assert min(seen) == (6, 5)  # the last row and column: 2 and 1 pixels, and what they see of their neighbours
+    assert min(seen) == (6, 5)  # the last row and column: 2 and 1 pixels, and what they see of their neighbors
 
 
 def test_tiles_of_whole_windows_have_the_windows_of_the_whole_image() -> None:

@@ -20,13 +20,13 @@ from torch import Tensor
 from idc_hub import networks
 from idc_hub.errors import ImageError, NetworkError, RecipeError
 from idc_hub.images.resize import imresize
+from idc_hub.networks.edsr import EDSR
 from idc_hub.training import loop as training
 from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
-from idc_hub.training.pairs import Pair, map_pixels, write_pixels
-from idc_hub.training.loop import learning_rate, train
-from idc_hub.training.recipe import TrainingRecipe
-from idc_hub.networks.edsr import EDSR
 from idc_hub.training.launch import train_network
+from idc_hub.training.loop import learning_rate, train
+from idc_hub.training.pairs import Pair, map_pixels, write_pixels
+from idc_hub.training.recipe import TrainingRecipe
 
 
 def tiny(seed: int = 0) -> EDSR:

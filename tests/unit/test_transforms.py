@@ -1,4 +1,4 @@
-"""RLFF and its alternatives against their definitions: transforms of neighbourhoods, one after the other."""
+"""RLFF and its alternatives against their definitions: transforms of neighborhoods, one after the other."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_an_index_outside_the_filter_bank_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("padding", "numpy_mode"), [("reflect", "reflect"), ("zero", "constant"), ("valid", None)])
-def test_rlff_is_the_dft_of_every_flattened_neighbourhood(padding: str, numpy_mode: str | None) -> None:
+def test_rlff_is_the_dft_of_every_flattened_neighborhood(padding: str, numpy_mode: str | None) -> None:
     rng = np.random.default_rng(0)
     channels, k, side = 4, 3, 6
     maps = rng.normal(size=(2, channels, side, side))
@@ -121,7 +121,7 @@ def test_identity_is_the_feature_map(padding: str) -> None:
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zero", "valid"])
-def test_dct_is_that_of_every_flattened_neighbourhood(padding: str) -> None:
+def test_dct_is_that_of_every_flattened_neighborhood(padding: str) -> None:
     channels, k = 4, 3
     maps, size = maps_of(channels), channels * k * k
     indices = torch.tensor([0, 1, 17, size - 1])
@@ -141,7 +141,7 @@ def test_dct_rows_stay_exact_where_the_angle_is_large() -> None:
     np.testing.assert_allclose(rows.numpy(), exact, atol=2e-9)
 
 
-def test_haar_is_sums_and_differences_of_four_neighbours() -> None:
+def test_haar_is_sums_and_differences_of_four_neighbors() -> None:
     maps = maps_of(2)
     found = local_features(maps, haar_rows(2).double(), "zero")
     assert found.shape == (2, 8, 6, 6)
@@ -172,7 +172,7 @@ def test_dct_and_haar_keep_the_energy_of_what_they_see() -> None:
 def test_a_draw_has_the_size_that_the_recipe_says(kind: str) -> None:
     spec = Transform.model_validate({"kind": kind, "kernel_size": 5, "channels": 11})
     rows, again, other = (draw_rows(spec, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert rows.shape == (spec.local_channels(3), 3, spec.neighbourhood, spec.neighbourhood)
+    assert rows.shape == (spec.local_channels(3), 3, spec.neighborhood, spec.neighborhood)
     assert rows.dtype == torch.float32
     assert torch.equal(rows, again)
     assert torch.equal(rows, other) == (kind in ("identity", "dwt"))  # nothing is drawn there
