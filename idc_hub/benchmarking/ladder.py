@@ -232,7 +232,7 @@ class Ladder:
         found = {"scale": recipe.scale, "method": recipe.method, "ratio": recipe.patches.ratio}
         differing = [f"{key} {found[key]} instead of {value}" for key, value in wanted.items() if found[key] != value]
         source = recipe.source.model_copy(update={"path": self.plan.source})
-        if {share.id: share.instance.sha256 for share in run.shares} != self._photographs(source):
+        if {instance.id: instance.sha256 for instance in run.instances} != self._photographs(source):
             differing.append(f"other photographs than {self.plan.source}")
         if differing:
             raise RunError(

@@ -17,9 +17,9 @@ from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import RunError
 from idc_hub.images.figures import Quality, judge
 from idc_hub.images.files import decode_png
-from idc_hub.images.sources import open_source
+from idc_hub.images.sources import Instance, open_source
 from idc_hub.networks.teachers import Teacher
-from idc_hub.runs.run import Run, Share
+from idc_hub.runs.run import Run
 from idc_hub.runs.worker import real_patches
 
 FILE_NAME = "quality.json"
@@ -63,16 +63,16 @@ def measure(
     rows = _read(run, name, chosen)
     total = sum(len(numbers) for _, numbers in chosen)
     of_set, of_real = Quality(), [Quality() for _ in range(max(1, min(MAX_DRAWS, MAX_PATCHES // total)))]
-    for done, (share, numbers) in enumerate(chosen, start=1):
-        tensor, places = real_patches(share, source, recipe)
+    for done, (instance, numbers) in enumerate(chosen, start=1):
+        tensor, places = real_patches(instance, source, recipe)
         real = tensor.numpy()
-        pairs = [rows[share.id, number] for number in numbers]
+        pairs = [rows[instance.id, number] for number in numbers]
         lr, hr = (np.stack(images).transpose(0, 3, 1, 2) for images in zip(*pairs, strict=True))
         of_set.add(lr, hr, real)
         for number, quality in enumerate(of_real):
-            own = _random_patches(len(lr), len(real), generator(recipe.seed, share.id, "quality", number))
+            own = _random_patches(len(lr), len(real), generator(recipe.seed, instance.id, "quality", number))
             if isinstance(maker, RealHR):
-                enlarged = maker.crops(share.id, places[own].tolist()).numpy()
+                enlarged = maker.crops(instance.id, places[own].tolist()).numpy()
             else:
                 enlarged = _enlarge(real[own], maker)
             quality.add(real[own], enlarged, real, own)
@@ -135,24 +135,24 @@ def record(run: Run, name: str, measured: dict[str, Any]) -> None:
         manifest.save(run.repo)
 
 
-def _choose(run: Run) -> list[tuple[Share, list[int]]]:
+def _choose(run: Run) -> list[tuple[Instance, list[int]]]:
     """Photographs, and the numbers of their patches, that are looked at."""
     rng = generator(run.recipe.seed, "quality")
-    shares = [share for share in run.shares if share.count]
-    order = torch.randperm(len(shares), generator=rng)[:MAX_PHOTOGRAPHS]
+    instances = [instance for instance in run.instances if instance.count]
+    order = torch.randperm(len(instances), generator=rng)[:MAX_PHOTOGRAPHS]
     most = MAX_PATCHES // len(order)
     found = []
     for index in sorted(order.tolist()):
-        numbers = torch.randperm(shares[index].count, generator=rng)[:most]
-        found.append((shares[index], sorted(numbers.tolist())))
+        numbers = torch.randperm(instances[index].count, generator=rng)[:most]
+        found.append((instances[index], sorted(numbers.tolist())))
     return found
 
 
 def _read(
-    run: Run, name: str, chosen: list[tuple[Share, list[int]]]
+    run: Run, name: str, chosen: list[tuple[Instance, list[int]]]
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
     """LR and HR, uint8 `[h, w, 3]`, of the chosen patches as a consumer reads them."""
-    wanted = {(share.id, number) for share, numbers in chosen for number in numbers}
+    wanted = {(instance.id, number) for instance, numbers in chosen for number in numbers}
     rows = parquet.read_rows(run.repo / "data" / name, {instance_id for instance_id, _ in wanted})
     found = {
         (row.instance_id, row.patch_index): (decode_png(row.lr_png), decode_png(row.hr_png))
@@ -176,15 +176,15 @@ def _enlarge(lr: np.ndarray, teacher: Teacher) -> np.ndarray:
 
 def _held_out(run: Run, key: str) -> dict[str, float]:
     """The mean of what was measured at the end of each optimization; empty where nothing was optimized."""
-    facts = [run.read_facts(share) for share in run.shares if share.count]
+    facts = [run.read_facts(instance) for instance in run.instances if instance.count]
     found = [fact[key] for fact in facts if key in fact]
     return {"held_out": float(np.mean(found))} if found else {}
 
 
 def _gradient_norms(run: Run) -> dict[str, float]:
     medians: dict[str, list[float]] = {term: [] for term in _GRADIENTS}
-    for share in run.shares:
-        late = [line for line in run.read_metrics(share.id) if line.get("step", 0) > run.recipe.optimizer.steps / 2]
+    for instance in run.instances:
+        late = [line for line in run.read_metrics(instance.id) if line.get("step", 0) > run.recipe.optimizer.steps / 2]
         for term, found in medians.items():
             norms = [line[term] for line in late if term in line]
             found += [float(np.median(norms))] if norms else []

@@ -39,8 +39,8 @@ class RealHR:
         self.name = NAME
         self.scale: int = recipe.scale
         self._size = recipe.patches.size
-        self._instances = {share.id: share.instance for share in run.shares}
-        self._windows = {share.id: run.read_facts(share)["windows"] for share in run.shares}
+        self._instances = {instance.id: instance for instance in run.instances}
+        self._windows = {instance.id: run.read_facts(instance)["windows"] for instance in run.instances}
         self._source = open_source(**recipe.source.model_dump())
         # Keys come photograph by photograph, so one at a time is enough.
         self._photograph = lru_cache(maxsize=1)(self._load)

@@ -53,8 +53,8 @@ def pack(run: Run, facts: dict[str, Any], packages: dict[str, str]) -> Manifest:
             patch_size=recipe.patches.size,
             lr_recipe_hash=recipe.lr_recipe_hash,
             lr_digest=digest,
-            instances=sum(share.count > 0 for share in run.shares),
-            patches=sum(share.count for share in run.shares),
+            instances=sum(instance.count > 0 for instance in run.instances),
+            patches=sum(instance.count for instance in run.instances),
             packages=packages,
             condensation=facts,
         )
@@ -73,6 +73,6 @@ def publishable(recipe: Recipe) -> Recipe:
 
 
 def _finished(run: Run) -> Iterator[tuple[str, Tensor]]:
-    for share in run.shares:
-        if share.count:
-            yield share.id, run.read_patches(share)
+    for instance in run.instances:
+        if instance.count:
+            yield instance.id, run.read_patches(instance)

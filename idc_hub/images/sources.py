@@ -58,7 +58,9 @@ class Instance:
         sha256: Hex digest of the file's bytes.
         width: Width of the HR image after the mod-crop.
         height: Height of the HR image after the mod-crop.
-        patches: Number of LR patches.
+        patches: Number of its real LR patches.
+        count: Patches that stand for it in the set, synthetic or chosen; 0 before they are counted, and where the
+            ratio leaves it none.
         notes: One sentence for each thing that reading the file changed.
     """
 
@@ -68,6 +70,7 @@ class Instance:
     width: int
     height: int
     patches: int
+    count: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -261,7 +264,7 @@ def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int, 
             "leave it out or make patches.size smaller."
         )
     digest = hashlib.sha256(data).hexdigest()
-    return Instance(entry.id, entry.name, digest, width, height, len(places), photograph.notes)
+    return Instance(entry.id, entry.name, digest, width, height, len(places), notes=photograph.notes)
 
 
 def is_instance_id(text: str) -> bool:

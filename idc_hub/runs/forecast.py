@@ -17,8 +17,8 @@ from idc_hub.runs.worker import real_patches
 if TYPE_CHECKING:
     import torch
 
+    from idc_hub.images.sources import Instance
     from idc_hub.recipe import Recipe
-    from idc_hub.runs.run import Share
 
 CALIBRATION_SECONDS = 6.0
 """No round of samples begins later than this."""
@@ -83,7 +83,7 @@ class Sample:
 
 
 def predict_seconds(
-    recipe: Recipe, shares: list[Share], network: torch.nn.Module, processes: int, device: torch.device
+    recipe: Recipe, instances: list[Instance], network: torch.nn.Module, processes: int, device: torch.device
 ) -> float:
     """Seconds that workers will need for all photographs, by a calibration of about ten seconds on this device.
 
@@ -92,7 +92,7 @@ def predict_seconds(
 
     Args:
         recipe: The recipe.
-        shares: The photographs and their synthetic patches; at least one of which has any.
+        instances: The photographs and their synthetic patches; at least one of which has any.
         network: The extractor.
         processes: Workers.
         device: Where they compute.
@@ -102,15 +102,17 @@ def predict_seconds(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.workers.threads)
     network = network.to(device).eval().requires_grad_(False)
-    work = [share for share in shares if share.count]
-    typical = sorted(work, key=lambda share: share.count)[len(work) // 2]
+    work = [share for instance in shares if instance.count]
+    typical = sorted(work, key=lambda instance: instance.count)[len(work) // 2]
     lr, offsets = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
     kept = stood_for(lr, recipe)
     share_kept = len(kept) / len(lr)  # taken to be the same for all photographs
     samples, scale = _calibrate(lr[kept], offsets[kept], network, shortened(recipe))
     torch.set_num_threads(threads)
-    reals = [max(round(share_kept * share.instance.patches), 1) for share in work]
-    seconds = [scale * _seconds(real, share.count, samples, recipe) for real, share in zip(reals, work, strict=True)]
+    reals = [max(round(share_kept * instance.patches), 1) for instance in work]
+    seconds = [
+        scale * _seconds(real, instance.count, samples, recipe) for real, instance in zip(reals, work, strict=True)
+    ]
     return max(sum(seconds) / processes, max(seconds))
 
 

@@ -47,9 +47,9 @@ def launch(run: Run, num_processes: int) -> None:
     log, threads = run.path / LOG_NAME, run.recipe.workers.threads
     status = run_processes("idc_hub.runs.worker", [str(run.path)], num_processes, log=log, threads=threads)
     if status != 0:
-        left = sum(not run.is_settled(share) for share in run.shares)
+        left = sum(not run.is_settled(instance) for instance in run.instances)
         raise IncompleteError(
-            f"The workers ended with status {status}; {left} of {len(run.shares)} photographs are not "
+            f"The workers ended with status {status}; {left} of {len(run.instances)} photographs are not "
             f"finished. The last words of the workers are in {log}.",
             "Run the same command again: it continues where they ended.",
         )

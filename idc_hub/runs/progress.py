@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from idc_hub.runs.run import Run, Share
+from idc_hub.images.sources import Instance
+from idc_hub.runs.run import Run
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
@@ -30,30 +31,30 @@ class _Reader:
         self.last: dict[str, dict[str, Any]] = {}
 
     def refresh(self) -> None:
-        for share in self.run.shares:
-            if share.id not in self.done:
-                self._follow(share)
-                if self.run.instance_file(share.id).is_file():
-                    self.done.add(share.id)
+        for instance in self.run.instances:
+            if instance.id not in self.done:
+                self._follow(instance)
+                if self.run.instance_file(instance.id).is_file():
+                    self.done.add(instance.id)
 
-    def _follow(self, share: Share) -> None:
-        path = self.run.path / "metrics" / f"{share.id}.jsonl"
+    def _follow(self, instance: Instance) -> None:
+        path = self.run.path / "metrics" / f"{instance.id}.jsonl"
         if not path.is_file():
             return
         with path.open("rb") as file:
-            file.seek(self.offsets.get(share.id, 0))
+            file.seek(self.offsets.get(instance.id, 0))
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
-        self.offsets[share.id] = self.offsets.get(share.id, 0) + len(whole)
+        self.offsets[instance.id] = self.offsets.get(instance.id, 0) + len(whole)
         for line in whole.splitlines():
-            self.last[share.id] = {**self.last.get(share.id, {}), **json.loads(line)}
+            self.last[instance.id] = {**self.last.get(instance.id, {}), **json.loads(line)}
 
     def patch_steps(self) -> int:
         """Steps done, counted once for each synthetic patch, so that photographs weigh what they cost."""
-        return sum(share.count * self._step(share) for share in self.run.shares)
+        return sum(instance.count * self._step(instance) for instance in self.run.instances)
 
-    def _step(self, share: Share) -> int:
-        return self.steps if share.id in self.done else int(self.last.get(share.id, {}).get("step", 0))
+    def _step(self, instance: Instance) -> int:
+        return self.steps if instance.id in self.done else int(self.last.get(instance.id, {}).get("step", 0))
 
     def active(self) -> list[tuple[str, dict[str, Any]]]:
         """Photographs under way, with their last logged values."""
@@ -122,7 +123,7 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[speed]}"),
     )
-    total = sum(share.count for share in run.shares) * reader.steps
+    total = sum(instance.count for instance in run.instances) * reader.steps
     with Progress(*columns, console=console) as bars:
         whole = bars.add_task("condensing", total=max(total, 1), speed="")
         photographs: dict[str, Any] = {}
@@ -133,7 +134,7 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
             done = reader.patch_steps()
             first = done if first is None else first
             rate = (done - first) / max(time.monotonic() - begun, 1e-9)
-            label = f"condensing {len(reader.done)}/{len(run.shares)} photographs"
+            label = f"condensing {len(reader.done)}/{len(run.instances)} photographs"
             bars.update(whole, completed=done, description=label, speed=f"{rate:.0f} patch-steps/s")
             active = dict(reader.active())
             for name in list(photographs):
@@ -150,7 +151,7 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
 def _lines(run: Run, console: Console, over: threading.Event) -> None:
     reader = _Reader(run)
     begun, first, announced = time.monotonic(), None, -1
-    total = max(sum(share.count for share in run.shares) * reader.steps, 1)
+    total = max(sum(instance.count for instance in run.instances) * reader.steps, 1)
     printed = time.monotonic()
     while True:
         ending = over.wait(REFRESH_SECONDS)
@@ -165,7 +166,7 @@ def _lines(run: Run, console: Console, over: threading.Event) -> None:
             eta = f", about {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
             terms = "; ".join(f"{name} step {last.get('step', 0)} {_terms(last)}" for name, last in reader.active())
             print(
-                f"{announced}/{len(run.shares)} photographs, {100 * done / total:.0f} %, {seconds:.0f} s{eta}"
+                f"{announced}/{len(run.instances)} photographs, {100 * done / total:.0f} %, {seconds:.0f} s{eta}"
                 + (f" | {terms}" if terms else ""),
                 file=sys.stderr,
                 flush=True,

@@ -2,7 +2,7 @@
 
 ```
 recipe.yaml            the recipe, every key written out
-run.json               the photographs with their digests and shares, versions, machine
+run.json               the photographs with their digests and counts, versions, machine
 locks/<id>.lock        held by the process that condenses the photograph; dies with it
 partial/<id>.safetensors    an optimization under way: patches, Adam's moments, assignment, step
 instances/<id>.safetensors  a finished photograph; its presence, with the recipe's lr_recipe_hash, is what finished means
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,46 +38,28 @@ FORMAT = "idc-run"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Share:
-    """One photograph of a Run and its share of the synthetic patches.
-
-    Attributes:
-        instance: The photograph as the survey found it.
-        count: Synthetic patches, `n`; 0 where the ratio leaves the photograph none.
-    """
-
-    instance: Instance
-    count: int
-
-    @property
-    def id(self) -> str:
-        """The instance id."""
-        return self.instance.id
-
-
 class Run:
     """An existing Run directory; make one with `create`, come back to one with `open`.
 
     Attributes:
         path: The directory.
         recipe: The recipe, with the extractor's digest.
-        shares: The photographs, ordered by id.
+        instances: The photographs, ordered by id, with the patches that stand for each.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, shares: list[Share]) -> None:
+    def __init__(self, path: Path, recipe: Recipe, instances: list[Instance]) -> None:
         self.path = path
         self.recipe = recipe
-        self.shares = shares
+        self.instances = instances
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, shares: list[Share], facts: dict[str, Any]) -> Run:
+    def create(cls, path: Path, recipe: Recipe, instances: list[Instance], facts: dict[str, Any]) -> Run:
         """Make a Run directory, or continue the one that stands there.
 
         Args:
             path: The directory; its parents are made.
             recipe: The recipe, with the extractor's digest.
-            shares: The photographs, ordered by id.
+            instances: The photographs, ordered by id, with the patches that stand for each.
             facts: What `run.json` further says: versions, machine.
 
         Raises:
@@ -85,7 +67,7 @@ class Run:
         """
         if (path / "run.json").is_file():
             run = cls.open(path)
-            run.check_same(recipe, shares)
+            run.check_same(recipe, instances)
         elif path.exists() and any(path.iterdir()):
             raise RecipeError(
                 f"{path} holds files, but no run.json: it is not a Run of `idc condense`.",
@@ -100,11 +82,11 @@ class Run:
                 "format_version": FORMAT_VERSION,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "lr_recipe_hash": recipe.lr_recipe_hash,
-                "instances": [{**asdict(share.instance), "count": share.count} for share in shares],
+                "instances": [asdict(instance) for instance in instances],
                 **facts,
             }
             write_text_atomically(path / "run.json", json.dumps(state, indent=2) + "\n")
-        return cls(path, recipe, shares)
+        return cls(path, recipe, instances)
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -119,9 +101,9 @@ class Run:
             state = json.loads((path / "run.json").read_text(encoding="utf-8"))
             version = state["format_version"]
             if state["format"] == FORMAT and version <= FORMAT_VERSION:
-                shares = [_share(**entry) for entry in state["instances"]]
+                instances = [_instance(**entry) for entry in state["instances"]]
                 recipe = Recipe.load(path / "recipe.yaml")
-                return cls(path, recipe, shares)
+                return cls(path, recipe, instances)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise RunError(
                 f"{path / 'run.json'} is damaged ({error}).",
@@ -129,7 +111,7 @@ class Run:
             ) from error
         raise RunError(f"{path / 'run.json'} has format version {version}.", "Update idc-hub to read it.")
 
-    def check_same(self, recipe: Recipe, shares: list[Share]) -> None:
+    def check_same(self, recipe: Recipe, instances: list[Instance]) -> None:
         """Refuse to continue this Run with another recipe or other photographs.
 
         Raises:
@@ -140,7 +122,7 @@ class Run:
         if recipe.lr_recipe_hash != self.recipe.lr_recipe_hash:
             differing = "; ".join(self.recipe.differing(recipe))
             raise RecipeError(f"{self.path} was made with another recipe: {differing}.", hint)
-        mine, theirs = ({share.id: share.instance.sha256 for share in s} for s in (self.shares, shares))
+        mine, theirs = ({instance.id: instance.sha256 for instance in s} for s in (self.instances, instances))
         if mine != theirs:
             changed = sorted(key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key])
             parts = {"missing now": sorted(mine.keys() - theirs.keys()), "new": sorted(theirs.keys() - mine.keys())}
@@ -169,31 +151,31 @@ class Run:
         """Where the finished patches of a photograph stand."""
         return self.path / "instances" / f"{instance_id}.safetensors"
 
-    def is_finished(self, share: Share) -> bool:
+    def is_finished(self, instance: Instance) -> bool:
         """Whether the photograph's finished file is there; its header must belong to this recipe.
 
         Raises:
             RunError: If the file is damaged or belongs to another recipe or photograph.
         """
-        return self.instance_file(share.id).is_file() and bool(self.read_facts(share))
+        return self.instance_file(instance.id).is_file() and bool(self.read_facts(instance))
 
-    def is_settled(self, share: Share) -> bool:
+    def is_settled(self, instance: Instance) -> bool:
         """Whether nothing is left to do for the photograph in this round: it is finished, or it has failed."""
-        return self.is_finished(share) or self._failure(share.id).is_file()
+        return self.is_finished(instance) or self._failure(instance.id).is_file()
 
-    def read_facts(self, share: Share) -> dict[str, Any]:
+    def read_facts(self, instance: Instance) -> dict[str, Any]:
         """The metadata of a finished photograph: `lr_recipe_hash`, `source_sha256`, steps, discrepancies, losses."""
-        return self._read(self.instance_file(share.id), share)[1]
+        return self._read(self.instance_file(instance.id), instance)[1]
 
-    def read_patches(self, share: Share) -> Tensor:
+    def read_patches(self, instance: Instance) -> Tensor:
         """Finished LR patches of a photograph, uint8 `[n, 3, h, w]`, checked against their own digest.
 
         Raises:
             RunError: If the file is missing, damaged, or belongs to another recipe or photograph.
         """
-        path = self.instance_file(share.id)
-        tensors, facts = self._read(path, share)
-        patches = tensors.get(share.id)
+        path = self.instance_file(instance.id)
+        tensors, facts = self._read(path, instance)
+        patches = tensors.get(instance.id)
         if patches is None or patches_sha256(patches) != facts.get("patches_sha256"):
             raise RunError(
                 f"{path} is damaged: its pixels do not have the digest it names.",
@@ -201,11 +183,11 @@ class Run:
             )
         return patches
 
-    def write_patches(self, share: Share, patches: Tensor, facts: dict[str, Any]) -> None:
+    def write_patches(self, instance: Instance, patches: Tensor, facts: dict[str, Any]) -> None:
         """Finish a photograph: one atomic file, byte-reproducible; then its partial state and failure go.
 
         Args:
-            share: The photograph.
+            instance: The photograph.
             patches: uint8 `[n, 3, h, w]`.
             facts: Deterministic facts only (no times, no machine), so that equal runs write equal bytes.
         """
@@ -215,43 +197,43 @@ class Run:
             "lr_recipe_hash": self.recipe.lr_recipe_hash,
             "patches_sha256": patches_sha256(patches),
             "scale": self.recipe.scale,
-            "source_sha256": share.instance.sha256,
+            "source_sha256": instance.sha256,
             **facts,
         }
-        write_tensors(self.instance_file(share.id), {share.id: patches}, metadata)
-        self._partial(share.id).unlink(missing_ok=True)
-        self._failure(share.id).unlink(missing_ok=True)
+        write_tensors(self.instance_file(instance.id), {instance.id: patches}, metadata)
+        self._partial(instance.id).unlink(missing_ok=True)
+        self._failure(instance.id).unlink(missing_ok=True)
 
-    def read_partial(self, share: Share) -> dict[str, Tensor] | None:
+    def read_partial(self, instance: Instance) -> dict[str, Tensor] | None:
         """The tensors of an optimization under way; None where there is none that this recipe can continue."""
-        path = self._partial(share.id)
+        path = self._partial(instance.id)
         if not path.is_file():
             return None
         try:
-            return self._read(path, share)[0]
+            return self._read(path, instance)[0]
         except RunError:
             # Damaged, or left by another recipe: the photograph begins anew, nothing finished is lost.
             path.unlink()
             return None
 
-    def write_partial(self, share: Share, tensors: dict[str, Tensor]) -> None:
+    def write_partial(self, instance: Instance, tensors: dict[str, Tensor]) -> None:
         """Keep the state of an optimization under way, atomically."""
-        metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": share.instance.sha256}
-        write_tensors(self._partial(share.id), tensors, metadata)
+        metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
+        write_tensors(self._partial(instance.id), tensors, metadata)
 
-    def record_failure(self, share: Share, sentence: str) -> None:
+    def record_failure(self, instance: Instance, sentence: str) -> None:
         """Note why a photograph could not be condensed; the next run tries it again."""
-        text = json.dumps({"id": share.id, "name": share.instance.name, "error": sentence}, indent=2)
-        write_text_atomically(self._failure(share.id), text + "\n")
+        text = json.dumps({"id": instance.id, "name": instance.name, "error": sentence}, indent=2)
+        write_text_atomically(self._failure(instance.id), text + "\n")
 
     def clear_failures(self) -> None:
         """Forget earlier failures, so that their photographs are tried again."""
         for path in (self.path / "failed").glob("*.json"):
             path.unlink(missing_ok=True)
 
-    def failure(self, share: Share) -> str | None:
+    def failure(self, instance: Instance) -> str | None:
         """Why the photograph failed, if it did."""
-        path = self._failure(share.id)
+        path = self._failure(instance.id)
         return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
 
     def append_metrics(self, instance_id: str, line: dict[str, Any]) -> None:
@@ -272,37 +254,37 @@ class Run:
             `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and the last
             logged terms.
         """
-        instances = [self._instance_status(share) for share in self.shares]
+        instances = [self._instance_status(instance) for instance in self.instances]
         states = [instance["state"] for instance in instances]
         return {
             "run": str(self.path),
             "recipe": self.recipe.name,
             "lr_recipe_hash": self.recipe.lr_recipe_hash,
             "photographs": len(states),
-            "patches": sum(share.count for share in self.shares),
+            "patches": sum(instance.count for instance in self.instances),
             **{state: states.count(state) for state in ("finished", "running", "interrupted", "failed", "waiting")},
             "instances": instances,
         }
 
-    def _instance_status(self, share: Share) -> dict[str, Any]:
-        lines = self.read_metrics(share.id)
+    def _instance_status(self, instance: Instance) -> dict[str, Any]:
+        lines = self.read_metrics(instance.id)
         starts = [line for line in lines if line["event"] == "start"]
         logged = [line for line in lines if line["event"] == "log"]
         steps = self.recipe.optimizer.steps if self.recipe.method == "idc" else 0
         step = logged[-1]["step"] if logged else 0
-        error = self.failure(share)
-        if self.instance_file(share.id).is_file():
+        error = self.failure(instance)
+        if self.instance_file(instance.id).is_file():
             state, step = "finished", steps
-        elif self._is_locked(share.id):
+        elif self._is_locked(instance.id):
             state = "running"
         elif error:
             state = "failed"
         else:
-            state = "interrupted" if self._partial(share.id).is_file() else "waiting"
+            state = "interrupted" if self._partial(instance.id).is_file() else "waiting"
         return {
-            "id": share.id,
+            "id": instance.id,
             "state": state,
-            "patches": share.count,
+            "patches": instance.count,
             "step": step,
             "steps": steps,
             "resumed_from": starts[-1]["step"] if starts else None,
@@ -329,7 +311,7 @@ class Run:
     def _metrics(self, instance_id: str) -> Path:
         return self.path / "metrics" / f"{instance_id}.jsonl"
 
-    def _read(self, path: Path, share: Share) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, path: Path, instance: Instance) -> tuple[dict[str, Tensor], dict[str, Any]]:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -341,7 +323,7 @@ class Run:
                 f"{path} is damaged ({error}).",
                 "Delete it and run the same command again: only this photograph is condensed again.",
             ) from error
-        expected = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": share.instance.sha256}
+        expected = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
         differing = [key for key, value in expected.items() if facts.get(key) != value]
         if differing:
             raise RunError(
@@ -365,8 +347,8 @@ def patches_sha256(patches: Tensor) -> str:
     return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _share(count: int, notes: list[str], **found: Any) -> Share:
-    return Share(Instance(notes=tuple(notes), **found), count)
+def _instance(notes: list[str], **found: Any) -> Instance:
+    return Instance(notes=tuple(notes), **found)
 
 
 def _whole_lines(text: str) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,8 @@ from filelock import Timeout
 
 from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
 from idc_hub.errors import IDCError
-from idc_hub.runs.run import Run, Share
+from idc_hub.images.sources import Instance
+from idc_hub.runs.run import Run
 
 if TYPE_CHECKING:
     import torch
@@ -70,68 +71,68 @@ def work(run: Run, device: torch.device) -> None:
     ).network
     source = open_source(**recipe.source.model_dump())
     with _stop_on_signal() as stopping:
-        while left := [share for share in run.shares if not run.is_settled(share)]:
+        while left := [instance for instance in run.instances if not run.is_settled(instance)]:
             took_any = False
-            for share in left:
-                took_any |= _take(run, share, source, network, stopping)
+            for instance in left:
+                took_any |= _take(run, instance, source, network, stopping)
             if not took_any:
                 time.sleep(POLL_SECONDS)
             if stopping:
                 raise Interrupted(stopping[0])
 
 
-def _take(run: Run, share: Share, source: Source, network: torch.nn.Module, stopping: list[int]) -> bool:
+def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> bool:
     """Condense one photograph if its lock is free; says whether it was."""
     if stopping:
         return False
     try:
-        with run.lock(share.id):
-            if not run.is_settled(share):
-                _condense(run, share, source, network, stopping)
+        with run.lock(instance.id):
+            if not run.is_settled(instance):
+                _condense(run, instance, source, network, stopping)
             return True
     except Timeout:
         return False
 
 
-def _condense(run: Run, share: Share, source: Source, network: torch.nn.Module, stopping: list[int]) -> None:
+def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> None:
     """Condense one photograph under its lock and write what came of it, or why nothing did."""
     import torch
 
     recipe = run.recipe
     try:
-        if share.count == 0:
+        if instance.count == 0:
             side = recipe.patches.size
-            run.write_patches(share, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
+            run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
             return
-        lr, offsets = real_patches(share, source, recipe)
-        partial = run.read_partial(share)
+        lr, offsets = real_patches(instance, source, recipe)
+        partial = run.read_partial(instance)
         device = next(network.parameters()).device
         resume = State.from_tensors(partial, device) if partial is not None else None
         started = resume.step if resume else 0
-        run.append_metrics(share.id, {"event": "start", "step": started, "pid": os.getpid(), "time": time.time()})
+        run.append_metrics(instance.id, {"event": "start", "step": started, "pid": os.getpid(), "time": time.time()})
         condensed = condense_instance(
             lr,
             offsets,
-            share.count,
+            instance.count,
             network,
             recipe,
-            share.id,
+            instance.id,
             resume=resume,
-            checkpoint=lambda state: run.write_partial(share, state.to_tensors()),
-            log=lambda line: run.append_metrics(share.id, {"event": "log", **line}),
+            checkpoint=lambda state: run.write_partial(instance, state.to_tensors()),
+            log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
             should_stop=lambda: bool(stopping),
         )
     except Stopped:
-        run.append_metrics(share.id, {"event": "stop", "time": time.time()})
+        run.append_metrics(instance.id, {"event": "stop", "time": time.time()})
     except (IDCError, RuntimeError, ValueError, MemoryError) as error:
         # One photograph that fails (out of memory, changed file) must not cost the others.
-        run.record_failure(share, f"{type(error).__name__}: {error}")
+        run.record_failure(instance, f"{type(error).__name__}: {error}")
     else:
-        run.write_patches(share, condensed.patches, _facts(run, condensed))
-        run.append_metrics(share.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
+        run.write_patches(instance, condensed.patches, _facts(run, condensed))
+        run.append_metrics(instance.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
 
 
-def real_patches(share: Share, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """All real LR patches of a photograph, uint8 `[N, 3, h, w]`, and their (top, left) `[N, 2]`."""
     import torch
 
@@ -139,7 +140,7 @@ def real_patches(share: Share, source: Source, recipe: Recipe) -> tuple[torch.Te
     from idc_hub.images.sources import load_lr_patches
 
     size, stride, tail = recipe.patches.size, recipe.patches.stride, recipe.patches.tail
-    instance, scale = share.instance, recipe.scale
+    instance, scale = instance, recipe.scale
     lr = load_lr_patches(source, instance, scale=scale, size=size, stride=stride, tail=tail)
     offsets = windows(instance.height // scale, instance.width // scale, size, stride, tail=tail)
     return torch.from_numpy(lr), torch.tensor(offsets)

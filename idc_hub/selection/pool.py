@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from idc_hub.errors import RecipeError
 from idc_hub.images.patches import complexity, synthetic_counts
 from idc_hub.images.sources import Instance, Source, open_source
 from idc_hub.recipe import Recipe
-from idc_hub.runs.run import Run, Share
+from idc_hub.runs.run import Run
 from idc_hub.runs.worker import real_patches
 from idc_hub.selection import methods as selection
 
@@ -86,8 +87,8 @@ def begin(
     """
     if (path / "run.json").is_file():
         run = Run.open(path)
-        run.check_same(recipe, [Share(instance, 0) for instance in instances])
-        return Run.create(path, recipe, run.shares, {})
+        run.check_same(recipe, instances)
+        return Run.create(path, recipe, run.instances, {})
     counts, chosen = _shares_of_method(recipe, instances, network, progress)
     if not sum(counts):
         windows = sum(instance.patches for instance in instances)
@@ -95,8 +96,8 @@ def begin(
             f"{windows} real patches at a ratio of {recipe.patches.ratio} leave none to choose.",
             "Raise the ratio.",
         )
-    shares = [Share(instance, count) for instance, count in zip(instances, counts, strict=True)]
-    return Run.create(path, recipe, shares, {**facts, "chosen": chosen})
+    counted = [replace(instance, count=count) for instance, count in zip(instances, counts, strict=True)]
+    return Run.create(path, recipe, counted, {**facts, "chosen": chosen})
 
 
 def finish(run: Run, network: torch.nn.Module, progress: Progress | None) -> None:
@@ -114,13 +115,15 @@ def finish(run: Run, network: torch.nn.Module, progress: Progress | None) -> Non
     source = open_source(**run.recipe.source.model_dump())
     chosen: Chosen | None = run.state["chosen"]
     measured = _sample(run)
-    for done, share in enumerate(run.shares, start=1):
-        if not run.is_finished(share):
+    for done, instance in enumerate(run.instances, start=1):
+        if not run.is_finished(instance):
             begun = time.monotonic()
-            _finish(run, share, chosen[share.id] if chosen else None, source, network, measure=share.id in measured)
-            run.append_metrics(share.id, {"event": "end", "seconds": time.monotonic() - begun, "time": time.time()})
+            _finish(
+                run, instance, chosen[instance.id] if chosen else None, source, network, measure=instance.id in measured
+            )
+            run.append_metrics(instance.id, {"event": "end", "seconds": time.monotonic() - begun, "time": time.time()})
         if progress:
-            progress(done, len(run.shares))
+            progress(done, len(run.instances))
 
 
 def _shares_of_method(
@@ -171,7 +174,7 @@ def _described(
     def pieces() -> Iterator[np.ndarray]:
         source = open_source(**recipe.source.model_dump())
         for done, instance in enumerate(instances, start=1):
-            lr, _ = real_patches(Share(instance, 0), source, recipe)
+            lr, _ = real_patches(instance, source, recipe)
             yield describe(lr)
             if progress:
                 progress(done, len(instances))
@@ -195,21 +198,21 @@ def _mean_features(lr: torch.Tensor, network: torch.nn.Module, recipe: Recipe) -
 
 def _sample(run: Run) -> set[str]:
     """Ids of the photographs that are measured."""
-    ids = [share.id for share in run.shares if share.count]
+    ids = [instance.id for instance in run.instances if instance.count]
     order = torch.randperm(len(ids), generator=generator(run.recipe.seed, "measured"))[:MEASURED]
     return {ids[number] for number in order.tolist()}
 
 
 def _finish(
-    run: Run, share: Share, chosen: list[int] | None, source: Source, network: torch.nn.Module, *, measure: bool
+    run: Run, instance: Instance, chosen: list[int] | None, source: Source, network: torch.nn.Module, *, measure: bool
 ) -> None:
     """Finish one photograph."""
     recipe = run.recipe
-    if share.count == 0:
+    if instance.count == 0:
         side = recipe.patches.size
-        run.write_patches(share, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"windows": []})
+        run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"windows": []})
         return
-    lr, places = real_patches(share, source, recipe)
+    lr, places = real_patches(instance, source, recipe)
     facts: dict[str, float] = {}
     if chosen is not None and len(chosen) == len(lr):
         facts = {"held_out": 0.0, "held_out_random": 0.0}  # what a photograph without a patch left out is
@@ -217,12 +220,12 @@ def _finish(
         lr, places = lr[chosen], places[chosen]
     else:
         device = next(network.parameters()).device
-        real = RealSide(lr.to(device), places, network, recipe, share.id)
+        real = RealSide(lr.to(device), places, network, recipe, instance.id)
         if chosen is None:
-            subset = real.greedy_subset(share.count).sort().values
+            subset = real.greedy_subset(instance.count).sort().values
             lr, places = real.lr[subset].cpu(), real.offsets[subset]
         else:
             lr, places = lr[chosen], places[chosen]
         names = ("held_out", "held_out_random")
         facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
-    run.write_patches(share, lr, {**facts, "seed": recipe.seed, "windows": places.tolist()})
+    run.write_patches(instance, lr, {**facts, "seed": recipe.seed, "windows": places.tolist()})

@@ -158,11 +158,15 @@ def test_photographs_that_are_gone_are_named(bad: tuple[Path, dict[str, Any]], p
 
 def test_at_most_64_photographs_and_256_patches_are_looked_at() -> None:
     shares = [SimpleNamespace(id=f"{number:03}", count=15 * (number != 3)) for number in range(100)]
-    run: Any = SimpleNamespace(shares=shares, recipe=SimpleNamespace(seed=0))
+    run: Any = SimpleNamespace(instances=shares, recipe=SimpleNamespace(seed=0))
     chosen = gate._choose(run)
     assert len(chosen) == 64
     assert sum(len(numbers) for _, numbers in chosen) == 256
     assert all(len(set(numbers)) == 4 and max(numbers) < 15 for _, numbers in chosen)
     assert gate._choose(run) == chosen
-    few: Any = SimpleNamespace(shares=shares[:4], recipe=run.recipe)
-    assert [(share.id, len(numbers)) for share, numbers in gate._choose(few)] == [("000", 15), ("001", 15), ("002", 15)]
+    few: Any = SimpleNamespace(instances=shares[:4], recipe=run.recipe)
+    assert [(instance.id, len(numbers)) for instance, numbers in gate._choose(few)] == [
+        ("000", 15),
+        ("001", 15),
+        ("002", 15),
+    ]

@@ -64,8 +64,8 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
     assert result["windows"] == total == 104
     assert result["patches"] == (total if method == "whole" else 20)
     assert result["hr_version"] == "real"
-    shares = {share.id: share for share in Run.open(run).shares}
-    chosen = {name: Run.open(run).read_facts(share)["windows"] for name, share in shares.items()}
+    shares = {instance.id: instance for instance in Run.open(run).instances}
+    chosen = {name: Run.open(run).read_facts(instance)["windows"] for name, instance in shares.items()}
     pairs = rows(run, "real")
     assert len(pairs) == sum(map(len, chosen.values())) == result["patches"]
     for pair in pairs:
@@ -91,10 +91,10 @@ def test_what_costs_more_than_choosing_is_measured_on_a_sample(
     sampled = choose(photographs, "random", run_dir=photographs.parent / "sampled")
     assert sampled["lr_digest"] == everything["lr_digest"]
     run, whole = Run.open(photographs.parent / "sampled"), Run.open(photographs.parent / "run")
-    measured = [facts for share in run.shares if "held_out" in (facts := run.read_facts(share))]
+    measured = [facts for instance in run.instances if "held_out" in (facts := run.read_facts(instance))]
     assert len(measured) == 2
     assert sampled["held_out"] == pytest.approx(np.mean([facts["held_out"] for facts in measured]))
-    every = [whole.read_facts(share)["held_out"] for share in whole.shares]
+    every = [whole.read_facts(instance)["held_out"] for instance in whole.instances]
     assert everything["held_out"] == pytest.approx(np.mean(every))
     assert {facts["held_out"] for facts in measured} < set(every)
     assert sampled["quality"]["held_out"]["set"] == pytest.approx(sampled["held_out"])
@@ -112,17 +112,17 @@ def test_as_many_random_patches_as_there_are_have_the_figures_of_all_real_ones(p
 def test_cf_greedy_shares_as_condensing_does_and_lies_nearer_than_chance(photographs: Path) -> None:
     result = choose(photographs, "cf-greedy")
     # Cumulative floors of 0.2 x 30, 50 and 104.
-    assert [share.count for share in Run.open(photographs.parent / "run").shares] == [6, 4, 10]
+    assert [instance.count for instance in Run.open(photographs.parent / "run").instances] == [6, 4, 10]
     assert result["held_out"] < 0.8 * result["held_out_random"]
     choose(photographs, "cf-greedy", "patches.min_per_image=5", run_dir=photographs.parent / "more")
-    assert [share.count for share in Run.open(photographs.parent / "more").shares] == [6, 5, 10]
+    assert [instance.count for instance in Run.open(photographs.parent / "more").instances] == [6, 5, 10]
 
 
 def test_a_photograph_may_be_left_without_patches_by_the_others(photographs: Path) -> None:
     result = choose(photographs, "random", ratio=0.01)
     assert result["patches"] == 1
-    shares = Run.open(photographs.parent / "run").shares
-    assert sorted(share.count for share in shares) == [0, 0, 1]
+    shares = Run.open(photographs.parent / "run").instances
+    assert sorted(instance.count for instance in shares) == [0, 0, 1]
     assert Manifest.load(photographs.parent / "run" / "repo").instances == 1
     assert idc_hub.status(photographs.parent / "run")["finished"] == 3
 
@@ -135,7 +135,7 @@ def test_held_out_figures_are_those_that_condensing_gives(photographs: Path) -> 
     recipe = Recipe.load(selected.path, [*SHORT, *still])
     idc_hub.condense(recipe, run_dir=photographs.parent / "condensed", num_processes=1, progress=False)
     condensed = Run.open(photographs.parent / "condensed")
-    for mine, theirs in zip(selected.shares, condensed.shares, strict=True):
+    for mine, theirs in zip(selected.instances, condensed.instances, strict=True):
         found, expected = selected.read_facts(mine), condensed.read_facts(theirs)
         for figure in ("held_out", "held_out_random"):
             assert found[figure] == pytest.approx(expected[figure], rel=1e-5)
