@@ -4,25 +4,65 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from idc_hub.api import benchmark as benchmark
-    from idc_hub.api import condense as condense
-    from idc_hub.api import pull as pull
-    from idc_hub.api import push as push
-    from idc_hub.api import quality as quality
-    from idc_hub.api import regenerate as regenerate
-    from idc_hub.api import select as select
-    from idc_hub.api import status as status
-    from idc_hub.api import verify as verify
+    from idc_hub.dataset.condensed_set import CondensedSet as CondensedSet
+    from idc_hub.errors import HubError as HubError
     from idc_hub.errors import IDCError as IDCError
+    from idc_hub.errors import ImageError as ImageError
+    from idc_hub.errors import IncompleteError as IncompleteError
+    from idc_hub.errors import Interrupted as Interrupted
+    from idc_hub.errors import NetworkError as NetworkError
+    from idc_hub.errors import RecipeError as RecipeError
+    from idc_hub.errors import RunError as RunError
+    from idc_hub.networks.teachers import load_teacher as load_teacher
     from idc_hub.recipe import Recipe as Recipe
+    from idc_hub.runs.progress import Progress as Progress
+    from idc_hub.selection.pool import selection_recipe as selection_recipe
+    from idc_hub.training.recipe import TrainingRecipe as TrainingRecipe
+    from idc_hub.verbs.benchmark import benchmark as benchmark
+    from idc_hub.verbs.condense import condense as condense
+    from idc_hub.verbs.evaluate import evaluate as evaluate
+    from idc_hub.verbs.pull import pull as pull
+    from idc_hub.verbs.push import push as push
+    from idc_hub.verbs.quality import quality as quality
+    from idc_hub.verbs.regenerate import regenerate as regenerate
+    from idc_hub.verbs.select import select as select
+    from idc_hub.verbs.status import status as status
+    from idc_hub.verbs.train import train as train
+    from idc_hub.verbs.verify import verify as verify
 
+_VERBS = (
+    "benchmark",
+    "condense",
+    "evaluate",
+    "pull",
+    "push",
+    "quality",
+    "regenerate",
+    "select",
+    "status",
+    "train",
+    "verify",
+)
+_ERRORS = (
+    "HubError",
+    "IDCError",
+    "ImageError",
+    "IncompleteError",
+    "Interrupted",
+    "NetworkError",
+    "RecipeError",
+    "RunError",
+)
 # Nothing heavy is imported before it is used (PEP 562): `idc --help` must not wait for torch.
 _WHERE = {
-    "IDCError": "errors",
+    "CondensedSet": "dataset.condensed_set",
+    "Progress": "runs.progress",
     "Recipe": "recipe",
-    **dict.fromkeys(
-        ("benchmark", "condense", "pull", "push", "quality", "regenerate", "select", "status", "verify"), "api"
-    ),
+    "TrainingRecipe": "training.recipe",
+    "load_teacher": "networks.teachers",
+    "selection_recipe": "selection.pool",
+    **dict.fromkeys(_ERRORS, "errors"),
+    **{verb: f"verbs.{verb}" for verb in _VERBS},
 }
 __all__ = sorted(_WHERE)
 

@@ -4,6 +4,9 @@ Every error that idc-hub raises on purpose is an `IDCError`. The command line pr
 without a traceback and ends with the class's `exit_code`; library users catch the class.
 """
 
+import signal
+from collections.abc import Iterable
+
 
 class IDCError(Exception):
     """Something failed that the user can act on.
@@ -52,3 +55,29 @@ class HubError(IDCError):
     """The Hub refused (authentication, permission, race, offline); local state is intact."""
 
     exit_code = 4
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for an end, and what was under way has been saved.
+
+    Args:
+        number: The signal.
+
+    Attributes:
+        signal: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def one_line(words: object) -> str:
+    """Somebody else's words, such as an error's, without line breaks and control characters, and at most 300 long."""
+    text = "".join(c for c in " ".join(str(words).split()) if c.isprintable())
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def enumerated(names: Iterable[str]) -> str:
+    """Names in order, for a sentence."""
+    return ", ".join(sorted(names)) or "(none)"

@@ -18,8 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from idc_hub.dataset.check import one_line
-from idc_hub.errors import HubError
+from idc_hub.errors import HubError, one_line
 
 LOG_IN = "Set HF_TOKEN or run `hf auth login`."
 AGAIN = "Run the same command again: nothing that has arrived is sent twice."

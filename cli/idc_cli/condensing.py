@@ -1,11 +1,10 @@
 """idc condense, select, status, quality, verify: make a set and look after it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from idc_cli import output
 from idc_cli.options import (
     DryRunOption,
     JsonOption,
@@ -17,6 +16,7 @@ from idc_cli.options import (
     ScaleOption,
     examples,
 )
+from idc_cli.output import Sink
 
 app = typer.Typer()
 
@@ -50,11 +50,11 @@ def condense(
 
     The same command continues what was interrupted.
     """
-    from idc_hub import api
-    from idc_hub.recipe import Recipe
+    import idc_hub
 
-    checked = Recipe.load(recipe, overrides or ())
-    result = api.condense(
+    sink = Sink(as_json, quiet)
+    checked = idc_hub.Recipe.load(recipe, overrides or ())
+    result = idc_hub.condense(
         checked,
         run_dir=run_dir,
         num_processes=num_processes,
@@ -62,15 +62,11 @@ def condense(
         dry_run=dry_run,
         progress=not quiet,
     )
-    for warning in result.get("warnings", ()):
-        output.warn(f"{warning}.")
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts({key: value for key, value in result.items() if key not in ("quality", "warnings")})
-    if dry_run or quiet:
-        return
-    _note_what_next(result, checked.name)
+    for warning in getattr(result, "warnings", ()):
+        sink.warn(f"{warning}.")
+    sink.result(result, leave_out=("quality", "warnings"))
+    if not dry_run:
+        sink.note(_next_steps(result.run, checked.name, result.patches))
 
 
 @app.command(
@@ -105,37 +101,24 @@ def select(
 
     The same command continues what was interrupted.
     """
-    from idc_hub import api
+    import idc_hub
 
-    result = api.select(
-        method,
-        source,
-        ratio=ratio,
-        scale=scale,
-        seed=seed,
-        overrides=overrides or (),
-        teacher=teacher,
-        run_dir=run_dir,
-        progress=not quiet,
+    sink = Sink(as_json, quiet)
+    recipe = idc_hub.selection_recipe(
+        method, source, ratio=ratio, scale=scale, seed=seed, teacher=teacher, overrides=overrides or ()
     )
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts({key: value for key, value in result.items() if key != "quality"})
-    if not quiet:
-        _note_what_next(result, Path(result["run"]).name)
+    result = idc_hub.select(recipe, run_dir=run_dir, progress=not quiet)
+    sink.result(result, leave_out=("quality",))
+    sink.note(_next_steps(result.run, Path(result.run).name, result.patches))
 
 
-def _note_what_next(result: dict[str, Any], name: str) -> None:
-    run = result["run"]
-    output.note(
-        f"""
+def _next_steps(run: str, name: str, patches: int) -> str:
+    return f"""
 Look at    {run}/repo/report/patches.png and {run}/repo/README.md
 Figures    idc quality {run}
-Load it    load_dataset("{run}/repo", split="train") was tried and gives {result["patches"]} pairs
+Load it    load_dataset("{run}/repo", split="train") was tried and gives {patches} pairs
 Publish    idc push {run} YOUR_NAME/{name} --license LICENSE
 Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
-    )
 
 
 @app.command(
@@ -144,19 +127,17 @@ Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
 )
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show what of a Run is finished, running, failed or waiting."""
-    from idc_hub import api
+    import idc_hub
 
-    result = api.status(run)
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts({key: value for key, value in result.items() if key != "instances"})
+    sink = Sink(as_json)
+    result = idc_hub.status(run)
+    sink.result(result, leave_out=("instances",))
     rows = [
         (entry["id"], entry["state"], entry["patches"], f"{entry['step']}/{entry['steps']}", entry["error"] or "")
-        for entry in result["instances"]
+        for entry in result.instances
     ]
-    print()
-    output.print_table(("photograph", "state", "patches", "steps", "error"), rows)
+    sink.text()
+    sink.table(("photograph", "state", "patches", "steps", "error"), rows)
 
 
 @app.command(
@@ -181,19 +162,16 @@ def quality(
 
     The Run, its idc.json and its card keep what was found. The exit code is 0 also where figures fail.
     """
-    from idc_hub import api
+    import idc_hub
     from idc_hub.images.figures import table
 
-    result = api.quality(run, hr_version=hr_version, teacher=teacher, progress=not quiet)
-    for warning in result["warnings"]:
-        output.warn(f"{warning}.")
-    if as_json:
-        output.print_json(result)
-        return
-    told = ("run", "hr_version", "photographs", "patches", "draws", "gradient_norms", "passed")
-    output.print_facts({key: result[key] for key in told})
-    print()
-    output.print_table(("figure", "set", "random real", "wanted", "verdict"), table(result["figures"]))
+    sink = Sink(as_json, quiet)
+    result = idc_hub.quality(run, hr_version=hr_version, teacher=teacher, progress=not quiet)
+    for warning in result.warnings:
+        sink.warn(f"{warning}.")
+    sink.result(result, leave_out=("warnings", "figures", "lr_digest", "spectra"))
+    sink.text()
+    sink.table(("figure", "set", "random real", "wanted", "verdict"), table(result.figures))
 
 
 @app.command(
@@ -205,11 +183,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check digests, counts and pairing, and that every HR version loads; exit code 1 says what is wrong."""
-    from idc_hub import api
+    import idc_hub
 
-    result = api.verify(path)
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts(result)
-    output.note("Everything is in order.")
+    sink = Sink(as_json)
+    sink.result(idc_hub.verify(path))
+    sink.note("Everything is in order.")

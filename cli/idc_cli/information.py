@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from idc_cli import output
 from idc_cli.options import JsonOption, OverridesArgument, RecipeArgument, ScaleOption, examples
+from idc_cli.output import Sink
 
 app = typer.Typer()
 recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
@@ -29,10 +29,9 @@ def list_recipes(as_json: JsonOption = False) -> None:
         {"name": name, "description": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
         for name, path in bundled_recipes().items()
     ]
-    if as_json:
-        output.print_json(found)
-        return
-    output.print_table(("recipe", "description"), [(entry["name"], entry["description"]) for entry in found])
+    sink = Sink(as_json)
+    sink.result(found)
+    sink.table(("recipe", "description"), [(entry["name"], entry["description"]) for entry in found])
 
 
 @recipes.command("show", epilog=examples("idc recipes show quickstart", "idc recipes show org/condensed-div2k-x4"))
@@ -61,7 +60,7 @@ def copy_recipe(
         raise RecipeError(f"{target} exists already.", "Choose another name, or overwrite it with --force.")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
-    output.note(f"Edit {target}, then: idc condense {target}")
+    Sink().note(f"Edit {target}, then: idc condense {target}")
 
 
 @recipes.command(
@@ -72,10 +71,10 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
     from idc_hub.recipe import Recipe
 
     checked = Recipe.load(recipe, overrides or ())
+    sink = Sink(as_json)
     if as_json:
-        output.print_json({"lr_recipe_hash": checked.lr_recipe_hash, "recipe": checked.model_dump(mode="json")})
-        return
-    print(f"# lr_recipe_hash: {checked.lr_recipe_hash}\n{checked.to_yaml()}", end="")
+        sink.result({"lr_recipe_hash": checked.lr_recipe_hash, "recipe": checked.model_dump(mode="json")})
+    sink.text(f"# lr_recipe_hash: {checked.lr_recipe_hash}\n{checked.to_yaml()}".rstrip())
 
 
 @teachers.command("ls", epilog=examples("idc teachers ls", "idc teachers ls --json"))
@@ -92,16 +91,15 @@ def list_teachers(as_json: JsonOption = False) -> None:
                 found.append(load_teacher(name, scale=scale).describe())
             except NetworkError:
                 continue  # no weights for this scale come with the package
-    if as_json:
-        output.print_json(found)
-        return
-    output.print_table(
+    sink = Sink(as_json)
+    sink.result(found)
+    sink.table(
         ("teacher", "scale", "kind", "license"),
         [(entry["name"], f"x{entry['scale']}", entry["kind"], entry["license"]) for entry in found],
     )
-    output.note("\nWhat --teacher may name:")
+    sink.note("\nWhat --teacher may name:")
     for kind, what in KINDS.items():
-        output.note(f"  {kind:<13} {what}")
+        sink.note(f"  {kind:<13} {what}")
 
 
 @teachers.command("show", epilog=examples("idc teachers show edsr-small", "idc teachers show networks/mine --json"))
@@ -115,11 +113,7 @@ def show_teacher(
     """Show a teacher: kind, scale, license and the sha256 of its weights."""
     from idc_hub.networks.teachers import load_teacher
 
-    facts = load_teacher(teacher, scale=scale).describe()
-    if as_json:
-        output.print_json(facts)
-        return
-    output.print_facts(facts)
+    Sink(as_json).result(load_teacher(teacher, scale=scale).describe())
 
 
 @app.command(rich_help_panel="Look around", epilog=examples("idc env", "idc env --json"))
@@ -143,10 +137,7 @@ def env(as_json: JsonOption = False) -> None:
         "runs": os.environ.get("IDC_RUNS", "runs"),
         "packages": {package: _version(package) for package in PACKAGES},
     }
-    if as_json:
-        output.print_json(facts)
-        return
-    output.print_facts(facts)
+    Sink(as_json).result(facts)
 
 
 def _without_secrets(url: str) -> str:

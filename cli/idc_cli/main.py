@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from idc_cli import condensing, information, output, publishing, training
-from idc_hub.errors import IDCError
+from idc_hub.errors import IDCError, Interrupted
 
 EPILOG = """\
 [bold]Exit codes[/bold]
@@ -61,19 +61,17 @@ def main() -> None:
     """Run `idc` and end with the exit code that `idc --help` documents; errors become sentences on stderr."""
     try:
         app()
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         if os.environ.get("IDC_DEBUG") == "1":
             raise
         sys.exit(_report(error))
 
 
-def _report(error: Exception) -> int:
+def _report(error: BaseException) -> int:
     """Print an error as a sentence; returns the exit code."""
     if isinstance(error, IDCError):
         output.error(str(error))
         return error.exit_code
-    from idc_hub.runs.worker import Interrupted
-
     if isinstance(error, Interrupted):
         output.error(f"interrupted ({error}). What was done is saved; the same command continues.")
         return 128 + error.signal

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from idc_cli import output
 from idc_cli.options import DryRunOption, JsonOption, QuietOption, RunDirOption, TokenOption, examples
+from idc_cli.output import Sink
 
 app = typer.Typer()
 
@@ -45,10 +45,10 @@ def regenerate(
     quiet: QuietOption = False,
 ) -> None:
     """Add an HR version made by another teacher; the LR patches stay as they are."""
-    from idc_hub import api
+    import idc_hub
 
     given = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
-    result = api.regenerate(
+    result = idc_hub.regenerate(
         run_or_repo,
         teacher=teacher,
         name=name,
@@ -57,10 +57,7 @@ def regenerate(
         progress=not quiet,
         **{key: value for key, value in given.items() if value is not None},
     )
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts(result)
+    Sink(as_json, quiet).result(result)
 
 
 @app.command(
@@ -93,9 +90,10 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a set, or a trained network as a model, on the Hub: one commit, after everything was loaded once."""
-    from idc_hub import api
+    import idc_hub
 
-    result = api.push(
+    sink = Sink(as_json)
+    result = idc_hub.push(
         path,
         repo_id,
         license=license,
@@ -105,20 +103,16 @@ def push(
         token=token,
         commit_message=commit_message,
     )
-    if as_json:
-        output.print_json(result)
-        return
-    sizes, uploads = result["files"], set(result["uploads"])
-    rows = [("+" if name in uploads else "=", name, f"{size:,}") for name, size in sizes.items()]
-    output.print_table(("", "file", "bytes"), rows + [("-", name, "") for name in result["deletions"]])
-    if result["card_diff"]:
-        print(f"\n{result['card_diff']}")
-    print()
-    output.print_facts({key: result[key] for key in ("url", "private", "commit", "tag", "pull_request") if result[key]})
+    uploads = set(result.uploads)
+    rows = [("+" if name in uploads else "=", name, f"{size:,}") for name, size in result.files.items()]
+    sink.table(("", "file", "bytes"), rows + [("-", name, "") for name in result.deletions])
+    sink.text(f"\n{result.card_diff}\n" if result.card_diff else "")
+    silent = {key for key in ("private", "commit", "tag", "pull_request") if not getattr(result, key)}
+    sink.result(result, leave_out={"repo_id", "files", "uploads", "deletions", "card_diff", *silent})
     if dry_run:
-        output.note("Dry run: nothing was sent. Files with + would be uploaded, those with - deleted.")
-    elif result["commit"] is None:
-        output.note("The Hub has all of this already: no commit was made.")
+        sink.note("Dry run: nothing was sent. Files with + would be uploaded, those with - deleted.")
+    elif result.commit is None:
+        sink.note("The Hub has all of this already: no commit was made.")
 
 
 @app.command(
@@ -136,10 +130,6 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a condensed set: enough to verify it, to add an HR version and to push it again."""
-    from idc_hub import api
+    import idc_hub
 
-    result = api.pull(repo_id, run_dir=run_dir, revision=revision, token=token)
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts(result)
+    Sink(as_json).result(idc_hub.pull(repo_id, run_dir=run_dir, revision=revision, token=token))

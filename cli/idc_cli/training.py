@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from idc_cli import output
 from idc_cli.options import DryRunOption, JsonOption, QuietOption, ScaleOption, examples
-
-if TYPE_CHECKING:
-    from idc_hub.training.pairs import Pair
+from idc_cli.output import Sink
 
 app = typer.Typer()
 networks = typer.Typer(no_args_is_help=True, help="Bring in weights that others have published.")
@@ -69,35 +66,24 @@ def train(
 
     The same command continues a training that was interrupted.
     """
-    from idc_hub.training.recipe import TrainingRecipe
+    import idc_hub
 
-    settings = TrainingRecipe.load(recipe, overrides or ())
-
-    from idc_hub.training.launch import train_network
-
-    pairs, facts = _read_data(data, scale, hr_version)
-
-    def progress(step: int, loss: float) -> None:
-        output.note(f"step {step}/{settings.steps}  loss {loss:.5f}")
-
-    train_network(
+    sink = Sink(as_json, quiet)
+    settings = idc_hub.TrainingRecipe.load(recipe, overrides or ())
+    result = idc_hub.train(
         network,
-        pairs,
+        data,
         out,
-        settings,
+        recipe=settings,
         scale=scale,
+        hr_version=hr_version,
         num_processes=num_processes,
-        data=facts,
         trackers=tracker or (),
-        progress=None if quiet else progress,
+        progress=not quiet,
     )
-    result = {"network": str(out), "pairs": len(pairs), "scale": scale, "recipe": settings.model_dump(mode="json")}
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts(result)
-    output.note(f"\nMeasure  idc evaluate {out} --scale {scale} --testset FOLDER --save")
-    output.note(f"Publish  idc push {out} YOUR_NAME/NAME --license LICENSE")
+    sink.result(result)
+    sink.note(f"\nMeasure  idc evaluate {out} --scale {scale} --testset FOLDER --save")
+    sink.note(f"Publish  idc push {out} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
@@ -133,37 +119,17 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure PSNR and SSIM on a test set, in RGB and in luma side by side, each number under its protocol."""
-    import torch
+    import idc_hub
 
-    from idc_hub.errors import RecipeError
-    from idc_hub.images.metrics import Protocol
-    from idc_hub.networks import load
-    from idc_hub.networks.foreign import kind_of
-    from idc_hub.networks.teachers import load_teacher
-    from idc_hub.training.evaluation import evaluate as evaluate_network
-    from idc_hub.training.evaluation import save_result
-
-    if save and not Path(network).is_dir():
-        raise RecipeError(f"{network} is no folder to keep a result in.", "Leave --save out.")
-    borders = sorted(set(border or (2, scale)))
-    protocols = [Protocol(channel, cut, scale) for cut in borders for channel in ("rgb", "y")]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    ours = network != "bicubic" and kind_of(network)[0] == "network"
-    upscaler = load(network, scale=scale).to(device) if ours else load_teacher(network, scale=scale, device=device)
-    measured = evaluate_network(upscaler, testset, protocols, lr_location=lr, tile=tile)
-    if save:
-        save_result(Path(network), measured)
-    result = {"network": network, **measured}
-    if as_json:
-        output.print_json(result)
-        return
-    output.print_facts({key: result[key] for key in ("network", "testset", "images")})
-    print()
-    tables = result["protocols"].values()
+    sink = Sink(as_json)
+    result = idc_hub.evaluate(network, testset, lr=lr, scale=scale, borders=border or (), tile=tile, save=save)
+    sink.result(result, leave_out=("protocols",))
+    tables = result.protocols.values()
     names = next(iter(tables))["per_image"]
     rows = [(name, *(_figures(table["per_image"][name]) for table in tables)) for name in names]
     rows.append(("mean", *map(_figures, tables)))
-    output.print_table(("PSNR (dB) / SSIM", *result["protocols"]), rows)
+    sink.text()
+    sink.table(("PSNR (dB) / SSIM", *result.protocols), rows)
 
 
 @app.command(
@@ -188,16 +154,14 @@ def benchmark(
     """
     import idc_hub
 
+    sink = Sink(as_json, quiet)
     result = idc_hub.benchmark(plan, out=out, dry_run=dry_run, progress=not quiet)
-    if as_json:
-        output.print_json(result)
-        return
-    states = result.pop("states", {})
-    output.print_facts(result)
+    sink.result(result, leave_out=("states",))
+    states = getattr(result, "states", {})
     if states:
-        print()
         stages = ("set", "hr", "student", "evaluation", "problem")
-        output.print_table(("run", *stages), [(name, *map(state.get, stages)) for name, state in states.items()])
+        sink.text()
+        sink.table(("run", *stages), [(name, *map(state.get, stages)) for name, state in states.items()])
 
 
 @networks.command(
@@ -222,55 +186,8 @@ def import_network(
     from idc_hub.networks.published import import_weights
 
     import_weights(file, network, out, scale=scale, **({"license": license} if license else {}))
-    output.note(f"{out} is a network for x{scale}: name it as a teacher, as an extractor, or for `idc evaluate`.")
+    Sink().note(f"{out} is a network for x{scale}: name it as a teacher, as an extractor, or for `idc evaluate`.")
 
 
 def _figures(measured: dict[str, Any]) -> str:
     return f"{measured['psnr']:.3f} / {measured['ssim']:.4f}"
-
-
-def _read_data(data: str, scale: int, hr_version: str | None) -> tuple[list[Pair], dict[str, str]]:
-    """Open what `--data` names: a Run or repository tree, a condensed set on the Hub, or photographs.
-
-    Returns:
-        The pairs, and what they are. A local path is named by its last part: it is for a card that others read.
-    """
-    from idc_hub.dataset.version_pairs import read_version
-    from idc_hub.errors import RecipeError
-    from idc_hub.images.sources import PACKAGE_PREFIX
-    from idc_hub.training.pairs import read_pairs
-
-    path = Path(data)
-    for tree in (path / "repo", path):
-        if (tree / "idc.json").is_file():
-            return read_version(tree, scale, hr_version)
-    of_hub = not path.exists() and data.count("/") == 1 and not data.startswith(PACKAGE_PREFIX)
-    if of_hub:
-        pairs = _pairs_of_hub_set(data, hr_version)
-        if pairs is not None:
-            return pairs, {"hub": data, **({"hr_version": hr_version} if hr_version else {})}
-    if hr_version:
-        raise RecipeError(f"{data} is no condensed set: it has no HR version {hr_version}.", "Leave --hr-version out.")
-    name = data if of_hub or data.startswith(PACKAGE_PREFIX) else path.resolve().name
-    return list(read_pairs(data, scale).values()), {"hub" if of_hub else "photographs": name}
-
-
-def _pairs_of_hub_set(repo_id: str, hr_version: str | None) -> list[Pair] | None:
-    """The pairs of a dataset on the Hub, None if it has no columns `lr` and `hr`."""
-    import datasets
-
-    from idc_hub.dataset.version_pairs import decode_pairs
-    from idc_hub.errors import HubError
-
-    try:
-        rows = datasets.load_dataset(repo_id, hr_version, split="train")
-    except Exception as error:  # network, config, broken files: the library has no common class for them
-        raise HubError(
-            f"The dataset {repo_id} could not be loaded from the Hub ({error}).", "Check its name and --hr-version."
-        ) from error
-    if not {"lr", "hr"} <= set(rows.column_names):
-        return None
-    rows = rows.select_columns(["lr", "hr"])
-    for column in ("lr", "hr"):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    return decode_pairs((row["lr"]["bytes"], row["hr"]["bytes"]) for row in rows)

@@ -28,18 +28,18 @@ from idc_hub.benchmarking.plan import Cell, Plan
 from idc_hub.benchmarking.plots import draw
 from idc_hub.benchmarking.statistics import Result
 from idc_hub.benchmarking.tables import METRICS, Findings, protocol, to_csv, to_markdown
-from idc_hub.dataset.manifest import FILE_NAME, Manifest
-from idc_hub.dataset.version_pairs import read_version
-from idc_hub.errors import IDCError, RunError
+from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.manifest import MANIFEST, Manifest
+from idc_hub.errors import IDCError, Interrupted, RunError
 from idc_hub.images.sources import open_source
 from idc_hub.networks import load, weights_sha256
 from idc_hub.networks.registry import WEIGHTS
 from idc_hub.runs.run import Run
-from idc_hub.runs.worker import Interrupted
 from idc_hub.training.evaluation import RESULTS, evaluate, save_result
 from idc_hub.training.launch import train_network
 from idc_hub.training.loop import CHECKPOINT, FACTS
 from idc_hub.training.loop import METRICS as METRICS_FILE
+from idc_hub.training.pairs import read_version
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Source
@@ -58,14 +58,14 @@ class Ladder:
         folder: Where everything goes.
         make_set: Makes the cell's set with the cell's HR version, in the Run directory that it is given.
         add_version: Adds the cell's HR version to that Run.
-        say: Is told, a line each, what is done.
+        say: Called with what is done next, its number, and the number of single runs.
     """
 
     plan: Plan
     folder: Path
     make_set: Make
     add_version: Make
-    say: Callable[[str], None]
+    say: Callable[[str, int, int], None]
     _digests: dict[Source, dict[str, str]] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _lost_sets: dict[str, str] = field(default_factory=dict)
@@ -125,7 +125,8 @@ class Ladder:
         begun, total = time.monotonic(), len(self.plan.cells())
         for number, cell in enumerate(pending):
             left = (time.monotonic() - begun) / number * (len(pending) - number) if number else None
-            self.say(f"[{total - len(pending) + number + 1}/{total}] {cell}{_eta(left)}")
+            place = total - len(pending) + number + 1
+            self.say(f"{cell}{_eta(left)}", place, total)
             try:
                 self._finish(cell)
                 self._note(cell, findings)
@@ -134,7 +135,7 @@ class Ladder:
             except Exception as error:  # whatever it is, it must not cost the other runs
                 sentence = str(error) if isinstance(error, IDCError) else f"{type(error).__name__}: {error}"
                 findings.failures[str(cell)] = sentence
-                self.say(f"  failed: {sentence}")
+                self.say(f"{cell} failed: {sentence}", place, total)
             self._write(findings)
         self._write(findings)
         return findings
@@ -160,7 +161,7 @@ class Ladder:
         if state["hr"] != DONE:
             self.add_version(cell, run_dir)
         if state["student"] != DONE:
-            pairs, facts = read_version(run_dir / "repo", self.plan.scale, cell.hr)
+            pairs, facts = read_version(CondensedSet.open(run_dir), self.plan.scale, cell.hr)
             recipe = self.plan.training_of(cell)
             train_network(cell.student, pairs, student, recipe, scale=self.plan.scale, data=facts)
         if cell.learning_rate is None:
@@ -204,7 +205,7 @@ class Ladder:
         state = dict.fromkeys(("set", "hr", "student", "evaluation"), TODO)
         if cell.learning_rate is not None:
             del state["evaluation"]
-        if not (run_dir / "repo" / FILE_NAME).is_file():
+        if not (run_dir / "repo" / MANIFEST).is_file():
             return state | ({"set": PARTLY} if run_dir.exists() else {})
         self._check_set(cell)
         state["set"] = DONE

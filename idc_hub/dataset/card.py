@@ -5,14 +5,13 @@ other paragraph belongs to whoever publishes the set and survives each update as
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from idc_hub.atomic import write_text_atomically
-from idc_hub.dataset.card_section import Version, read_versions, render_section, selection_method
-from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.card_section import Version, read_versions, render_section
+from idc_hub.dataset.condensed_set import CARD, CondensedSet
 from idc_hub.errors import RunError
 
 BEGIN = "<!-- idc:begin -->"
@@ -33,20 +32,20 @@ _FEATURES = [
 ]
 
 
-def write_card(repo: Path, *, repo_id: str | None = None, license: str | None = None) -> None:
-    """Write README.md into a repository tree, keeping what its user wrote there; see `render_card`."""
-    path = repo / "README.md"
+def write_card(condensed: CondensedSet, *, repo_id: str | None = None, license: str | None = None) -> None:
+    """Write README.md into a set's folder, keeping what its user wrote there; see `render_card`."""
+    path = condensed.folder / CARD
     existing = path.read_text(encoding="utf-8") if path.is_file() else None
-    write_text_atomically(path, render_card(repo, repo_id=repo_id, license=license, existing=existing))
+    write_text_atomically(path, render_card(condensed, repo_id=repo_id, license=license, existing=existing))
 
 
 def render_card(
-    repo: Path, *, repo_id: str | None = None, license: str | None = None, existing: str | None = None
+    condensed: CondensedSet, *, repo_id: str | None = None, license: str | None = None, existing: str | None = None
 ) -> str:
     """The card of a repository tree.
 
     Args:
-        repo: The tree: idc.json, recipe.yaml (may be missing), data/ and report/.
+        condensed: The set; its recipe.yaml may be missing.
         repo_id: Where it stands or will stand on the Hub, for the commands; None: this folder.
         license: The license to name; None: the one of `existing`, or none.
         existing: The card as it is, of which the user's keys and paragraphs are kept.
@@ -57,12 +56,11 @@ def render_card(
     Raises:
         RunError: The tree is damaged, or `existing` cannot be taken apart.
     """
-    manifest = Manifest.load(repo)
-    versions = read_versions(repo, manifest)
-    front = _front_matter(manifest, versions, license, is_selection=selection_method(repo) is not None)
+    versions = read_versions(condensed)
+    front = _front_matter(condensed, versions, license)
     if existing:
         front["pretty_name"] = _parse(_split(existing)[0])[1].get("pretty_name") or front["pretty_name"]
-    section = render_section(repo, manifest, versions, repo_id, str(front["pretty_name"]))
+    section = render_section(condensed, versions, repo_id, str(front["pretty_name"]))
     ours = f"---\n{_dump(front)}---\n\n{BEGIN}\n{NOTE}\n\n{section}\n\n{END}\n"
     return merge_card(existing, ours) if existing else ours
 
@@ -155,9 +153,8 @@ def _merge_body(body: str, ours: str) -> str:
     return body[: marks[0].start()] + ours[own[0].start() : own[1].end()] + body[marks[1].end() :]
 
 
-def _front_matter(
-    manifest: Manifest, versions: list[Version], license: str | None, *, is_selection: bool
-) -> dict[str, Any]:
+def _front_matter(condensed: CondensedSet, versions: list[Version], license: str | None) -> dict[str, Any]:
+    manifest, is_selection = condensed.manifest, condensed.is_selection
     front: dict[str, Any] = {"license": license} if license else {}
     kind = ["coreset-selection"] if is_selection else ["dataset-condensation", "dataset-distillation", "synthetic"]
     by_machine = not versions or any(not version.is_real for version in versions)

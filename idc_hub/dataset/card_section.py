@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from idc_hub.dataset import parquet
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import RunError
 from idc_hub.images.figures import FIGURES, judge, table
@@ -40,17 +40,18 @@ class Version:
         return bool(self.teacher["kind"] == "photographs")
 
 
-def read_versions(repo: Path, manifest: Manifest) -> list[Version]:
-    """The HR versions of a repository tree, the default first, then the newest.
+def read_versions(condensed: CondensedSet) -> list[Version]:
+    """The HR versions of a set, the default first, then the newest.
 
     Raises:
         RunError: A version is damaged, or has other rows than idc.json says.
     """
     versions = []
+    manifest = condensed.manifest
     for name, facts in sorted(manifest.hr_versions.items()):
-        size = parquet.measure(repo / "data" / name)
+        size = parquet.measure(condensed.data(name))
         if size.rows != manifest.patches:
-            raise RunError(f"{repo / 'data' / name} has {size.rows} rows, not {manifest.patches}.", _REMEDY)
+            raise RunError(f"{condensed.data(name)} has {size.rows} rows, not {manifest.patches}.", _REMEDY)
         versions.append(Version(name, name == manifest.default, facts["teacher"], facts["date"], size))
     return sorted(versions, key=lambda version: (version.default, version.date), reverse=True)
 
@@ -70,18 +71,11 @@ _METHODS = {
 """How each selection chooses, in words that follow "were chosen"."""
 
 
-def selection_method(repo: Path) -> str | None:
-    """The method that the patches were chosen by; None where they were condensed."""
-    method = _lookup(_read_recipe(repo), "method")
-    return method if isinstance(method, str) and method in _METHODS else None
-
-
-def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo_id: str | None, title: str) -> str:
+def render_section(condensed: CondensedSet, versions: list[Version], repo_id: str | None, title: str) -> str:
     """The Markdown between the marks.
 
     Args:
-        repo: The repository tree.
-        manifest: Its idc.json.
+        condensed: The set.
         versions: Its HR versions.
         repo_id: Its id on the Hub, for the commands; None: a local folder.
         title: The heading.
@@ -89,7 +83,9 @@ def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo
     Raises:
         RunError: recipe.yaml is damaged.
     """
-    recipe, method = _read_recipe(repo), selection_method(repo)
+    recipe, manifest = condensed.recipe, condensed.manifest
+    method = recipe.get("method")
+    method = method if isinstance(method, str) and method in _METHODS else None
     facts = manifest.condensation
     source = str(_lookup(recipe, "source", "path") or "")
     packages = {name: version for name, version in manifest.packages.items() if _is_plain(version)}
@@ -106,7 +102,7 @@ def render_section(repo: Path, manifest: Manifest, versions: list[Version], repo
         lr_digest=manifest.lr_digest,
         versions=versions,
         others=[version for version in versions if not version.default],
-        pictures=_pictures(repo),
+        pictures=_pictures(condensed.folder),
         results=_results(facts.get("results")),
         gates=_gates(facts.get("quality"), versions),
         held_out=_number(facts.get("held_out")),
@@ -249,8 +245,8 @@ def _figures(measured: dict[str, Any], side: str) -> dict[str, float]:
     return {key: number for key, number in numbers.items() if number is not None}
 
 
-def _pictures(repo: Path) -> list[str]:
-    names = sorted(path.name for path in (repo / "report").glob("*.png"))
+def _pictures(folder: Path) -> list[str]:
+    names = sorted(path.name for path in (folder / "report").glob("*.png"))
     return [f"report/{name}" for name in names if re.fullmatch(r"[\w.-]+", name)]
 
 
@@ -260,14 +256,3 @@ def _lookup(recipe: dict[str, Any], *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _read_recipe(repo: Path) -> dict[str, Any]:
-    path = repo / "recipe.yaml"
-    try:
-        recipe = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise RunError(f"{path} is not YAML ({error}).", _REMEDY) from error
-    if not isinstance(recipe, dict):
-        raise RunError(f"{path} is not a recipe.", _REMEDY)
-    return recipe

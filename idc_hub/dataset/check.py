@@ -2,21 +2,15 @@
 
 import re
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import yaml
 from huggingface_hub import DatasetCard
 
-from idc_hub.dataset.manifest import FILE_NAME as MANIFEST
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.shards import verify_lr
-from idc_hub.errors import RunError
-
-CARD = "README.md"
-RECIPE = "recipe.yaml"
+from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet
+from idc_hub.dataset.manifest import MANIFEST, Manifest
+from idc_hub.errors import RunError, enumerated, one_line
 
 _OURS = re.compile(
     r"README\.md|idc\.json|recipe\.yaml"
@@ -52,21 +46,19 @@ def own_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_repository(folder: Path) -> dict[str, Any]:
-    """Hold a repository tree to its idc.json as a consumer will see it: `load_dataset` of every config.
+def check_repository(condensed: CondensedSet, *, again: bool = False) -> None:
+    """Hold a set to its idc.json as a consumer will see it: `load_dataset` of every config.
 
     Each config is loaded in a fresh temporary cache, which takes about as much room as its parquet files.
 
     Args:
-        folder: `repo/` of a Run.
-
-    Returns:
-        What was found right: name, lr_digest, instances, patches, default, hr_versions (their names).
+        condensed: The set.
+        again: Load and read also what this process has checked already and what has not changed since.
 
     Raises:
         RunError: Something is missing, damaged, or not what idc.json or the card says.
     """
-    manifest = Manifest.load(folder)
+    folder, manifest = condensed.folder, condensed.manifest
     versions = set(manifest.hr_versions)
     if not versions:
         raise RunError(f"{folder} has no HR version yet.", "Run `idc regenerate` first.")
@@ -76,37 +68,21 @@ def check_repository(folder: Path) -> dict[str, Any]:
     on_disk = {version for path in own_files(folder) if (version := hr_version_of(path))}
     if on_disk != versions:
         raise RunError(
-            f"{folder / 'data'} holds the HR versions {listed(on_disk)}, {MANIFEST} names {listed(versions)}.",
+            f"{folder / 'data'} holds the HR versions {enumerated(on_disk)}, {MANIFEST} names {enumerated(versions)}.",
             "Run `idc regenerate` for those that differ.",
         )
     _check_configs(folder / CARD, manifest)
-    verify_lr(folder / "lr", manifest)
+    condensed.check_lr(again=again)
     for version in sorted(versions):
+        if condensed.is_checked(version) and not again:
+            continue
         rows = _count_rows(folder, version)
         if rows != manifest.patches:
             raise RunError(
                 f"{folder}: config {version} has {rows} rows, {MANIFEST} says {manifest.patches}.",
                 "Run `idc regenerate` for this HR version again.",
             )
-    return {
-        "name": manifest.name,
-        "lr_digest": manifest.lr_digest,
-        "instances": manifest.instances,
-        "patches": manifest.patches,
-        "default": manifest.default,
-        "hr_versions": sorted(versions),
-    }
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in order, for a sentence."""
-    return ", ".join(sorted(names)) or "(none)"
-
-
-def one_line(words: object) -> str:
-    """Somebody else's words, such as an error's, without line breaks and control characters, and at most 300 long."""
-    text = "".join(c for c in " ".join(str(words).split()) if c.isprintable())
-    return text if len(text) <= 300 else f"{text[:300]}…"
+        condensed.note_checked(version)
 
 
 def _check_configs(card: Path, manifest: Manifest) -> None:
@@ -119,8 +95,8 @@ def _check_configs(card: Path, manifest: Manifest) -> None:
         raise RunError(f"The YAML block at the top of {card} cannot be read: {one_line(error)}") from error
     if names != set(manifest.hr_versions) or defaults != [manifest.default]:
         raise RunError(
-            f"The configs in {card} are {listed(names)} with the default {listed(defaults)}; {MANIFEST} says "
-            f"{listed(manifest.hr_versions)} with the default {manifest.default}.",
+            f"The configs in {card} are {enumerated(names)} with the default {enumerated(defaults)}; {MANIFEST} says "
+            f"{enumerated(manifest.hr_versions)} with the default {manifest.default}.",
             "Run `idc regenerate` again: it writes the card.",
         )
 

@@ -1,74 +1,133 @@
-"""The photographs' own HR crops as an HR version of a selection."""
+"""What makes HR patches: a teacher from LR alone, or the photographs that the LR patches were cut from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from idc_hub.errors import RunError
-from idc_hub.images.patches import hr_box
+from idc_hub.images.patches import hr_box, windows
 from idc_hub.images.sources import load_hr, open_source
+from idc_hub.machine import device
+from idc_hub.networks.teachers import load_teacher
 from idc_hub.runs.run import Run
 
-NAME = "real"
-"""What `--teacher` calls it, and the name of the HR version."""
+if TYPE_CHECKING:
+    from idc_hub.images.sources import Instance
+
+REAL = "real"
+"""What `--teacher` calls the photographs' own HR, and the name of that HR version."""
+
+
+class HRSource(Protocol):
+    """What makes the HR patches of a set: a `Teacher`, or `RealHR`.
+
+    Attributes:
+        name: What the HR version is called unless somebody says otherwise.
+        scale: How many times larger HR is.
+    """
+
+    name: str
+    scale: int
+
+    def make_hr(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
+        """Make the HR patches of some LR patches.
+
+        Args:
+            keys: Instance id and patch index of each.
+            lr: uint8 `[B, 3, h, w]`.
+
+        Returns:
+            uint8 `[B, 3, scale*h, scale*w]`, on the CPU.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What idc.json says of it."""
+        ...
 
 
 class RealHR:
-    """Cuts the HR patch of every chosen LR patch out of its photograph; an `HRSource` of `regenerate`.
+    """Cuts the HR patch of a real LR patch out of its photograph.
 
     Args:
         run: A Run whose LR patches were all chosen by `idc select`.
+        every_window: Keys number all windows of a photograph, not those that were chosen.
 
     Raises:
         RunError: Its LR patches are synthetic, or some are missing.
         ImageError: Its photographs are not where they were.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, every_window: bool = False) -> None:
         recipe = run.recipe
         if recipe.method == "idc":
             raise RunError(
                 f"The LR patches of {run.path} are synthetic: no photograph has an HR version of them.",
                 "Name a teacher (`idc teachers ls`).",
             )
-        self.name = NAME
+        self.run = run
+        self.name = REAL
         self.scale: int = recipe.scale
-        self._size = recipe.patches.size
         self._instances = {instance.id: instance for instance in run.instances}
-        self._windows = {instance.id: run.read_facts(instance)["windows"] for instance in run.instances}
+        places = self._every_place if every_window else self._chosen_places
+        self._places = {instance.id: places(instance) for instance in run.instances}
         self._source = open_source(**recipe.source.model_dump())
         # Keys come photograph by photograph, so one at a time is enough.
         self._photograph = lru_cache(maxsize=1)(self._load)
 
-    def answer(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
-        """HR crops uint8 `[B, 3, scale*h, scale*w]` of (instance id, patch index); LR is not looked at.
+    def make_hr(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
+        """See `HRSource`; LR is not looked at.
 
         Raises:
             ImageError: A photograph is gone or has changed since the selection.
         """
-        return torch.cat([self.crops(key, [self._windows[key][index]]) for key, index in keys])
-
-    def crops(self, instance_id: str, windows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """HR crops uint8 `[n, 3, scale*h, scale*w]` at any windows, (top, left) in LR pixels, of a photograph.
-
-        Raises:
-            ImageError: The photograph is gone or has changed since the selection.
-        """
-        photograph = self._photograph(instance_id)
         crops = []
-        for window in windows:
-            top, left, bottom, right = hr_box((window[0], window[1]), self._size, self.scale)
-            crops.append(torch.from_numpy(photograph[top:bottom, left:right].transpose(2, 0, 1).copy()))
+        for instance_id, index in keys:
+            top, left = self._places[instance_id][index]
+            top, left, bottom, right = hr_box((top, left), self.run.recipe.patches.size, self.scale)
+            crop = self._photograph(instance_id)[top:bottom, left:right]
+            crops.append(torch.from_numpy(crop.transpose(2, 0, 1).copy()))
         return torch.stack(crops)
 
     def describe(self) -> dict[str, Any]:
-        """The facts for `idc.json`; the license is that of the photographs, which nobody has stated here."""
-        return {"name": NAME, "kind": "photographs", "scale": self.scale, "weights_sha256": None, "license": None}
+        """See `HRSource`. The license is that of the photographs, which nobody has stated here."""
+        return {"name": REAL, "kind": "photographs", "scale": self.scale, "weights_sha256": None, "license": None}
+
+    def _chosen_places(self, instance: Instance) -> list[tuple[int, int]]:
+        return [(top, left) for top, left in self.run.read_facts(instance)["windows"]]
+
+    def _every_place(self, instance: Instance) -> list[tuple[int, int]]:
+        patches = self.run.recipe.patches
+        return windows(instance.height // self.scale, instance.width // self.scale, patches.size, patches.stride)
 
     def _load(self, instance_id: str) -> np.ndarray:
         return load_hr(self._source, self._instances[instance_id], scale=self.scale)
+
+
+def load_hr_source(path: Path, teacher: str, *, scale: int, settings: Mapping[str, Any] | None = None) -> HRSource:
+    """What `--teacher` names: a teacher, or for a Run of a selection the photographs themselves.
+
+    Args:
+        path: The Run or the repository folder that HR is made for.
+        teacher: What `load_teacher` accepts, or `real`.
+        scale: The scale of the set.
+        settings: Of a diffusion teacher.
+
+    Raises:
+        NetworkError: The teacher cannot be loaded or has another scale.
+        RunError: `real` was asked for, and the path does not say where its patches were cut out.
+    """
+    if teacher != REAL:
+        return load_teacher(teacher, scale=scale, device=device(), **(settings or {}))
+    if (path / "run.json").is_file():
+        return RealHR(Run.open(path))
+    raise RunError(
+        f"{path} does not say where its patches were cut out: only a Run that `idc select` made here does.",
+        "Name that Run, or a teacher (`idc teachers ls`).",
+    )

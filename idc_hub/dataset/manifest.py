@@ -13,7 +13,7 @@ from typing import Any
 from idc_hub.atomic import write_text_atomically
 from idc_hub.errors import RunError
 
-FILE_NAME = "idc.json"
+MANIFEST = "idc.json"
 FORMAT = "idc"
 FORMAT_VERSION = 1
 
@@ -69,12 +69,12 @@ class Manifest:
         Raises:
             RunError: No such file, not JSON, another format, a newer format version, or an impossible value.
         """
-        path = folder / FILE_NAME
+        path = folder / MANIFEST
         try:
             facts = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise RunError(
-                f"{folder} has no {FILE_NAME}.", "Name a folder that `idc condense` or `idc pull` made."
+                f"{folder} has no {MANIFEST}.", "Name a folder that `idc condense` or `idc pull` made."
             ) from None
         except ValueError as error:
             raise _damaged(path, f"it is not JSON ({error})") from error
@@ -103,7 +103,7 @@ class Manifest:
         Raises:
             RunError: A value that `load` would refuse.
         """
-        path = folder / FILE_NAME
+        path = folder / MANIFEST
         problem = self._problem()
         if problem:
             raise RunError(f"{path} was not written: {problem}.")

@@ -1,4 +1,4 @@
-"""From finished photographs to the LR side of the repository tree."""
+"""From the finished photographs of a Run to the LR side of its repository folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idc_hub.atomic import write_text_atomically
-from idc_hub.dataset.manifest import FILE_NAME, FORMAT, FORMAT_VERSION, Manifest
+from idc_hub.dataset.condensed_set import RECIPE, CondensedSet, repository_lock
+from idc_hub.dataset.manifest import FORMAT, FORMAT_VERSION, MANIFEST, Manifest
 from idc_hub.dataset.shards import write_shards
+from idc_hub.machine import machine, packages
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
 
@@ -17,21 +19,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pack(run: Run, facts: dict[str, Any], packages: dict[str, str]) -> Manifest:
+def pack(run: Run, *, workers: int) -> CondensedSet:
     """Pack the finished photographs of a Run into `repo/lr` and describe them in `repo/idc.json`.
 
-    HR versions that stand in the tree and belong to the same LR patches are kept; a repeated call changes nothing.
+    HR versions that belong to the same LR patches are kept. A repeated call changes nothing.
 
     Args:
         run: A Run of which every photograph is finished.
-        facts: What the card tells of the condensation.
-        packages: Versions of the packages that made it.
+        workers: How many processes worked on it, for the card.
 
     Returns:
-        The manifest, saved.
+        The set.
 
     Raises:
-        RunError: If a finished file is missing or damaged.
+        RunError: A finished file is missing or damaged.
     """
     recipe = run.recipe
     metadata = {
@@ -40,27 +41,26 @@ def pack(run: Run, facts: dict[str, Any], packages: dict[str, str]) -> Manifest:
         "lr_recipe_hash": recipe.lr_recipe_hash,
         "scale": recipe.scale,
     }
-    digest = write_shards(run.repo / "lr", _finished(run), metadata=metadata)
-    before = Manifest.load(run.repo) if (run.repo / FILE_NAME).is_file() else None
-    if before is not None and before.lr_digest == digest:
-        manifest = before
-    else:
-        # HR patches of other LR patches would be pairs that do not fit.
-        shutil.rmtree(run.repo / "data", ignore_errors=True)
-        manifest = Manifest(
-            name=recipe.name,
-            scale=recipe.scale,
-            patch_size=recipe.patches.size,
-            lr_recipe_hash=recipe.lr_recipe_hash,
-            lr_digest=digest,
-            instances=sum(instance.count > 0 for instance in run.instances),
-            patches=sum(instance.count for instance in run.instances),
-            packages=packages,
-            condensation=facts,
-        )
-        manifest.save(run.repo)
-    write_text_atomically(run.repo / "recipe.yaml", publishable(recipe).to_yaml())
-    return manifest
+    with repository_lock(run.repo):
+        digest = write_shards(run.repo / "lr", _finished(run), metadata=metadata)
+        manifest = Manifest.load(run.repo) if (run.repo / MANIFEST).is_file() else None
+        if manifest is None or manifest.lr_digest != digest:
+            # HR patches of other LR patches would be pairs that do not fit.
+            shutil.rmtree(run.repo / "data", ignore_errors=True)
+            manifest = Manifest(
+                name=recipe.name,
+                scale=recipe.scale,
+                patch_size=recipe.patches.size,
+                lr_recipe_hash=recipe.lr_recipe_hash,
+                lr_digest=digest,
+                instances=sum(instance.count > 0 for instance in run.instances),
+                patches=sum(instance.count for instance in run.instances),
+                packages=packages(),
+                condensation=_facts(run, workers),
+            )
+            manifest.save(run.repo)
+        write_text_atomically(run.repo / RECIPE, publishable(recipe).to_yaml())
+    return CondensedSet(run.repo, manifest)
 
 
 def publishable(recipe: Recipe) -> Recipe:
@@ -76,3 +76,18 @@ def _finished(run: Run) -> Iterator[tuple[str, Tensor]]:
     for instance in run.instances:
         if instance.count:
             yield instance.id, run.read_patches(instance)
+
+
+def _facts(run: Run, workers: int) -> dict[str, Any]:
+    """What the card says of a condensation or a selection."""
+    recipe = run.recipe
+    ends = [line for instance in run.instances for line in run.read_metrics(instance.id) if line["event"] == "end"]
+    return {
+        "photographs": len(run.instances),
+        "windows": sum(instance.patches for instance in run.instances),
+        **({"steps": recipe.optimizer.steps} if recipe.method == "idc" else {}),
+        **run.held_out(),
+        "worker_seconds": round(sum(line["seconds"] for line in ends), 1),
+        "workers": workers,
+        **machine(),
+    }

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from idc_hub.atomic import write_bytes_atomically
 from idc_hub.dataset import parquet
-from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.images.files import decode_png
 
 PICTURE = Path("report", "patches.png")
@@ -26,11 +26,11 @@ _INK = (31, 35, 40)
 _FAINT = (89, 99, 110)
 
 
-def write_report(repo: Path) -> Path | None:
-    """Draw `report/patches.png` for a repository tree: patches spread over the instances, default version first.
+def draw_patches(condensed: CondensedSet) -> Path | None:
+    """Draw `report/patches.png` for a set: patches spread over the instances, default version first.
 
     Args:
-        repo: The repository tree.
+        condensed: The set.
 
     Returns:
         The picture; None where there is no HR version to show.
@@ -38,23 +38,23 @@ def write_report(repo: Path) -> Path | None:
     Raises:
         RunError: The tree is damaged.
     """
-    manifest = Manifest.load(repo)
+    manifest = condensed.manifest
     if manifest.default is None:
         return None
     newest = sorted(manifest.hr_versions, key=lambda name: manifest.hr_versions[name]["date"], reverse=True)
     names = sorted(newest, key=lambda name: name != manifest.default)[:MAX_VERSIONS]
     headings = [f"LR: {manifest.patch_size}x{manifest.patch_size}", *(f"HR: {name}" for name in names)]
     across = 2 if len(names) == 1 else 1
-    keys = parquet.read_keys(repo / "data" / manifest.default)
+    keys = parquet.read_keys(condensed.data(manifest.default))
     for rows in range(MAX_ROWS, 0, -1):
         chosen = _spread(keys, rows * across)
-        tiles = _read_tiles(repo, names, chosen)
+        tiles = _read_tiles(condensed, names, chosen)
         patches = [(f"{instance_id}, patch {index}", tiles[instance_id, index]) for instance_id, index in chosen]
         buffer = BytesIO()
         contact_sheet(headings, patches, across=across).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= MAX_BYTES:
             break
-    path = repo / PICTURE
+    path = condensed.folder / PICTURE
     path.parent.mkdir(exist_ok=True)
     write_bytes_atomically(path, buffer.getvalue())
     return path
@@ -124,11 +124,13 @@ def _spread(keys: list[tuple[str, int]], count: int) -> list[tuple[str, int]]:
     return [keys[(2 * number + 1) * len(keys) // (2 * count)] for number in range(count)]
 
 
-def _read_tiles(repo: Path, names: list[str], chosen: list[tuple[str, int]]) -> dict[tuple[str, int], list[np.ndarray]]:
+def _read_tiles(
+    condensed: CondensedSet, names: list[str], chosen: list[tuple[str, int]]
+) -> dict[tuple[str, int], list[np.ndarray]]:
     """For each chosen patch its LR image and its HR image in every version."""
     tiles: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in chosen}
     for name in names:
-        for row in parquet.read_rows(repo / "data" / name, {instance_id for instance_id, _ in chosen}):
+        for row in parquet.read_rows(condensed.data(name), {instance_id for instance_id, _ in chosen}):
             images = tiles.get((row.instance_id, row.patch_index))
             if images is None:
                 continue

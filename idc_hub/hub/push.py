@@ -1,4 +1,4 @@
-"""A condensed set or a network and the Hub: push it as one commit; pull a set back.
+"""Push a condensed set or a network to the Hub, as one commit and a tag.
 
 Consumers only ever see complete releases: everything is uploaded first, one commit makes it visible, and a tag that
 never moves names it. Whatever breaks in between, the same command continues.
@@ -6,36 +6,58 @@ never moves names it. Whatever breaks in between, the same command continues.
 
 import re
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_token, httpx
+from huggingface_hub.utils import httpx
 
 from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.card import merge_card
-from idc_hub.dataset.check import CARD, MANIFEST, is_ours, listed, own_files
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.parquet import measure
-from idc_hub.dataset.shards import verify_lr
-from idc_hub.errors import HubError, RecipeError, RunError
-from idc_hub.hub.dataset_release import DatasetRelease
-from idc_hub.hub.network_release import NetworkRelease, is_network
-from idc_hub.hub.revisions import Release, Revision, list_files, matches, read_revision, size_of
-from idc_hub.hub_errors import AGAIN, LOG_IN, hub_sentences, page_of, refused
+from idc_hub.dataset.condensed_set import CARD
+from idc_hub.errors import HubError, RecipeError
+from idc_hub.hub.releases import DatasetRelease, NetworkRelease, Release, is_network
+from idc_hub.hub.revisions import Revision, client, commit_of, matches, read_revision, size_of
+from idc_hub.hub_errors import AGAIN, hub_sentences, page_of, refused
 
 ATTEMPTS = 5
 
-_STAGING = ".pull-"
 _TAG = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 _Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or would do.
+
+    Attributes:
+        repo_id: `owner/name`.
+        url: Address of the repository's page.
+        private: Whether only its owner sees it.
+        files: Bytes of every file of the release, by path.
+        uploads: Paths among them that the Hub did not have in this form.
+        deletions: Paths that are gone.
+        card_diff: How the card changes, as a unified diff.
+        commit: The commit; None when nothing had changed, and for a dry run.
+        tag: The release that the state of the folder now has; None for a dry run and a pull request.
+        pull_request: Address of the pull request, where one was asked for.
+    """
+
+    repo_id: str
+    url: str
+    private: bool
+    files: dict[str, int]
+    uploads: list[str]
+    deletions: list[str]
+    card_diff: str
+    commit: str | None = None
+    tag: str | None = None
+    pull_request: str | None = None
 
 
 def push(
@@ -48,8 +70,8 @@ def push(
     dry_run: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
-) -> dict[str, Any]:
-    """Publish a repository tree as a dataset, or a network as a model: one commit with what changed, then a tag.
+) -> PushResult:
+    """Publish a repository folder as a dataset, or a network as a model: one commit with what changed, then a tag.
 
     The first tag is v1.0.0; then other LR patches or other weights make a new MAJOR, other HR versions or another
     default a new MINOR, anything else a new PATCH. The card keeps its user's keys and prose, whether they were written
@@ -66,9 +88,7 @@ def push(
         commit_message: First line of the commit; None says what changed.
 
     Returns:
-        repo_id, url and private; files (bytes of every file of the release, by path), uploads (the paths among them
-        that the Hub did not have in this form), deletions (paths that are gone) and card_diff; commit (None when
-        nothing had changed, and for a dry run), tag and pull_request.
+        What was done, or would be done.
 
     Raises:
         RunError: The tree is not complete, or `datasets` cannot load it; nothing was uploaded.
@@ -78,74 +98,11 @@ def push(
     """
     release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
     with hub_sentences(repo_id, kind=release.kind):
-        api = _api(token)
+        api = client(token)
         account = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
         attempt = _Push(api, release, repo_id, license, public, create_pr)
-        return asdict(attempt.plan() if dry_run else attempt.publish(commit_message))
-
-
-def pull(repo_id: str, run_dir: Path, *, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
-    """Download a dataset into a Run: `run_dir/repo` is then what stands on the Hub, byte for byte.
-
-    Every file is held to the digest in the Hub's listing, which the client does not do, and the contents to idc.json.
-    `repo` appears at the end, complete; after an interruption the same call continues.
-
-    Args:
-        repo_id: `owner/name` on the Hub.
-        run_dir: A folder that is missing or empty, or that an interrupted or an equal pull left.
-        revision: Tag, branch or commit; None takes the newest state.
-        token: Access token; None takes HF_TOKEN or the one that `hf auth login` stored.
-
-    Returns:
-        repo_id, commit, run_dir, hr_versions (their names), files and bytes (their numbers).
-
-    Raises:
-        RunError: `run_dir` holds something else.
-        HubError: The Hub refused or could not be reached, the repository is not one of ours or contradicts itself, or
-            a file arrived damaged.
-    """
-    with hub_sentences(repo_id, revision):
-        api = _api(token)
-        sha = _sha(api.repo_info(repo_id, repo_type="dataset", revision=revision))
-        files = {path: entry for path, entry in list_files(api, repo_id, sha).items() if is_ours(path)}
-        if MANIFEST not in files:
-            raise HubError(f"{repo_id} is not a dataset made by idc: it has no {MANIFEST}.")
-        repo, staging = run_dir / "repo", run_dir / f"{_STAGING}{sha}"
-        if not _is_pulled(repo, files):
-            _check_free(run_dir, repo_id)
-            api.snapshot_download(
-                repo_id, repo_type="dataset", revision=sha, local_dir=staging, allow_patterns=sorted(files)
-            )
-            _check_arrived(repo_id, staging, files)
-            rmtree(staging / ".cache")
-            staging.rename(repo)
-            for abandoned in run_dir.glob(f"{_STAGING}*"):
-                rmtree(abandoned)
-    return {
-        "repo_id": repo_id,
-        "commit": sha,
-        "run_dir": str(run_dir),
-        "hr_versions": sorted(Manifest.load(repo).hr_versions),
-        "files": len(files),
-        "bytes": sum(entry.size for entry in files.values()),
-    }
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a push does; the keys of what `push` returns."""
-
-    repo_id: str
-    url: str
-    private: bool
-    files: dict[str, int]
-    uploads: list[str]
-    deletions: list[str]
-    card_diff: str
-    commit: str | None = None
-    tag: str | None = None
-    pull_request: str | None = None
+        return attempt.plan() if dry_run else attempt.publish(commit_message)
 
 
 class _Push:
@@ -162,7 +119,7 @@ class _Push:
         self.contents: dict[str, Path | bytes] = {}
         self.additions: list[CommitOperationAdd] = []
 
-    def publish(self, message: str | None) -> _Plan:
+    def publish(self, message: str | None) -> PushResult:
         """Plans, uploads and commits until the commit is there, then tags it."""
         done = None
         for attempt in range(ATTEMPTS):
@@ -185,7 +142,7 @@ class _Push:
         write_text_atomically(self.release.folder / CARD, self.card)
         return plan if self.create_pr else replace(plan, tag=self.tag(plan.commit))
 
-    def plan(self) -> _Plan:
+    def plan(self) -> PushResult:
         """Reads the head of the repository and finds out what has to change there."""
         self.head = self.read_head()
         if self.head.facts is None and self.head.files.keys() - {".gitattributes", CARD}:
@@ -200,7 +157,7 @@ class _Push:
         before, after = (self.head.card or "").splitlines(), self.card.splitlines()
         diff = unified_diff(before, after, f"{CARD} on the Hub", CARD, lineterm="")
         remote = self.head.files
-        return _Plan(
+        return PushResult(
             repo_id=self.repo_id,
             url=page_of(self.repo_id, self.release.kind),
             private=self.private,
@@ -226,7 +183,7 @@ class _Push:
         if not self.create_pr:
             self.api.auth_check(self.repo_id, repo_type=self.release.kind, write=True)
         self.private = bool(info.private)
-        return self.revision_of(_sha(info))
+        return self.revision_of(commit_of(info))
 
     def revision_of(self, sha: str) -> Revision:
         """A commit of the repository."""
@@ -266,7 +223,7 @@ class _Push:
             "Bring both to the same text first, for example by pasting yours into the page on the Hub.",
         )
 
-    def upload(self, plan: _Plan) -> None:
+    def upload(self, plan: PushResult) -> None:
         """Uploads large files one by one; what the Hub has already is not sent again. Nothing is visible yet."""
         try:
             RepoCard(self.card).validate(repo_type=self.release.kind)  # before anything large is sent
@@ -281,7 +238,7 @@ class _Push:
                 self.repo_id, [addition], repo_type=self.release.kind, create_pr=self.create_pr
             )
 
-    def commit(self, plan: _Plan, message: str) -> CommitInfo:
+    def commit(self, plan: PushResult, message: str) -> CommitInfo:
         """The one commit, which fails if the head has moved since the plan was made."""
         deletions = [CommitOperationDelete(path, is_folder=False) for path in plan.deletions]
         return self.api.create_commit(
@@ -332,13 +289,6 @@ class _Push:
         raise HubError(f"{self.repo_id} has the commit {target}, but it could not be tagged.", AGAIN) from problem
 
 
-def _api(token: str | None) -> HfApi:
-    token = token or get_token()
-    if token and not re.fullmatch("[!-~]+", token):  # the client would show it in its exception
-        raise HubError("The token holds characters that no token has.", LOG_IN)
-    return HfApi(token=token, library_name="idc-hub")
-
-
 def _raised(version: _Version, number: int) -> _Version:
     """The next version where the major (0), the minor (1) or the patch number (2) rises."""
     major, minor, patch = version
@@ -347,11 +297,6 @@ def _raised(version: _Version, number: int) -> _Version:
 
 def _tag_name(version: _Version) -> str:
     return "v{}.{}.{}".format(*version)
-
-
-def _sha(info: Any) -> str:
-    assert info.sha is not None, "only listings of many repositories leave it out"
-    return info.sha
 
 
 def _license(card: str | None) -> Any:
@@ -365,38 +310,3 @@ def _same(card: str, other: str) -> bool:
     """Whether two cards say the same; the order of their keys does not count."""
     one, two = RepoCard(card), RepoCard(other)
     return (one.data.to_dict(), one.text) == (two.data.to_dict(), two.text)
-
-
-def _is_pulled(repo: Path, files: dict[str, RepoFile]) -> bool:
-    """Whether a folder holds exactly these files."""
-    here = own_files(repo)
-    return here.keys() == files.keys() and all(matches(path, files[name]) for name, path in here.items())
-
-
-def _check_free(run_dir: Path, repo_id: str) -> None:
-    """A pull writes into a folder only if nothing but earlier attempts lies there."""
-    if run_dir.exists() and any(not path.name.startswith(_STAGING) for path in run_dir.iterdir()):
-        raise RunError(
-            f"{run_dir} is not empty and does not hold this state of {repo_id}.", "Choose another --run-dir."
-        )
-
-
-def _check_arrived(repo_id: str, folder: Path, files: dict[str, RepoFile]) -> None:
-    """Holds what was downloaded to the Hub's listing and to its own idc.json; damaged files are removed."""
-    damaged = [p for p, entry in files.items() if not (folder / p).is_file() or not matches(folder / p, entry)]
-    for path in damaged:
-        (folder / path).unlink(missing_ok=True)
-    if damaged:
-        raise HubError(f"These files of {repo_id} arrived damaged: {listed(damaged)}.", AGAIN)
-    try:
-        manifest = Manifest.load(folder)
-        verify_lr(folder / "lr", manifest)
-        for version in manifest.hr_versions:
-            if measure(folder / "data" / version).rows != manifest.patches:
-                raise RunError(f"{folder}/data/{version} has not {manifest.patches} rows.")
-    except RunError as error:
-        rmtree(folder)
-        raise HubError(
-            f"{repo_id} contradicts itself: {error.message.replace(str(folder), repo_id)}",
-            "Ask its owner to push it again.",
-        ) from error

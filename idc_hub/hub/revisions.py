@@ -3,56 +3,26 @@
 The client does not compare what it downloads with the digests that the Hub lists; we do.
 """
 
+from __future__ import annotations
+
 import io
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import get_token
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from idc_hub.dataset.check import CARD
+from idc_hub.dataset.condensed_set import CARD
 from idc_hub.errors import HubError, NetworkError, RunError
-from idc_hub.hub_errors import AGAIN
+from idc_hub.hub_errors import AGAIN, LOG_IN
 
-
-class Release(Protocol):
-    """A folder that becomes a repository on the Hub: a condensed set or a network.
-
-    Attributes:
-        kind: "dataset" or "model", the Hub's type of the repository.
-        folder: What is published.
-        facts_file: The file that tells what a release is.
-        facts: What that file says of `folder`; the same type for a release on the Hub, where None means no file.
-    """
-
-    kind: str
-    folder: Path
-    facts_file: str
-    facts: Any
-
-    def files(self) -> dict[str, Path]:
-        """The files of the release by their path on the Hub."""
-
-    def read_facts(self, folder: Path, files: dict[str, RepoFile]) -> Any:
-        """The facts of a release on the Hub: `folder` holds its facts file, `files` is its listing."""
-
-    def check_nothing_is_lost(self, repo_id: str, there: Any) -> None:
-        """Raise HubError where a push would bury something of an earlier release that it does not know."""
-
-    def render_card(self, repo_id: str, license: str) -> str:
-        """The card, as if there were none."""
-
-    def is_retired(self, path: str, there: Any) -> bool:
-        """Whether a file that is not in the release came from an earlier one and may go."""
-
-    def message(self, there: Any) -> str:
-        """The first line of the commit: what is new."""
-
-    def change(self, released: Any) -> int:
-        """Which number of the version rises: 0 the major, 1 the minor, 2 the patch one."""
+if TYPE_CHECKING:
+    from idc_hub.hub.releases import Release
 
 
 @dataclass(frozen=True)
@@ -99,6 +69,24 @@ def read_revision(api: HfApi, repo_id: str, sha: str, release: Release) -> Revis
         except (RunError, NetworkError) as error:
             raise HubError(error.message.replace(scratch, repo_id), error.hint) from error
     return Revision(sha, files, card, facts)
+
+
+def client(token: str | None) -> HfApi:
+    """The Hub's client for a token; None takes HF_TOKEN or the one that `hf auth login` stored.
+
+    Raises:
+        HubError: The token cannot be one.
+    """
+    token = token or get_token()
+    if token and not re.fullmatch("[!-~]+", token):  # the client would show it in its exception
+        raise HubError("The token holds characters that no token has.", LOG_IN)
+    return HfApi(token=token, library_name="idc-hub")
+
+
+def commit_of(info: Any) -> str:
+    """The commit that the Hub's answer about one repository names."""
+    assert info.sha is not None, "only listings of many repositories leave it out"
+    return str(info.sha)
 
 
 def list_files(api: HfApi, repo_id: str, sha: str, *, kind: str = "dataset") -> dict[str, RepoFile]:

@@ -112,7 +112,7 @@ class Teacher:
             )
         return hr
 
-    def answer(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
+    def make_hr(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
         """HR patches, whichever patches they are: a teacher sees nothing but LR."""
         return self(lr)
 

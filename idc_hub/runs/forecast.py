@@ -102,7 +102,7 @@ def predict_seconds(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.workers.threads)
     network = network.to(device).eval().requires_grad_(False)
-    work = [share for instance in shares if instance.count]
+    work = [instance for instance in instances if instance.count]
     typical = sorted(work, key=lambda instance: instance.count)[len(work) // 2]
     lr, offsets = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
     kept = stood_for(lr, recipe)

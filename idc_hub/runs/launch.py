@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idc_hub.errors import IncompleteError
+from idc_hub.errors import IncompleteError, Interrupted
 from idc_hub.runs.run import Run
-from idc_hub.runs.worker import Interrupted, end_with_parent, work
+from idc_hub.runs.worker import end_with_parent, work
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe

@@ -1,4 +1,7 @@
-"""Progress of a Run, read from its directory: the same whoever works on it."""
+"""Progress of long work: one event type for callers, bars on a terminal, lines elsewhere.
+
+That of a Run is read from its directory, so it is the same whoever works on it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,38 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from idc_hub.images.sources import Instance
 from idc_hub.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is.
+
+    Attributes:
+        stage: What is being done, such as "condensing" or "HR version bicubic".
+        done: How much of it is done, in the unit of `total`.
+        total: How much there is in all.
+        figures: Values worth showing, such as the loss of a training.
+    """
+
+    stage: str
+    done: int
+    total: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+Reporting = bool | Callable[[Progress], None]
+"""What the verbs take as `progress`: True shows bars on stderr, False nothing; a function gets every event."""
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
@@ -66,20 +92,23 @@ class _Reader:
 
 
 @contextmanager
-def show_progress(run: Run, *, enabled: bool = True) -> Iterator[None]:
+def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
     """Show how far a Run is while the block works on it: a bar on a terminal, a line now and then elsewhere.
 
     Args:
         run: The Run.
-        enabled: Whether to show anything.
+        progress: What to show, or whom to tell; events count the steps of all patches.
     """
-    if not enabled:
+    if progress is False:
         yield
         return
-    console = Console(stderr=True)
     over = threading.Event()
-    display = _bars if console.is_terminal else _lines
-    thread = threading.Thread(target=display, args=(run, console, over), daemon=True)
+    if progress is True:
+        console = Console(stderr=True)
+        arguments: tuple[Any, ...] = (_bars if console.is_terminal else _lines), (run, console, over)
+    else:
+        arguments = _events, (run, progress, over)
+    thread = threading.Thread(target=arguments[0], args=arguments[1], daemon=True)
     thread.start()
     try:
         yield
@@ -89,17 +118,21 @@ def show_progress(run: Run, *, enabled: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def counting(label: str, *, enabled: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+def counting(label: str, progress: Reporting = True) -> Iterator[Callable[[int, int], None] | None]:
     """A bar for work that counts itself; yields the callback (done, total), or None where nothing is shown.
 
     Args:
         label: What is being done.
-        enabled: Whether to show anything; without a terminal only the end is printed, if there was anything.
+        progress: What to show, or whom to tell; without a terminal only the end is printed, if there was anything.
     """
-    console = Console(stderr=True)
-    if not enabled:
+    if progress is False:
         yield None
         return
+    if progress is not True:
+        tell = progress
+        yield lambda done, total: tell(Progress(label, done, total))
+        return
+    console = Console(stderr=True)
     if not console.is_terminal:
         begun = time.monotonic()
         count = [0]
@@ -107,9 +140,22 @@ def counting(label: str, *, enabled: bool = True) -> Iterator[Callable[[int, int
         if count[0]:
             print(f"{label}: {count[0]} in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
         return
-    with Progress(console=console) as bars:
+    with Bars(console=console) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _events(run: Run, tell: Callable[[Progress], None], over: threading.Event) -> None:
+    reader = _Reader(run)
+    total, told = sum(instance.count for instance in run.instances) * reader.steps, -1
+    ending = False
+    while not ending:
+        ending = over.wait(REFRESH_SECONDS)
+        reader.refresh()
+        done = reader.patch_steps()
+        if done != told:
+            tell(Progress("condensing", done, total))
+            told = done
 
 
 def _bars(run: Run, console: Console, over: threading.Event) -> None:
@@ -124,7 +170,7 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
         TextColumn("{task.fields[speed]}"),
     )
     total = sum(instance.count for instance in run.instances) * reader.steps
-    with Progress(*columns, console=console) as bars:
+    with Bars(*columns, console=console) as bars:
         whole = bars.add_task("condensing", total=max(total, 1), speed="")
         photographs: dict[str, Any] = {}
         begun, first = time.monotonic(), None

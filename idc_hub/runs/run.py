@@ -5,7 +5,8 @@ recipe.yaml            the recipe, every key written out
 run.json               the photographs with their digests and counts, versions, machine
 locks/<id>.lock        held by the process that condenses the photograph; dies with it
 partial/<id>.safetensors    an optimization under way: patches, Adam's moments, assignment, step
-instances/<id>.safetensors  a finished photograph; its presence, with the recipe's lr_recipe_hash, is what finished means
+instances/<id>.safetensors  a finished photograph; finished means: it is there and has the recipe's lr_recipe_hash
+real/<id>.safetensors  real LR patches of a sample of the photographs, until `idc condense` has measured its result
 failed/<id>.json       why a photograph could not be condensed
 metrics/<id>.jsonl     one line each for start, log and end
 repo/                  the repository tree, byte for byte what will stand on the Hub
@@ -18,16 +19,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock
 
 from idc_hub.atomic import write_bytes_atomically, write_text_atomically
-from idc_hub.errors import RecipeError, RunError
+from idc_hub.condensation.real_side import generator
+from idc_hub.errors import IncompleteError, RecipeError, RunError
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
 
@@ -36,6 +42,8 @@ if TYPE_CHECKING:
 
 FORMAT = "idc-run"
 FORMAT_VERSION = 1
+SAMPLE = 64
+"""Photographs that stand for all in what is measured after a condensation."""
 
 
 class Run:
@@ -143,9 +151,22 @@ class Run:
         """The lock of a photograph, not waited for; the system frees it when its process dies."""
         return FileLock(self.path / "locks" / f"{instance_id}.lock", timeout=0)
 
-    def repository_lock(self) -> FileLock:
-        """The lock of the repository tree, waited for: two commands on one Run must not both write it."""
-        return FileLock(self.path / "locks" / ".repository.lock")
+    @cached_property
+    def sample(self) -> dict[str, Instance]:
+        """At most `SAMPLE` of the photographs that have patches, by id, always the same: the gate looks at these."""
+        instances = [instance for instance in self.instances if instance.count]
+        order = torch.randperm(len(instances), generator=generator(self.recipe.seed, "quality"))[:SAMPLE]
+        return {instances[number].id: instances[number] for number in sorted(order.tolist())}
+
+    def held_out(self) -> dict[str, float]:
+        """Mean `held_out` and `held_out_random` of the finished photographs that have them; empty where none has."""
+        facts = [self.read_facts(instance) for instance in self.instances if instance.count]
+        measured = [found for found in facts if "held_out" in found]  # of a selection, only a sample
+        return {
+            key: sum(found[key] for found in measured) / len(measured)
+            for key in ("held_out", "held_out_random")
+            if measured
+        }
 
     def instance_file(self, instance_id: str) -> Path:
         """Where the finished patches of a photograph stand."""
@@ -164,8 +185,14 @@ class Run:
         return self.is_finished(instance) or self._failure(instance.id).is_file()
 
     def read_facts(self, instance: Instance) -> dict[str, Any]:
-        """The metadata of a finished photograph: `lr_recipe_hash`, `source_sha256`, steps, discrepancies, losses."""
-        return self._read(self.instance_file(instance.id), instance)[1]
+        """The metadata of a finished photograph: `lr_recipe_hash`, `source_sha256`, steps, discrepancies, losses.
+
+        Only the header of the file is read.
+
+        Raises:
+            RunError: If the file is missing, damaged, or belongs to another recipe or photograph.
+        """
+        return self._read(self.instance_file(instance.id), instance, with_tensors=False)[1]
 
     def read_patches(self, instance: Instance) -> Tensor:
         """Finished LR patches of a photograph, uint8 `[n, 3, h, w]`, checked against their own digest.
@@ -221,6 +248,36 @@ class Run:
         metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
         write_tensors(self._partial(instance.id), tensors, metadata)
 
+    def write_real(self, instance: Instance, patches: Tensor) -> None:
+        """Keep real LR patches, uint8 `[N, 3, h, w]`, of a photograph of the sample until the gate has seen them."""
+        metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
+        self._real(instance.id).parent.mkdir(exist_ok=True)
+        write_tensors(self._real(instance.id), {"real": patches}, metadata)
+
+    def read_real(self, instance: Instance) -> Tensor | None:
+        """What `write_real` kept; None where there is nothing of use."""
+        if not self._real(instance.id).is_file():
+            return None
+        try:
+            return self._read(self._real(instance.id), instance)[0]["real"]
+        except (RunError, KeyError):
+            return None  # the photograph has them still
+
+    def forget_real(self) -> None:
+        """Remove what `write_real` kept."""
+        shutil.rmtree(self.path / "real", ignore_errors=True)
+
+    def require_finished(self) -> None:
+        """Raise IncompleteError, with every photograph that failed and why, if any did."""
+        failures = {instance.id: self.failure(instance) for instance in self.instances}
+        failed = {key: error for key, error in failures.items() if error}
+        if failed:
+            listed = "\n".join(f"  {key}: {error}" for key, error in failed.items())
+            raise IncompleteError(
+                f"{len(failed)} of {len(self.instances)} photographs failed:\n{listed}\n",
+                "The others are finished and kept. Run the same command again to retry.",
+            )
+
     def record_failure(self, instance: Instance, sentence: str) -> None:
         """Note why a photograph could not be condensed; the next run tries it again."""
         text = json.dumps({"id": instance.id, "name": instance.name, "error": sentence}, indent=2)
@@ -250,8 +307,8 @@ class Run:
         """What is finished, running, failed or waiting, as plain data.
 
         Returns:
-            `run`, `recipe`, `lr_recipe_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`, `step`,
-            `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and the last
+            `run`, `recipe`, `lr_recipe_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`,
+            `step`, `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and the last
             logged terms.
         """
         instances = [self._instance_status(instance) for instance in self.instances]
@@ -305,19 +362,25 @@ class Run:
     def _partial(self, instance_id: str) -> Path:
         return self.path / "partial" / f"{instance_id}.safetensors"
 
+    def _real(self, instance_id: str) -> Path:
+        return self.path / "real" / f"{instance_id}.safetensors"
+
     def _failure(self, instance_id: str) -> Path:
         return self.path / "failed" / f"{instance_id}.json"
 
     def _metrics(self, instance_id: str) -> Path:
         return self.path / "metrics" / f"{instance_id}.jsonl"
 
-    def _read(self, path: Path, instance: Instance) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(
+        self, path: Path, instance: Instance, *, with_tensors: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["idc"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                keys = file.keys() if with_tensors else ()
+                tensors = {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path} is damaged ({error}).",
@@ -331,6 +394,11 @@ class Run:
                 "Move it away, or use another --run-dir.",
             )
         return tensors, facts
+
+
+def default_run_dir(name: str) -> Path:
+    """Where a Run goes unless somebody says otherwise: `$IDC_RUNS` or `runs`, and its name."""
+    return Path(os.environ.get("IDC_RUNS", "runs")) / name
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
-from idc_hub.errors import IDCError
+from idc_hub.errors import IDCError, Interrupted
 from idc_hub.images.sources import Instance
+from idc_hub.runs.progress import Reporting, counting
 from idc_hub.runs.run import Run
 
 if TYPE_CHECKING:
@@ -33,14 +35,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-
-
-class Interrupted(Exception):
-    """A signal asked the worker to stop; its state is saved. `signal` says which."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.signal = number
 
 
 def work(run: Run, device: torch.device) -> None:
@@ -105,6 +99,8 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
             run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
             return
         lr, offsets = real_patches(instance, source, recipe)
+        if instance.id in run.sample:
+            run.write_real(instance, lr)
         partial = run.read_partial(instance)
         device = next(network.parameters()).device
         resume = State.from_tensors(partial, device) if partial is not None else None
@@ -155,6 +151,24 @@ def _facts(run: Run, condensed: Condensed) -> dict[str, Any]:
         "seed": run.recipe.seed,
         "steps": run.recipe.optimizer.steps,
     }
+
+
+def find_photographs(recipe: Recipe, progress: Reporting = True) -> list[Instance]:
+    """Look at every photograph of a recipe's source once, and share the synthetic patches out among them.
+
+    Raises:
+        ImageError: Some cannot be used; one error that names all of them.
+        HubError: The source is on the Hub, which does not answer.
+    """
+    from idc_hub.images.patches import synthetic_counts
+    from idc_hub.images.sources import open_source, survey
+
+    patches = recipe.patches
+    source = open_source(**recipe.source.model_dump())
+    with counting("reading photographs", progress) as count:
+        found = survey(source, scale=recipe.scale, size=patches.size, stride=patches.stride, progress=count)
+    counts = synthetic_counts([one.patches for one in found], patches.ratio, patches.rounding, patches.min_per_image)
+    return [replace(instance, count=count) for instance, count in zip(found, counts, strict=True)]
 
 
 @contextmanager

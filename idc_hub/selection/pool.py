@@ -32,35 +32,48 @@ BATCH = 32
 MEASURED = 16
 """Photographs, drawn by the seed, whose held-out discrepancy is measured: it costs far more than choosing does."""
 
-Progress = Callable[[int, int], None]
 Chosen = dict[str, list[int]]
 """For each photograph the numbers of the windows chosen, rising."""
 
 
 def selection_recipe(
-    source: str, ratio: float, name: str | None, given: dict[str, Any], overrides: Iterable[str]
+    method: str,
+    source: str | Path,
+    *,
+    ratio: float = 0.1,
+    scale: int = 4,
+    seed: int = 0,
+    teacher: str = "real",
+    name: str | None = None,
+    overrides: Iterable[str] = (),
 ) -> Recipe:
-    """The recipe of a selection.
+    """The recipe of a selection, for `select`.
 
     Args:
-        source: Where the photographs are.
+        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (`selection.methods`).
+        source: A folder or zip of photographs, or a Hub dataset.
         ratio: Which part of the patches to choose; all of them where the method is `whole`.
-        name: Its name; None: one that is made of source and method.
-        given: `method` and other keys, as for `Recipe.from_dict`.
-        overrides: `section.key=value`; they win over all of these.
+        scale: How many times larger HR is than LR.
+        seed: Seed of every random draw.
+        teacher: `real` for the photographs' own HR, or what `regenerate` takes.
+        name: Name of the set; None: one that is made of source and method.
+        overrides: Further recipe keys as `section.key=value`; they win over all of these.
 
     Raises:
         RecipeError: There is no such method, or another key is wrong.
     """
-    method = given["method"]
     made_up = re.sub("[^a-z0-9]+", "-", f"{Path(source).stem}-{method}".lower()).strip("-")
-    # A baseline is chosen from, and measured against, all patches unless somebody says otherwise.
-    patches = {"ratio": 1 if method == "whole" else ratio, "complexity": "all"}
-    values = {"name": name or made_up, "source": {"path": source}, "patches": patches, **given}
-    recipe = Recipe.from_dict(values, overrides)
-    if recipe.method == "idc":
-        raise RecipeError("The method idc condenses patches; it does not choose any.", "Say `idc condense RECIPE`.")
-    return recipe
+    values = {
+        "name": name or made_up,
+        "method": method,
+        "scale": scale,
+        "seed": seed,
+        "source": {"path": str(source)},
+        # A baseline is chosen from, and measured against, all patches unless somebody says otherwise.
+        "patches": {"ratio": 1 if method == "whole" else ratio, "complexity": "all"},
+        "teacher": {"network": teacher},
+    }
+    return Recipe.from_dict(values, overrides)
 
 
 def begin(
@@ -69,7 +82,7 @@ def begin(
     instances: list[Instance],
     network: torch.nn.Module,
     facts: dict[str, Any],
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> Run:
     """Choose patches and make the Run that will hold them, or come back to it and to what it chose.
 
@@ -100,7 +113,7 @@ def begin(
     return Run.create(path, recipe, counted, {**facts, "chosen": chosen})
 
 
-def finish(run: Run, network: torch.nn.Module, progress: Progress | None) -> None:
+def finish(run: Run, network: torch.nn.Module, progress: Callable[[int, int], None] | None) -> None:
     """Write the chosen patches of every photograph that is not finished, with what was measured on them.
 
     Args:
@@ -127,7 +140,7 @@ def finish(run: Run, network: torch.nn.Module, progress: Progress | None) -> Non
 
 
 def _shares_of_method(
-    recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Progress | None
+    recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Callable[[int, int], None] | None
 ) -> tuple[list[int], Chosen | None]:
     """How many patches each photograph gives, and which; None where each photograph chooses on its own later."""
     spec, windows = recipe.patches, [instance.patches for instance in instances]
@@ -144,7 +157,7 @@ def _shares_of_method(
 
 
 def _choose(
-    recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Progress | None
+    recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Callable[[int, int], None] | None
 ) -> np.ndarray:
     """Indices into the pool of all patches, in the order of photographs and windows, by a method over the pool."""
     size, method = sum(instance.patches for instance in instances), recipe.method
@@ -167,7 +180,7 @@ def _described(
     recipe: Recipe,
     instances: list[Instance],
     describe: Callable[[torch.Tensor], np.ndarray],
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     """Descriptors of all patches `[N, d]`, with the patches of one photograph in memory at a time."""
 

@@ -22,6 +22,7 @@ from idc_hub import errors
 from idc_hub.errors import IDCError, IncompleteError, RecipeError
 from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
+from idc_hub.runs.progress import Progress, Reporting
 from idc_hub.runs.worker import end_with_parent
 from idc_hub.training.loop import METRICS, check, check_trackers, train
 from idc_hub.training.pairs import Pair, map_pixels, write_pixels
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 LOG_NAME = "training.log"
 POLL_SECONDS = 0.5
 
-Progress = Callable[[int, float], None]
+Tell = Callable[[int, float], None]
 
 
 def train_network(
@@ -46,7 +47,7 @@ def train_network(
     num_processes: int | None = None,
     data: Mapping[str, Any] | None = None,
     trackers: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Reporting = False,
 ) -> None:
     """Train a network on this machine; see `training.loop.train`.
 
@@ -61,17 +62,19 @@ def train_network(
         num_processes: None: one for each visible GPU, or a single one on the CPU.
         data: What the pairs are, for `training.yaml`.
         trackers: Where to report to besides `metrics.jsonl`.
-        progress: Called with the step and the loss whenever a line of metrics is written.
+        progress: True prints a line whenever one of the metrics is written, False nothing; a function gets every
+            `Progress` event.
 
     Raises:
         Interrupted: A signal stopped several processes; the last checkpoint stays.
         IncompleteError: One of several processes died.
         IDCError: What `train` raises.
     """
+    tell = _teller(recipe.steps, progress)
     network = _start(spec, scale, recipe)
     processes = num_processes or max(1, torch.cuda.device_count())
     if processes == 1 or "WORLD_SIZE" in os.environ:
-        train(network, pairs, folder, recipe, data=data, trackers=trackers, progress=progress)
+        train(network, pairs, folder, recipe, data=data, trackers=trackers, progress=tell)
         return
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise RecipeError(f"{processes} processes need as many GPUs, and {torch.cuda.device_count()} can be seen.")
@@ -80,7 +83,7 @@ def train_network(
     folder.mkdir(parents=True, exist_ok=True)
     job = {"spec": spec, "scale": scale, "folder": str(folder.resolve()), "trackers": list(trackers)}
     job |= {"recipe": recipe.model_dump(mode="json"), "data": dict(data or {})}
-    with _desk(folder) as desk, _following(folder / METRICS, progress):
+    with _desk(folder) as desk, _following(folder / METRICS, tell):
         shapes = write_pixels(pairs, desk / "pixels")
         (desk / "job.json").write_text(json.dumps(job | {"shapes": shapes}), encoding="utf-8")
         log, threads = folder / LOG_NAME, max(1, (os.cpu_count() or 1) // processes)
@@ -94,6 +97,16 @@ def train_network(
             "Run the same command again: it continues from the last checkpoint.",
         )
     log.unlink()
+
+
+def _teller(steps: int, progress: Reporting) -> Tell | None:
+    """What a training calls with the step and the loss."""
+    if progress is False:
+        return None
+    if progress is True:
+        return lambda step, loss: print(f"step {step}/{steps}  loss {loss:.5f}", file=sys.stderr, flush=True)
+    report = progress
+    return lambda step, loss: report(Progress("training", step, steps, {"loss": loss}))
 
 
 def _start(spec: str, scale: int, recipe: TrainingRecipe) -> Network:
@@ -115,7 +128,7 @@ def _desk(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _following(metrics: Path, progress: Progress | None) -> Iterator[None]:
+def _following(metrics: Path, progress: Tell | None) -> Iterator[None]:
     """Tell of each line that the main process adds to the metrics while the block runs."""
     if progress is None:
         yield

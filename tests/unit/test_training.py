@@ -115,7 +115,7 @@ def test_shares_make_up_the_batch(photograph: list[Pair]) -> None:
     whole = draw_batch(photograph, settings, 4, step=1)
     for rank in range(3):
         share = draw_batch(photograph, settings, 4, step=1, share=slice(rank, None, 3))
-        for mine, all_of_it in zip(instance, whole, strict=True):
+        for mine, all_of_it in zip(share, whole, strict=True):
             assert torch.equal(mine, all_of_it[rank::3])
 
 

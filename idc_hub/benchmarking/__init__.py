@@ -1,0 +1,1 @@
+"""Comparing sets by training the same students on them: `plan`, `ladder`, `statistics`, `tables`, `plots`."""

@@ -1,0 +1,170 @@
+"""CondensedSet: a folder that is, byte for byte, a dataset repository on the Hub.
+
+```
+README.md  idc.json  recipe.yaml
+lr/lr-00001-of-00004.safetensors  lr/lr.safetensors.index.json
+data/<hr-version>/train-00000-of-00006.parquet
+report/patches.png
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock
+
+from idc_hub.dataset import shards
+from idc_hub.dataset.manifest import MANIFEST, Manifest
+from idc_hub.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECIPE = "recipe.yaml"
+CARD = "README.md"
+
+_REMEDY = "Pull the repository again."
+
+_checked: set[tuple[object, ...]] = set()
+"""Files that this process has held to their digests: folder, digest, and size and time of each file."""
+
+
+def repository_lock(folder: Path) -> FileLock:
+    """The lock of a repository folder, which the system frees when its process dies.
+
+    It lies beside the folder, never in it, and is waited for: two commands must not both write one repository.
+    """
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+class CondensedSet:
+    """A finished set of LR patches with its HR versions; the object that every verb hands on.
+
+    Attributes:
+        folder: The repository folder.
+        manifest: What idc.json says, read once. `updating` reads it again before it changes it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
+        self.folder = folder
+        self.manifest = manifest or Manifest.load(folder)
+        self._lock = repository_lock(folder)
+
+    @classmethod
+    def open(cls, path: str | Path) -> CondensedSet:
+        """Open the set at a path, which is a Run or the repository folder itself.
+
+        Raises:
+            RunError: There is none, or its idc.json is damaged.
+        """
+        for folder in (Path(path) / "repo", Path(path)):
+            if (folder / MANIFEST).is_file():
+                return cls(folder)
+        raise RunError(
+            f"{path} holds no condensed set (no repo/{MANIFEST}).",
+            "Finish `idc condense`, or fetch a set with `idc pull`.",
+        )
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The values of recipe.yaml, which may name keys of another idc-hub; empty where there is no such file.
+
+        Raises:
+            RunError: The file is not YAML, or not a recipe.
+        """
+        path = self.folder / RECIPE
+        try:
+            values = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+        except (yaml.YAMLError, ValueError) as error:
+            raise RunError(f"{path} is not YAML ({error}).", _REMEDY) from error
+        if not isinstance(values, dict):
+            raise RunError(f"{path} is not a recipe.", _REMEDY)
+        return values
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether the LR patches were chosen among real ones (`idc select`), not condensed."""
+        return self.recipe.get("method", "idc") != "idc"
+
+    @property
+    def lr(self) -> Path:
+        """The folder of the LR shards."""
+        return self.folder / "lr"
+
+    def data(self, hr_version: str) -> Path:
+        """The folder of an HR version's parquet files."""
+        return self.folder / "data" / hr_version
+
+    def hr_version(self, name: str | None = None) -> str:
+        """The name of an HR version that is there; the default version where `name` is None.
+
+        Raises:
+            RunError: There is no such version.
+        """
+        wanted = name or self.manifest.default
+        if wanted is None or wanted not in self.manifest.hr_versions:
+            there = ", ".join(self.manifest.hr_versions) or "none yet"
+            raise RunError(f"{self.folder} has no HR version {wanted!r}.", f"Its HR versions: {there}.")
+        return wanted
+
+    def patches(self) -> Iterator[tuple[str, Tensor]]:
+        """Instance ids and their LR patches, uint8 `[n, 3, h, w]`, one instance in memory at a time.
+
+        Raises:
+            RunError: A file is missing, truncated or not what the index says.
+        """
+        return shards.iterate_lr(self.lr)
+
+    def check_lr(self, *, again: bool = False) -> None:
+        """Hold the LR patches to the manifest: digest, counts and size.
+
+        Args:
+            again: Read them even if this process has checked the same files before.
+
+        Raises:
+            RunError: They differ, or a file is damaged.
+        """
+        key = self._files(self.lr, self.manifest.lr_digest)
+        if again or key not in _checked:
+            shards.verify_lr(self.lr, self.manifest)
+            _checked.add(key)
+
+    def is_checked(self, hr_version: str) -> bool:
+        """Whether this process has loaded the HR version's files, as they are now, with `load_dataset`."""
+        return self._files(self.data(hr_version), self.manifest.lr_digest) in _checked
+
+    def note_checked(self, hr_version: str) -> None:
+        """Remember that the HR version's files were loaded."""
+        _checked.add(self._files(self.data(hr_version), self.manifest.lr_digest))
+
+    def lock(self) -> FileLock:
+        """The repository's lock; within one CondensedSet it can be taken again while it is held."""
+        return self._lock
+
+    @contextmanager
+    def updating(self) -> Iterator[Manifest]:
+        """Change the manifest: under the lock, read it again, let the block change it, and save it.
+
+        Raises:
+            RunError: The LR patches were replaced since this set was opened.
+        """
+        with self._lock:
+            manifest = Manifest.load(self.folder)
+            if manifest.lr_digest != self.manifest.lr_digest:
+                raise RunError(
+                    f"The LR patches in {self.folder} were replaced meanwhile.", "Run the same command again."
+                )
+            yield manifest
+            manifest.save(self.folder)
+            self.manifest = manifest
+
+    def _files(self, folder: Path, digest: str) -> tuple[object, ...]:
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+        return folder.resolve(), digest, *stats
