@@ -46,7 +46,7 @@ def test_make_targets_of_the_readme_exist_and_say_what_they_do() -> None:
     lines = [command.split() for kind, block in BLOCKS if kind == "bash" for command in commands(block)]
     targets = {words[1] for words in lines if words[0] == "make"}
     assert targets == {"quickstart", "test"}
-    for target in targets | {"help", "install", "quality", "bench"}:
+    for target in targets | {"help", "install", "test-fast", "test-low", "quality", "bench"}:
         subprocess.run(["make", "--dry-run", target], cwd=REPOSITORY, check=True, capture_output=True)
     planned = subprocess.run(
         ["make", "--dry-run", "quickstart"], cwd=REPOSITORY, check=True, capture_output=True, text=True
@@ -54,6 +54,7 @@ def test_make_targets_of_the_readme_exist_and_say_what_they_do() -> None:
     assert "idc condense quickstart" in planned
 
 
+@pytest.mark.slow
 def test_every_command_and_snippet_runs_in_order(desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
 

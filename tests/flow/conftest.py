@@ -9,6 +9,13 @@ from tests.flow.hub_tools import Client, make_tree
 from tests.hub_server import HubServer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole commands in processes of their own are slow, all of them."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """The server that all tests share; they keep apart by the names of their repositories."""

@@ -97,7 +97,8 @@ torch.save(network(torch.linspace(0, 1, 3 * 8 * 9).view(1, 3, 8, 9)), sys.argv[1
 """
     in_a_fresh_process(hub, tmp_path / "reader", "-c", code, tmp_path / "answer.pt")
     expected = networks.load(network, scale=2)(torch.linspace(0, 1, 3 * 8 * 9).view(1, 3, 8, 9))
-    assert torch.equal(torch.load(tmp_path / "answer.pt", weights_only=True), expected)
+    answer = torch.load(tmp_path / "answer.pt", weights_only=True)
+    torch.testing.assert_close(answer, expected, rtol=0, atol=5e-7)  # that process has another number of threads
 
     card = repository.read("README.md").decode()
     front = front_matter(card)

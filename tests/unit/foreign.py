@@ -31,9 +31,9 @@ def mirrored(lr: Tensor, below: int = 8, right: int = 8) -> Tensor:
     return torch.from_numpy(padded).float() / 255
 
 
-def as_pixels(hr: Tensor, height: int, width: int) -> Tensor:
-    """What a teacher for x2 makes of a network's answer to `mirrored` patches: HR of height x width."""
-    return (hr[:, :, 16 : 16 + height, 16 : 16 + width].clamp(0, 1) * 255 + 0.5).floor().byte()
+def as_levels(hr: Tensor, height: int, width: int) -> Tensor:
+    """What a teacher for x2 rounds, of a network's answer to `mirrored` patches: HR of height x width in [0, 255]."""
+    return hr[:, :, 16 : 16 + height, 16 : 16 + width].clamp(0, 1) * 255
 
 
 class Explosive:

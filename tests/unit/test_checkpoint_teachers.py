@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError
 from idc_hub.networks.teachers import load_teacher
-from tests.unit.foreign import Explosive, Repeat, as_pixels, mirrored, noise
+from tests.unit.foreign import Explosive, Repeat, as_levels, mirrored, noise
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
@@ -74,8 +74,8 @@ def test_a_checkpoint_is_a_teacher_through_spandrel(tmp_path: Path) -> None:
     teacher = load_teacher(tmp_path / "2x_Swin.pth", scale=2)
     lr = noise(2, 9, 13)  # not multiples of the window
     with torch.no_grad():
-        expected = as_pixels(network(mirrored(lr)), 18, 26)
-    assert (teacher(lr).int() - expected.int()).abs().max() <= 1
+        levels = as_levels(network(mirrored(lr)), 18, 26)
+    assert (teacher(lr) - levels).abs().max() <= 0.5 + 2e-4  # what is nearly a half may be tipped
     digest = hashlib.sha256((tmp_path / "2x_Swin.pth").read_bytes()).hexdigest()
     assert teacher.describe() == {
         "name": "2x-swin",

@@ -260,6 +260,7 @@ def test_the_license_is_what_the_card_beside_the_pipeline_states(tmp_path: Path)
     assert load_teacher(tmp_path, scale=2).license == "openrail++"
 
 
+@pytest.mark.slow
 def test_a_pipeline_on_the_hub_is_a_teacher_by_its_id(tmp_path: Path, pipelines: dict[str, Path]) -> None:
     code = f"""
 import torch

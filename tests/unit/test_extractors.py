@@ -68,6 +68,12 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
     return make
 
 
+def assert_maps(found: Tensor, expected: Tensor) -> None:
+    """Maps or gradients that one processor computes alike in two ways, and another to rounding."""
+    largest = float(expected.detach().abs().max())
+    torch.testing.assert_close(found.detach(), expected.detach(), rtol=0, atol=2e-6 * largest)
+
+
 def load(layer: int | str, size: int = 8) -> Any:
     return load_extractor("my_module:build", layer, scale=2, size=size)
 
@@ -77,17 +83,17 @@ def test_features_are_the_output_of_the_module_that_the_layer_names(publish: Pub
     lr, net = torch.rand(2, 3, 8, 8), Net()
     extractor = load("layers.0")
     assert extractor.weights_sha256 == weights_digest(net)
-    assert torch.equal(extractor.network.features(lr, "layers.0"), net.layers[0](lr))
-    assert torch.equal(load("layers").network.features(lr, "layers"), net.layers(lr))
+    assert_maps(extractor.network.features(lr, "layers.0"), net.layers[0](lr))
+    assert_maps(load("layers").network.features(lr, "layers"), net.layers(lr))
     tokens = net.tokens(net.layers(lr).flatten(2).transpose(1, 2))
-    assert torch.equal(load("tokens").network.features(lr, "tokens"), tokens.view(2, 8, 8, 6).permute(0, 3, 1, 2))
-    assert torch.equal(load("pair").network.features(lr, "pair"), 2 * net.layers(lr))
+    assert_maps(load("tokens").network.features(lr, "tokens"), tokens.view(2, 8, 8, 6).permute(0, 3, 1, 2))
+    assert_maps(load("pair").network.features(lr, "pair"), 2 * net.layers(lr))
 
 
 def test_a_sequence_counts_from_0(publish: Publish) -> None:
     publish(build=lambda *, scale: Net(scale).layers)
     lr = torch.rand(1, 3, 8, 8)
-    assert torch.equal(load(1).network.features(lr, 1), torch.relu(Net().layers[0](lr)))
+    assert_maps(load(1).network.features(lr, 1), torch.relu(Net().layers[0](lr)))
 
 
 def test_what_follows_is_not_computed_and_no_hook_stays(publish: Publish) -> None:
@@ -104,7 +110,8 @@ def test_the_gradient_reaches_the_patches_and_no_weight(publish: Publish) -> Non
     lr = torch.rand(1, 3, 8, 8, requires_grad=True)
     network.features(lr, "layers.2").square().sum().backward()
     (expected,) = torch.autograd.grad(Net().layers(lr).square().sum(), lr)
-    assert torch.equal(lr.grad, expected)
+    assert lr.grad is not None
+    assert_maps(lr.grad, expected)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -142,11 +149,11 @@ def test_a_network_that_cannot_extract_is_refused(publish: Publish, tmp_path: Pa
 def test_our_own_networks_keep_their_layers_and_show_their_modules() -> None:
     edsr, lr = networks.load("edsr-small"), torch.rand(2, 3, 8, 8)
     own = load_extractor("edsr-small", "body", scale=2, size=8)  # of any scale
-    assert torch.equal(own.network.features(lr, "body"), edsr.features(lr, "body"))
+    assert_maps(own.network.features(lr, "body"), edsr.features(lr, "body"))
     assert own.weights_sha256 == networks.weights_sha256("edsr-small")
     assert not any(parameter.requires_grad for parameter in own.network.parameters())
     inner = load_extractor("edsr-small", "body.1", scale=4, size=8)
-    assert torch.equal(inner.network.features(lr, "body.1"), edsr.features(lr, 2))
+    assert_maps(inner.network.features(lr, "body.1"), edsr.features(lr, 2))
     with pytest.raises(NetworkError, match=r"has no layer 'body\.99'"):
         load_extractor("edsr-small", "body.99", scale=4, size=8)
 
@@ -195,12 +202,12 @@ def test_condensation_through_a_module_equals_condensation_through_the_layer_tha
                 "transform": {"channels": 8},
                 "loss": {"frequencies": 16, "bank_size": 2},
                 "assignment": {"groups": 2, "events": 2, "interval": 0.2},
-                "optimizer": {"steps": 6, "milestones": [0.5]},
+                "optimizer": {"steps": 6, "milestones": [0.5], "initial": "noise", "learning_rate": 1e-2},
             }
         )
-        results.append(condense_instance(lr, offsets, 2, network, recipe, "photograph").patches)
-    assert torch.equal(*results)
-    assert not torch.equal(results[0], lr[:2])
+        results.append(condense_instance(lr, offsets, 2, network, recipe, "photograph").patches.int())
+    # Another block's features move the patches by 15 levels, another order of sums tips what is nearly a half.
+    assert (results[0] - results[1]).abs().max() <= 1
 
 
 def test_several_layers_are_stacked_and_pixels_are_the_input() -> None:
@@ -209,9 +216,9 @@ def test_several_layers_are_stacked_and_pixels_are_the_input() -> None:
     maps = feature_maps(network, lr, ("pixels", "first", "body"))
     assert maps.shape == (2, 3 + 32 + 32, 16, 12)
     assert torch.equal(maps[:, :3], lr)
-    assert torch.equal(maps[:, 3:35], network.features(lr, "first"))
-    assert torch.equal(maps[:, 35:], network.features(lr, "body"))
-    assert torch.equal(feature_maps(network, lr, "first"), network.features(lr, "first"))
+    assert_maps(maps[:, 3:35], network.features(lr, "first"))
+    assert_maps(maps[:, 35:], network.features(lr, "body"))
+    assert_maps(feature_maps(network, lr, "first"), network.features(lr, "first"))
 
 
 def test_a_stack_may_hold_inner_modules_and_says_which_one_is_missing() -> None:

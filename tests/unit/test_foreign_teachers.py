@@ -20,7 +20,7 @@ from idc_hub.images.metrics import Protocol
 from idc_hub.networks.foreign import kind_of, load_foreign, name_of, weights_digest
 from idc_hub.networks.teachers import KINDS, load_teacher
 from idc_hub.training.evaluation import evaluate
-from tests.unit.foreign import Repeat, as_pixels, mirrored, noise
+from tests.unit.foreign import Repeat, as_levels, mirrored, noise
 
 Publish = Callable[..., None]
 
@@ -207,8 +207,8 @@ def test_swin2sr_is_a_teacher(tmp_path: Path, upsampler: str) -> None:
     teacher = load_teacher(tmp_path / "Swin2SR-x2", scale=2)
     lr = noise(2, 9, 13)  # transformers' forward fails unless both sides are multiples of the window
     with torch.no_grad():
-        expected = as_pixels(network(mirrored(lr, below=15, right=11)).reconstruction, 18, 26)
-    assert torch.equal(teacher(lr), expected)
+        levels = as_levels(network(mirrored(lr, below=15, right=11)).reconstruction, 18, 26)
+    assert (teacher(lr) - levels).abs().max() <= 0.5 + 2e-4  # what is nearly a half may be tipped
     facts = teacher.describe()
     assert (facts["name"], facts["kind"], facts["license"]) == ("swin2sr-x2", "transformers", "apache-2.0")
     assert facts["weights_sha256"] == weights_digest(network)

@@ -51,11 +51,12 @@ def test_a_network_teacher_is_mirror_network_cut_clamp_round() -> None:
     mirrored = np.pad(lr.numpy(), ((0, 0), (0, 0), (8, 8), (8, 8)), mode="symmetric")
     with torch.no_grad():
         output = network(torch.from_numpy(mirrored).float() / 255).numpy()[:, :, 32:-32, 32:-32]
-    expected = np.floor(np.clip(output, 0, 1) * 255 + 0.5)
+    levels = np.clip(output, 0, 1) * 255
     hr = load_teacher("edsr-small", scale=4)(lr)
     assert hr.shape == (3, 3, 80, 80)
     assert hr.dtype == torch.uint8
-    np.testing.assert_array_equal(hr.numpy(), expected)
+    # A teacher's weights are frozen: that may be another order of sums, which tips what is nearly a half.
+    assert np.abs(hr.numpy() - levels).max() <= 0.5 + 2e-4
 
 
 @pytest.mark.parametrize("margin", [0, 8])
