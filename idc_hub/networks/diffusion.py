@@ -1,7 +1,7 @@
-"""Diffusion pipelines as teachers: the two upscalers of diffusers, made reproducible.
+"""Diffusion teachers: the two upscaling pipelines of diffusers, made reproducible.
 
-What a pipeline makes of a patch depends on the patch, the weights and the settings alone: the noise comes from a
-hash of the seed and the patch's own pixels, never from the patches beside it.
+A pipeline's output for a patch depends only on the patch, the weights, and the settings: we seed its noise with a
+hash of the seed and the patch's pixels, so the other patches in a batch don't matter.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from idc_hub.networks.registry import PIPELINE
 
 LATENT, STABLE = "LDMSuperResolutionPipeline", "StableDiffusionUpscalePipeline"
 STEPS = {LATENT: 100, STABLE: 75}
-"""The pipelines, and how many steps each takes unless told otherwise: diffusers' own defaults, as the next two."""
+"""Default denoising steps per pipeline. These and the next two are diffusers' own defaults."""
 GUIDANCE = 9.0
-NOISE_LEVEL = 20  # noise that Stable Diffusion's upscaler puts on the patch before it starts
+NOISE_LEVEL = 20  # noise that Stable Diffusion's upscaler adds to the patch first
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A pipeline with its settings.
+    """A pipeline and its settings.
 
     Attributes:
-        pipeline: A `LDMSuperResolutionPipeline` or a `StableDiffusionUpscalePipeline`.
-        scale: How much larger its output is.
-        multiple: The sides of its input must be multiples of this.
-        settings: "pipeline", "scheduler", "steps" and "seed"; with Stable Diffusion also "guidance" and "prompt".
+        pipeline: An `LDMSuperResolutionPipeline` or a `StableDiffusionUpscalePipeline`.
+        scale: Output size over input size.
+        multiple: Input sides must be multiples of this.
+        settings: "pipeline", "scheduler", "steps", and "seed"; for Stable Diffusion, also "guidance" and "prompt".
     """
 
     pipeline: Any
@@ -42,7 +42,7 @@ class Diffusion:
     settings: dict[str, Any]
 
     def __call__(self, lr: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, each with the noise of its generator."""
+        """Float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, with one noise generator per patch."""
         pipeline, settings = self.pipeline, self.settings
         common = {"num_inference_steps": settings["steps"], "generator": generators, "output_type": "pt"}
         if settings["pipeline"] == STABLE:
@@ -50,7 +50,7 @@ class Diffusion:
             guidance = {"guidance_scale": settings["guidance"], "noise_level": NOISE_LEVEL}
             hr: Tensor = pipeline(prompts, lr, **guidance, **common).images
             return hr
-        # This pipeline draws the first noise from its generators and lets its scheduler draw from the global one.
+        # This pipeline uses the generators for the initial noise only; its scheduler would use the global one.
         step = partial(type(pipeline.scheduler).step, pipeline.scheduler)
         if "generator" in inspect.signature(step).parameters:
             pipeline.scheduler.step = partial(step, generator=generators)
@@ -58,11 +58,11 @@ class Diffusion:
         return hr
 
     def generators(self, lr: Tensor) -> list[torch.Generator]:
-        """For each patch of uint8 `[B, 3, h, w]` the source of its noise; on the CPU, so the same for every device."""
+        """A noise generator per patch of uint8 `[B, 3, h, w]`, on the CPU so that noise is the same on every device."""
         return [torch.Generator().manual_seed(_seed(self.settings["seed"], patch)) for patch in lr]
 
     def weights_sha256(self) -> str | None:
-        """Digest over the weights of all its networks."""
+        """Digest of the weights of all the pipeline's networks."""
         parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
         return weights_digest(nn.ModuleDict(parts))
 
@@ -77,37 +77,38 @@ def load_diffusion(
     prompt: str = "",
     seed: int = 0,
 ) -> Diffusion:
-    """An upscaling pipeline of diffusers, in float32.
+    """Load an upscaling pipeline of diffusers in float32.
 
     Args:
-        spec: The folder or the Hub id, as the user named it.
-        folder: Where its model_index.json lies; what else a pipeline on the Hub needs is fetched.
-        device: Where it shall run.
-        steps: Denoising steps; None: as in `STEPS`.
-        guidance: Classifier-free guidance of Stable Diffusion, 1 for none; None: `GUIDANCE` with a prompt, else 1.
-        prompt: What Stable Diffusion is told that the patches show.
-        seed: Seed of all noise.
+        spec: The folder or Hub id, as the user typed it.
+        folder: Contains model_index.json. The rest of a Hub pipeline is downloaded.
+        device: Where to run it.
+        steps: Denoising steps. Defaults to `STEPS`.
+        guidance: Stable Diffusion's classifier-free guidance; 1 turns it off. Defaults to `GUIDANCE` with a prompt
+            and to 1 without.
+        prompt: Tells Stable Diffusion what the patches show.
+        seed: Seed for all noise.
 
     Raises:
-        NetworkError: It is no such pipeline, cannot be loaded, takes no such setting, or a package is missing.
+        NetworkError: It isn't such a pipeline, can't be loaded, doesn't take such a setting, or a package is missing.
     """
     name = _check_index(spec, folder)
     if name == LATENT and (guidance is not None or prompt):
-        raise NetworkError(f"{spec} is a {LATENT}, which takes no prompt and no guidance.")
+        raise NetworkError(f"{spec} is an {LATENT}, which takes no prompt and no guidance.")
     if guidance is not None and guidance > 1 and not prompt:
         raise NetworkError(
-            f"Guidance {guidance} changes nothing without a prompt.", "Give a prompt too, or leave the guidance out."
+            f"Guidance {guidance} has no effect without a prompt.", "Add a prompt, or drop the guidance."
         )
     package("transformers", extra="diffusion", purpose=spec)
     pipelines = package("diffusers", extra="diffusion", purpose=spec)
-    # A folder on this machine is read as it is; of the Hub's model, the files of the same commit as the index.
+    # Local folders are read as they are; for Hub models, we use the files from the same commit as the index.
     place = {} if Path(spec).expanduser().is_dir() else {"revision": folder.name}
     try:
         pipeline = getattr(pipelines, name).from_pretrained(
             str(spec) if place else str(folder), dtype=torch.float32, **place
         )
-    except Exception as error:  # whatever the library raises at a damaged folder
-        raise NetworkError(f"{spec} cannot be loaded as a {name} ({told(error)}).") from error
+    except Exception as error:  # the library can raise anything on a damaged folder
+        raise NetworkError(f"{spec} can't be loaded as {name} ({told(error)}).") from error
     pipeline.set_progress_bar_config(disable=True)
     settings = {
         "pipeline": name,
@@ -124,19 +125,19 @@ def load_diffusion(
 
 
 def _check_index(spec: str | Path, folder: Path) -> str:
-    """The class that model_index.json names: one of ours, of parts that bring no code of their own."""
+    """The pipeline class that model_index.json names, once it and its parts are known to be safe."""
     index = read_json(folder / PIPELINE)
     name = index.pop("_class_name", None)
     if name not in (LATENT, STABLE):
         raise NetworkError(
-            f"{folder / PIPELINE} names the pipeline {name!r}, which is no upscaler that idc-hub knows.",
-            hint=f"It knows {LATENT} and {STABLE}.",
+            f"{folder / PIPELINE} names the pipeline {name!r}, which idc-hub doesn't support.",
+            hint=f"It supports {LATENT} and {STABLE}.",
         )
     for part, origin in index.items():
         if isinstance(origin, list) and origin[0] not in ("diffusers", "transformers", None):
             raise NetworkError(
-                f"{spec} takes its {part} from {origin[0]!r}: only parts of diffusers and transformers are loaded.",
-                hint="Save the pipeline without code of its own.",
+                f"{spec} takes its {part} from {origin[0]!r}, but only diffusers and transformers parts are allowed.",
+                hint="Save the pipeline without custom code.",
             )
     return str(name)
 

@@ -1,7 +1,7 @@
 """EDSR: residual blocks without batch normalization (Lim et al., CVPR Workshops 2017, section 3).
 
-The parameters carry the names of the BasicSR checkpoints (`conv_first`, `body.N.conv1`, `upsample.0`, ...),
-so the weights published there load into this class as they are.
+Parameter names follow the BasicSR checkpoints (`conv_first`, `body.N.conv1`, `upsample.0`, ...), so those weights
+load as they are.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from idc_hub.errors import NetworkError
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; part of every published checkpoint
-PIXEL_RANGE = 255.0  # the published weights, biases above all, were trained on [0, 255]
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every published checkpoint uses it
+PIXEL_RANGE = 255.0  # the published weights were trained on [0, 255], which matters most for the biases
 
 
 class ResidualBlock(nn.Module):
-    """conv, ReLU, conv, times `residual_scale`, plus the input (Lim et al., figure 2c)."""
+    """Conv, ReLU, conv, scaled by `residual_scale` and added to the input (Lim et al., figure 2c)."""
 
     def __init__(self, channels: int, residual_scale: float) -> None:
         super().__init__()
@@ -33,21 +33,24 @@ class ResidualBlock(nn.Module):
 class EDSR(nn.Module):
     """EDSR: RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped.
 
-    As published, no bicubic copy of the input is added to the output, so the features carry the colors too.
+    As published, "pixelshuffle" adds no bicubic copy of the input to the output, so the features carry color too.
 
     Args:
-        channels: Feature channels of every layer.
-        blocks: Residual blocks.
+        channels: Channels of every feature map.
+        blocks: Number of residual blocks.
         residual_scale: Factor on each block's residual; 0.1 keeps the 256-channel network stable.
-        upsampler: "pixelshuffle", the published one; or "pixelshuffledirect", one convolution and one pixel shuffle
-            (the term is SwinIR's) on top of a bicubic enlargement: no convolution works on more than LR pixels,
-            and a network learns something in 2,000 steps.
-        scale: 2, 3 or 4.
+        upsampler: "pixelshuffle", as published; or "pixelshuffledirect" (SwinIR's term), one convolution and one
+            pixel shuffle on top of bicubic upsampling. The latter is fast, since all convolutions run at LR size,
+            and it learns something useful within 2,000 steps.
+        scale: 2, 3, or 4.
+
+    Raises:
+        NetworkError: The scale or the upsampler is unsupported.
 
     Attributes:
         name: What `create` and `load` call this network.
         feature_channels: Channels of every feature map.
-        arguments: The constructor's arguments without the scale, as stored in `config.json`.
+        arguments: The constructor's arguments except the scale, as stored in `config.json`.
     """
 
     name = "edsr"
@@ -63,9 +66,11 @@ class EDSR(nn.Module):
         scale: int = 4,
     ) -> None:
         if scale not in (2, 3, 4):
-            raise NetworkError(f"EDSR exists for the scales 2, 3 and 4, not for {scale}.")
+            raise NetworkError(f"EDSR supports scales 2, 3, and 4, not {scale}.")
         if upsampler not in ("pixelshuffle", "pixelshuffledirect"):
-            raise NetworkError(f"EDSR has the upsamplers pixelshuffle and pixelshuffledirect, not {upsampler}.")
+            raise NetworkError(
+                f"EDSR has no upsampler {upsampler!r}.", hint='Use "pixelshuffle" or "pixelshuffledirect".'
+            )
         super().__init__()
         self.scale = scale
         self.feature_channels = channels
@@ -94,13 +99,13 @@ class EDSR(nn.Module):
         return self.conv_last(x) / PIXEL_RANGE + self.mean
 
     def features(self, lr: Tensor, layer: int | str = "last") -> Tensor:
-        """The feature map after one layer.
+        """The feature map after a layer.
 
         Args:
             lr: Float `[B, 3, h, w]` in [0, 1].
-            layer: 1 to the number of residual blocks, the output of that block; "first", the first; "last", the last;
-                or "body", what enters the upsampler: the last block through `conv_after_body`, plus the
-                output of `conv_first`.
+            layer: A residual block's number, counting from 1; "first" or "last" for the first or last block; or
+                "body" for the upsampler's input, which is the last block after `conv_after_body`, plus the output
+                of `conv_first`.
 
         Returns:
             Float `[B, feature_channels, h, w]`.
@@ -115,13 +120,13 @@ class EDSR(nn.Module):
 
 
 def layer_count(network: str, layer: int | str, last: int, names: Sequence[str]) -> int:
-    """How many layers, or blocks, the feature map `layer` needs.
+    """How many layers to run for the feature map `layer`.
 
     Args:
-        network: Its name, for the message.
-        layer: What `features` was asked for.
-        last: How many there are.
-        names: Names beside "first" and "last"; all of them need every layer.
+        network: Network name, for the error message.
+        layer: The requested layer.
+        last: Number of layers.
+        names: Layer names besides "first" and "last", each of which needs all layers.
 
     Raises:
         NetworkError: There is no such layer.
@@ -131,6 +136,6 @@ def layer_count(network: str, layer: int | str, last: int, names: Sequence[str])
     if isinstance(layer, bool) or layer not in counts:
         told = ", ".join(f'"{name}"' for name in ("first", "last", *names[:-1]))
         raise NetworkError(
-            f"{network} has no layer {layer!r}.", hint=f'Its layers are 1 to {last}, {told} and "{names[-1]}".'
+            f"{network} has no layer {layer!r}.", hint=f'Its layers are 1 to {last}, {told}, and "{names[-1]}".'
         )
     return counts[layer]

@@ -1,4 +1,4 @@
-"""Feature extractors: our networks by their layers, any network by the name of one of its inner modules."""
+"""Feature extractors: feature maps by layer for our networks, by module name for any other network."""
 
 import difflib
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from idc_hub.networks.foreign import kind_of, load_foreign, told
 from idc_hub.networks.registry import load, weights_sha256
 
 LAYERS = ("first", "last", "norm", "body")
-"""Names that our networks give to layers; an inner module of the same name is not meant."""
+"""Layer names of our networks; they take precedence over inner modules with the same name."""
 PIXELS = "pixels"
-"""The layer that is the network's input."""
+"""The layer name for the network's input."""
 
 Layer = int | str
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network with `features(lr, layer)`, and the digest of its weights."""
+    """A frozen network with `features(lr, layer)`, and its weights' digest."""
 
     network: nn.Module
     weights_sha256: str
@@ -31,26 +31,26 @@ class Extractor:
 def load_extractor(
     spec: str | Path, layer: Layer | tuple[Layer, ...], *, scale: int, size: int, device: str | torch.device = "cpu"
 ) -> Extractor:
-    """The network that `features.network` of a recipe names, tried out on one patch.
+    """Load the network that a recipe's `features.network` names, and try it on one patch.
 
     Args:
-        spec: As for a teacher; a diffusion pipeline and bicubic have no features.
-        layer: Whose output is the feature map: what our networks call a layer (see their `features`), or the path
-            of an inner module as in `named_modules()`, such as "layers.3"; or several, see `feature_maps`.
-        scale: What `build` of a module is asked for. Other weights may have any scale.
-        size: Side of the recipe's LR patches.
+        spec: As for a teacher, except bicubic and diffusion pipelines, which have no features.
+        layer: Which output to use: a layer of our networks (see their `features`), the path of an inner module as
+            in `named_modules()`, such as "layers.3", or several of these (see `feature_maps`).
+        scale: Passed to a module's `build`. Other networks may have any scale.
+        size: Side of the recipe's LR patches in pixels.
         device: Where to compute.
 
     Returns:
-        Its network maps float `[B, 3, size, size]` in [0, 1] to `[B, c, size, size]` by `feature_maps`.
+        An extractor for `feature_maps`, from float `[B, 3, size, size]` in [0, 1] to `[B, c, size, size]`.
 
     Raises:
-        NetworkError: There is no such network or layer, its output is no feature map, or no gradient passes it.
-        HubError: The Hub did not answer.
+        NetworkError: There is no such network or layer, its output isn't a feature map, or it blocks gradients.
+        HubError: The Hub can't be reached.
     """
     kind, path = kind_of(spec)
     if kind in ("bicubic", "diffusers"):
-        raise NetworkError(f"{spec} ({kind}) has no feature maps.", "Choose a network.")
+        raise NetworkError(f"{spec} ({kind}) has no feature maps.", "Choose a network instead.")
     network: nn.Module
     if kind == "network":
         network, digest = load(spec, scale=None).requires_grad_(False).to(device), weights_sha256(spec, scale=None)
@@ -60,19 +60,19 @@ def load_extractor(
     else:
         foreign = load_foreign(kind, spec, path, scale=scale, device=device)
         if foreign.weights_sha256 is None or next(foreign.network.parameters(), None) is None:
-            raise NetworkError(f"{spec} has no weights.", "A feature extractor is a trained network.")
+            raise NetworkError(f"{spec} has no weights.", "A feature extractor must be a trained network.")
         network, digest = Tapped(foreign.network, str(spec)), foreign.weights_sha256
     _try(network, layer, size, torch.device(device), spec)
     return Extractor(network, digest)
 
 
 def feature_maps(network: nn.Module, lr: Tensor, layer: Layer | tuple[Layer, ...]) -> Tensor:
-    """The feature map of a layer, or those of several layers stacked.
+    """The feature map of one layer, or of several layers concatenated.
 
     Args:
-        network: Of an `Extractor`.
+        network: An `Extractor`'s network.
         lr: Float `[B, 3, h, w]` in [0, 1].
-        layer: Of `network.features`; "pixels" is `lr` itself. A tuple stacks the channels of its layers.
+        layer: Passed to `network.features`; "pixels" is `lr` itself. A tuple concatenates its layers' channels.
 
     Returns:
         `[B, c, h, w]`.
@@ -86,11 +86,11 @@ def _listed(layer: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 
 class Tapped(nn.Module):
-    """A network whose inner modules' outputs are its feature maps.
+    """A network whose feature maps are its inner modules' outputs.
 
     Args:
         network: Takes float `[B, 3, h, w]`.
-        name: What to call it in error messages.
+        name: Name for error messages.
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
@@ -99,18 +99,17 @@ class Tapped(nn.Module):
         self.name = name
 
     def features(self, lr: Tensor, layer: int | str) -> Tensor:
-        """The feature map that an inner module gives, the first time it is called; what follows is not computed.
+        """An inner module's first output. The forward pass stops there.
 
         Args:
             lr: Float `[B, 3, h, w]` in [0, 1].
             layer: The module's path in `named_modules()`.
 
         Returns:
-            Float `[B, c, h, w]`. Tokens `[B, h*w, c]` are laid out as the map that they are; of a tuple the first
-            entry counts.
+            Float `[B, c, h, w]`. Tokens `[B, h*w, c]` are reshaped into a map; a tuple counts by its first entry.
 
         Raises:
-            NetworkError: There is no such module, it is not called, or gives no map of h x w pixels.
+            NetworkError: There is no such module, it isn't called, or its output isn't a map of h x w pixels.
         """
         taken: list[Any] = []
 
@@ -126,7 +125,7 @@ class Tapped(nn.Module):
         finally:
             handle.remove()
         if not taken:
-            raise NetworkError(f"{self.name} does not use its module {layer!r}, so it has no feature map.")
+            raise NetworkError(f"{self.name} never calls its module {layer!r}, so there is no feature map.")
         output = taken[0][0] if isinstance(taken[0], tuple) else taken[0]
         height, width = lr.shape[2:]
         if isinstance(output, Tensor) and output.ndim == 3 and output.shape[:2] == (len(lr), height * width):
@@ -134,7 +133,7 @@ class Tapped(nn.Module):
         if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2:] != lr.shape[2:]:
             found = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise NetworkError(
-                f"{self.name} gives {found} at {layer!r} for LR patches {list(lr.shape)}: no map of their size.",
+                f"{self.name} returns {found} at {layer!r} for LR patches {list(lr.shape)}, not a map of that size.",
                 hint="Choose a module before the upsampling.",
             )
         return output
@@ -149,19 +148,21 @@ class Tapped(nn.Module):
 
 
 class _Taken(Exception):
-    """Ends a forward pass that has given its feature map."""
+    """Stops a forward pass once we have its feature map."""
 
 
 def _try(
     network: nn.Module, layer: Layer | tuple[Layer, ...], size: int, device: torch.device, spec: str | Path
 ) -> None:
-    """Take the features of one patch now, with a gradient, not when the first worker has started."""
+    """Compute one patch's features and gradient now, rather than fail once workers have started."""
     lr = torch.full((1, 3, size, size), 0.5, device=device, requires_grad=True)
     try:
         features = feature_maps(network, lr, layer)
     except NetworkError:
         raise
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # third-party code can raise anything
         raise NetworkError(f"{spec} failed on a patch of {size} x {size} pixels ({told(error)}).") from error
     if not features.requires_grad:
-        raise NetworkError(f"No gradient passes through {spec} to {layer!r}.", hint="Choose another layer or network.")
+        raise NetworkError(
+            f"{spec} passes no gradient from {layer!r} to its input.", hint="Choose another layer or network."
+        )

@@ -1,8 +1,9 @@
-"""Networks that somebody else wrote: spandrel's checkpoints, Swin2SR of transformers, and functions of any package.
+"""Third-party networks: spandrel checkpoints, Swin2SR from transformers, and functions from any package.
 
-`kind_of` says what a name means, `load_foreign` makes the network: a teacher or a feature extractor. Nothing here
-runs code that came with weights: safetensors and `weights_only=True`, no custom code from a repository. Only
-`package.module:build` runs code, code that is installed on this machine, and whoever names it asks for that.
+`kind_of` tells what a name refers to, and `load_foreign` loads the network, for use as a teacher or a feature
+extractor. Code that comes with weights never runs: we only read safetensors or use `weights_only=True`, and ignore
+custom code in repositories. `package.module:build` does run code, but only what is installed on this machine and
+the user asked for by name.
 """
 
 import hashlib
@@ -30,16 +31,16 @@ _BUILDER = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network from elsewhere, in evaluation mode, frozen, float32.
+    """A third-party network: frozen, in evaluation mode, float32.
 
     Attributes:
-        name: Lower-case letters, digits and "-".
-        scale: How much larger its output is.
-        network: The module: its inner modules are the layers that features are taken from.
+        name: Lowercase letters, digits, and "-".
+        scale: Output size over input size.
+        network: The module, whose inner modules serve as feature layers.
         enlarge: Float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`.
-        weights_sha256: Digest of its file, or of its weights where it has none; None for a module without weights.
-        license: What the card beside the weights says.
-        multiple: h and w of what it enlarges must be multiples of this.
+        weights_sha256: Digest of its file, or of its weights if there is no single file; None without weights.
+        license: License stated by the model card next to the weights.
+        multiple: `enlarge` needs h and w to be multiples of this.
     """
 
     name: str
@@ -52,15 +53,15 @@ class Foreign:
 
 
 def kind_of(spec: str | Path) -> tuple[str, Path]:
-    """What `spec` names, and where that lies on this machine; a model on the Hub is fetched, a pipeline in part.
+    """What `spec` refers to, and its local path. Downloads Hub models, but only part of a pipeline.
 
     Returns:
-        "bicubic", "network" (ours), "spandrel" (an existing file), "transformers", "diffusers" or "module"; and the
-        file or folder (without meaning for bicubic, a module, and a name of ours).
+        "bicubic", "network" (ours), "spandrel" (an existing file), "transformers", "diffusers", or "module"; and the
+        file or folder, which is meaningless for bicubic, modules, and names of our networks.
 
     Raises:
-        NetworkError: There is no such file, or no such model.
-        HubError: The Hub did not answer.
+        NetworkError: There is no such file or model.
+        HubError: The Hub can't be reached.
     """
     name, path = str(spec), Path(spec).expanduser()
     if name == "bicubic":
@@ -83,19 +84,19 @@ def kind_of(spec: str | Path) -> tuple[str, Path]:
 
 
 def load_foreign(kind: str, spec: str | Path, path: Path, *, scale: int, device: str | torch.device = "cpu") -> Foreign:
-    """A network of the kind "spandrel", "transformers" or "module".
+    """Load a network of kind "spandrel", "transformers", or "module".
 
     Args:
-        kind: As `kind_of` says.
-        spec: What the user named. For a module "package.module:build", where `build(scale=4)` gives a
-            `torch.nn.Module` from RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, its weights
-            loaded, for any h and w.
-        path: As `kind_of` says.
-        scale: What `build` is asked for. Weights have a scale of their own, whatever this says.
-        device: Where it shall run.
+        kind: From `kind_of`.
+        spec: What the user typed. A module is "package.module:build", where `build(scale=4)` returns a
+            `torch.nn.Module` with its weights loaded, from RGB float `[B, 3, h, w]` in [0, 1] to
+            `[B, 3, scale*h, scale*w]`, for any h and w.
+        path: From `kind_of`.
+        scale: Passed to `build`. The other kinds have the scale of their weights.
+        device: Where to run it.
 
     Raises:
-        NetworkError: It cannot be loaded, is unsafe to load, or needs a package that is not installed.
+        NetworkError: It can't be loaded, is unsafe to load, or needs a package that isn't installed.
     """
     if kind == "spandrel":
         foreign = _load_checkpoint(path)
@@ -108,30 +109,30 @@ def load_foreign(kind: str, spec: str | Path, path: Path, *, scale: int, device:
 
 
 def package(name: str, *, extra: str, purpose: str | Path) -> Any:
-    """An optional package, imported when it is needed.
+    """Import an optional package.
 
     Raises:
-        NetworkError: It is not installed, or cannot be imported.
+        NetworkError: It isn't installed or can't be imported.
     """
     try:
         return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: one of its own packages is broken
+    except (ImportError, RuntimeError) as error:  # RuntimeError: one of its dependencies is broken
         raise NetworkError(
-            f"{purpose} needs {name}, which cannot be imported ({error}).",
+            f"{purpose} needs {name}, which can't be imported ({error}).",
             hint=f"Install it with: pip install 'idc-hub[{extra}]'",
         ) from error
 
 
 def told(error: Exception) -> str:
-    """What a library said, on one line that is not too long."""
+    """A library's error message, shortened to one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def weights_digest(network: nn.Module) -> str | None:
-    """SHA-256 (hex) of a network's weights, for those that are not one file; None where there are none.
+    """Hex SHA-256 of a network's weights, for networks that aren't a single file; None if it has no weights.
 
-    For each entry of the state dict, in the order of the keys: key, dtype and shape, each ended by a zero byte,
-    then the values as they lie in memory.
+    Hashes each entry of the state dict in key order: key, dtype, and shape, each followed by a zero byte, then the
+    values as stored in memory.
     """
     weights = network.state_dict()
     digest = hashlib.sha256()
@@ -143,14 +144,14 @@ def weights_digest(network: nn.Module) -> str | None:
 
 
 def name_of(spec: str | Path) -> str:
-    """What to call a teacher and its HR version: "4x-net" of "weights/4x_Net.pth", "net" of "org/Net"."""
+    """Name a teacher and its HR version: "4x-net" for "weights/4x_Net.pth", "net" for "org/Net"."""
     path = Path(spec).expanduser().resolve()
     text = path.stem if path.suffix.lower() in CHECKPOINTS else path.name
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "teacher"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is none."""
+    """Read a JSON object from a file; empty if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -159,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def card_license(folder: Path) -> str | None:
-    """The license that the model card (README.md) in a folder states."""
+    """The license stated by a folder's model card (README.md)."""
     from huggingface_hub import metadata_load
 
     try:
@@ -170,10 +171,10 @@ def card_license(folder: Path) -> str | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, tensors and plain values only.
+    """Read a checkpoint file of tensors and plain values.
 
     Raises:
-        NetworkError: It holds anything else, or is damaged.
+        NetworkError: It contains anything else, or is damaged.
     """
     try:
         if path.suffix.lower() == ".safetensors":
@@ -181,37 +182,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise NetworkError(
-            f"{path} is refused: it does not load with weights_only=True, so reading it could run code.",
-            hint="Get its weights as .safetensors, or as a .pth that holds tensors and nothing else.",
+            f"{path} was refused: it doesn't load with weights_only=True, so reading it could run code.",
+            hint="Get the weights as .safetensors, or as a .pth that contains only tensors.",
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise NetworkError(
-            f"{path} cannot be read ({told(error)}).", hint="Fetch it again, or get its weights as .safetensors."
+            f"{path} can't be read ({told(error)}).", hint="Download it again, or get the weights as .safetensors."
         ) from error
     if not isinstance(content, dict):
-        raise NetworkError(f"{path} holds a {type(content).__name__}, not a state dict.")
+        raise NetworkError(f"{path} contains a {type(content).__name__}, not a state dict.")
     return content
 
 
 def _load_checkpoint(path: Path) -> Foreign:
-    """A checkpoint file whose architecture spandrel recognizes."""
+    """Load a checkpoint whose architecture spandrel recognizes."""
     weights = read_checkpoint(path)
     spandrel = package("spandrel", extra="spandrel", purpose=path)
     try:
-        # Not load_from_file: it runs the TorchScript that a .pt file may hold.
+        # Not load_from_file, which runs TorchScript in .pt files.
         model = spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(weights))
     except spandrel.UnsupportedModelError as error:
         raise NetworkError(
-            f"{path} is of no architecture that spandrel knows.",
-            hint="Write a function that makes the network and name it as package.module:build.",
+            f"spandrel doesn't recognize the architecture of {path}.",
+            hint="Write a function that builds the network, and pass it as package.module:build.",
         ) from error
     except (RuntimeError, ValueError, KeyError, ArithmeticError) as error:
-        raise NetworkError(f"{path} cannot be loaded by spandrel ({told(error)}).") from error
+        raise NetworkError(f"spandrel can't load {path} ({told(error)}).") from error
     if not isinstance(model, spandrel.ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
-        raise NetworkError(f"{path} holds no network from RGB to RGB, but a {type(model).__name__}.")
+        raise NetworkError(f"{path} isn't an RGB-to-RGB network, but a {type(model).__name__}.")
 
     def enlarge(lr: Tensor) -> Tensor:
-        # One at a time: spandrel promises nothing for more. It pads to what the network needs, and cuts.
+        # One at a time, since spandrel guarantees no more. It pads for the network and crops the result.
         return torch.cat([model(image[None]) for image in lr])
 
     with path.open("rb") as file:
@@ -222,13 +223,13 @@ def _load_checkpoint(path: Path) -> Foreign:
 def _load_swin2sr(spec: str, folder: Path) -> Foreign:
     transformers = package("transformers", extra="diffusion", purpose=spec)
     if not (folder / WEIGHTS).is_file():
-        raise NetworkError(f"{spec} holds no {WEIGHTS}.", hint="Save it again with transformers' save_pretrained.")
+        raise NetworkError(f"{spec} contains no {WEIGHTS}.", hint="Save it again with transformers' `save_pretrained`.")
     try:
         network = getattr(transformers, SWIN2SR).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    except Exception as error:  # whatever the library raises at a damaged folder
-        raise NetworkError(f"{spec} cannot be loaded as a {SWIN2SR} ({told(error)}).") from error
+    except Exception as error:  # the library can raise anything on a damaged folder
+        raise NetworkError(f"{spec} can't be loaded as a {SWIN2SR} ({told(error)}).") from error
 
     def enlarge(lr: Tensor) -> Tensor:
         hr: Tensor = network(lr).reconstruction
@@ -239,19 +240,19 @@ def _load_swin2sr(spec: str, folder: Path) -> Foreign:
 
 
 def _load_module(spec: str, scale: int) -> Foreign:
-    """What the function `spec` makes; this runs its code."""
+    """Call the function `spec`, which runs its code."""
     module, _, function = spec.partition(":")
     try:
         build = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise NetworkError(
-            f"{spec} cannot be imported: {error}.",
-            hint="Install the package that holds it, or put its folder on PYTHONPATH.",
+            f"{spec} can't be imported: {error}.",
+            hint="Install its package, or add its folder to PYTHONPATH.",
         ) from error
     try:
         network = build(scale=scale)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # third-party code can raise anything
         raise NetworkError(f"{spec} failed with scale={scale} ({told(error)}).") from error
     if not isinstance(network, nn.Module):
-        raise NetworkError(f"{spec} gave a {type(network).__name__}, not a torch.nn.Module.")
+        raise NetworkError(f"{spec} returned a {type(network).__name__}, not a torch.nn.Module.")
     return Foreign(name_of(spec), scale, network, network, weights_digest(network))

@@ -1,6 +1,6 @@
-"""Weights as their authors publish them, turned into a network's folder.
+"""Convert published checkpoints to network folders.
 
-Our networks carry the parameter names of the official checkpoints, so that nothing has to be renamed.
+Our networks use the parameter names of the official checkpoints, so nothing needs renaming.
 """
 
 import pickle
@@ -15,32 +15,33 @@ from idc_hub.errors import NetworkError
 from idc_hub.networks.registry import CONFIG, WEIGHTS, create, save
 
 WRAPPERS = ("params_ema", "params")
-"""Keys under which BasicSR and those who build on it put the weights; the averaged ones are what they evaluate."""
+"""Keys that BasicSR and its descendants wrap the weights in. They evaluate the averaged ones, so those come first."""
 
 
 def import_weights(file: str | Path, name: str, folder: str | Path, *, scale: int = 4, **info: Any) -> None:
-    """Make a network's folder from a state dict.
+    """Write a network folder from a published state dict. Never runs code from the file.
 
     Args:
-        file: `.safetensors`, or a `.pth` that holds tensors only: nothing in it is run.
-        name: What the weights are for, such as "swinir-light".
-        folder: Gets `config.json` and `model.safetensors`.
+        file: A `.safetensors` file, or a `.pth` file that contains only tensors.
+        name: Which network the weights are for, such as "swinir-light".
+        folder: Where to write `config.json` and `model.safetensors`.
         scale: The scale that the weights were trained for.
-        **info: Facts for `config.json`, such as `license`.
+        **info: Extra facts for `config.json`, such as `license`.
 
     Raises:
-        NetworkError: The file is missing, damaged or holds code, does not fit the network, or the folder holds one.
+        NetworkError: The file is missing or damaged, contains code, or doesn't fit the network; or the folder
+            already contains a network.
     """
     file, folder = Path(file), Path(folder)
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
-        raise NetworkError(f"{folder} already holds a network.", hint="Choose another folder.")
+        raise NetworkError(f"{folder} already contains a network.", hint="Choose another folder.")
     network = create(name, scale=scale)
     try:
         network.load_state_dict(_read(file))
     except RuntimeError as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise NetworkError(
-            f"{file} does not fit {name} for x{scale}: {first}", hint="Check the name of the network and --scale."
+            f"{file} doesn't fit {name} x{scale}: {first}", hint="Check the network's name and --scale."
         ) from error
     save(network, folder, **info)
 
@@ -52,14 +53,15 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise NetworkError(
-            f"{file} cannot be read as weights alone: {' '.join(str(error).split())[:200]}.",
-            hint="It is damaged, or holds code, which is never run. Ask for a safetensors file.",
+            f"{file} can't be read as pure weights: {' '.join(str(error).split())[:200]}.",
+            hint="It is damaged or contains code, which we never run. Get a safetensors file instead.",
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise NetworkError(
-            f"{file} holds no state dict.", hint=f"Expected are tensors by name, or {' or '.join(WRAPPERS)}."
+            f"{file} contains no state dict.",
+            hint=f"It should map names to tensors, possibly under {' or '.join(WRAPPERS)}.",
         )
     return content

@@ -1,7 +1,7 @@
-"""The networks by name: make a fresh one, load a trained one, save one.
+"""Networks by name: create, load, and save.
 
-A trained network is a folder, here and on the Hub: `config.json` says which class with which arguments,
-`model.safetensors` holds the weights. `idc_hub/networks/weights/` holds those that come with the package.
+A trained network is a folder, on disk and on the Hub: `config.json` names the class and its arguments, and
+`model.safetensors` contains the weights. `idc_hub/networks/weights/` contains the bundled networks.
 """
 
 import difflib
@@ -47,19 +47,19 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"mlp_ratio": 2, "light": False},
     ),
 }
-"""Name: (architecture, constructor arguments without the scale)."""
+"""Name: (architecture, constructor arguments except the scale)."""
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-PIPELINE = "model_index.json"  # instead of the two, in the folder of a diffusers pipeline
+PIPELINE = "model_index.json"  # replaces both in a diffusers pipeline
 _BUNDLED = Path(__file__).parent / "weights"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def create(name: str, *, scale: int = 4) -> Network:
-    """A fresh network with random weights (torch's global generator).
+    """Create a network with random weights (from torch's global generator).
 
     Raises:
-        NetworkError: The name is unknown, or the network does not exist at this scale.
+        NetworkError: The name is unknown, or the network doesn't support this scale.
     """
     if name not in NETWORKS:
         raise _unknown(name)
@@ -70,30 +70,30 @@ def create(name: str, *, scale: int = 4) -> Network:
 
 
 def load(spec: str | Path, *, scale: int | None = 4) -> Network:
-    """A trained network, in evaluation mode on the CPU.
+    """Load a trained network on the CPU, in evaluation mode.
 
     Args:
-        spec: A name whose weights come with the package ("edsr-small"), a folder written by `save`, or the
-            id of such a model on the Hub ("org/name"). A name wins over a folder; "./name" is the folder.
-        scale: The scale that is wanted: a network made for another one is refused, never resized. None takes
-            whatever scale the network has, which is all that a feature extractor needs.
+        spec: The name of a bundled network ("edsr-small"), a folder written by `save`, or the id of such a model on
+            the Hub ("org/name"). A name takes precedence over a folder; for the folder, write "./name".
+        scale: The scale you need. Networks with any other scale are refused, never resized. None accepts any
+            scale; feature extractors use that.
 
     Raises:
-        NetworkError: The network is unknown, damaged, incomplete or made for another scale.
-        HubError: The Hub did not answer.
+        NetworkError: The network is unknown, damaged, incomplete, or made for another scale.
+        HubError: The Hub can't be reached.
     """
     folder = locate(spec, scale=scale)
     config = read_config(folder)
     if scale not in (None, config["scale"]):
         raise NetworkError(
-            f"{spec} is a network for x{config['scale']}, and x{scale} was asked for.",
-            hint=f"Set the scale to {config['scale']}, or choose a network made for x{scale}.",
+            f"{spec} is an x{config['scale']} network, but x{scale} was requested.",
+            hint=f"Set the scale to {config['scale']}, or choose an x{scale} network.",
         )
     try:
         network = ARCHITECTURES[config["architecture"]](**config["arguments"], scale=config["scale"])
     except (TypeError, ValueError, RuntimeError) as error:
         raise NetworkError(
-            f"{folder / CONFIG}: {config['architecture']} cannot be made from these arguments: {error}."
+            f"{folder / CONFIG}: {config['architecture']} can't be built from these arguments: {error}."
         ) from error
     network.name = config["name"]
     _load_weights(network, folder / WEIGHTS)
@@ -101,12 +101,12 @@ def load(spec: str | Path, *, scale: int | None = 4) -> Network:
 
 
 def save(network: Network, folder: str | Path, **info: Any) -> None:
-    """Write `config.json` and `model.safetensors`; equal weights give equal bytes.
+    """Write `config.json` and `model.safetensors`. Equal weights give identical bytes.
 
     Args:
-        network: What to save.
-        folder: Made where it does not exist.
-        **info: Facts for `config.json` beside architecture, arguments, name and scale, such as `license`.
+        network: The network to save.
+        folder: Created if it doesn't exist.
+        **info: Extra facts for `config.json`, such as `license`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,25 +118,25 @@ def save(network: Network, folder: str | Path, **info: Any) -> None:
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    # One metadata key at most: with two their order, and so the bytes, would differ from run to run.
-    # Not safetensors' save_file, which makes files that nobody else may read.
+    # At most one metadata key: the order of two, and so the bytes, would vary between runs.
+    # We avoid safetensors' save_file because only the owner can read the files it writes.
     temporary = folder / (WEIGHTS + ".tmp")
     temporary.write_bytes(serialize(weights, metadata={"format": "pt"}))
     temporary.replace(folder / WEIGHTS)
 
 
 def weights_sha256(spec: str | Path, *, scale: int | None = 4) -> str:
-    """SHA-256 of the network's `model.safetensors`, in hex: the digest that the Hub shows for the file."""
+    """Hex SHA-256 of the network's `model.safetensors`, as the Hub shows it."""
     with (locate(spec, scale=scale) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locate(spec: str | Path, *, scale: int | None = 4) -> Path:
-    """The folder that holds `config.json` and `model.safetensors`, downloaded from the Hub if need be.
+    """The folder with `config.json` and `model.safetensors`, downloaded from the Hub if necessary.
 
     Raises:
-        NetworkError: There is no such network, or one of the two files is missing.
-        HubError: The Hub did not answer.
+        NetworkError: There is no such network, or one of the files is missing.
+        HubError: The Hub can't be reached.
     """
     name = str(spec)
     if name in NETWORKS:
@@ -148,30 +148,30 @@ def locate(spec: str | Path, *, scale: int | None = 4) -> Path:
         folder = download(name)
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise NetworkError(f"{spec} holds no {file}.", hint=f"A network is a folder with {CONFIG} and {WEIGHTS}.")
+            raise NetworkError(f"{spec} contains no {file}.", hint=f"A network folder needs {CONFIG} and {WEIGHTS}.")
     return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's `config.json`, checked: architecture, arguments, name and scale are there and known."""
+    """Read and check a folder's `config.json`: architecture, arguments, name, and scale are valid."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise NetworkError(f"{path} cannot be read: {error}.") from error
+        raise NetworkError(f"{path} can't be read: {error}.") from error
     kinds = {"architecture": str, "arguments": dict, "name": str, "scale": int}
     if not isinstance(config, dict):
         config = {}
     wrong = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
     if wrong:
         raise NetworkError(
-            f"{path} does not configure a network of idc-hub: {', '.join(wrong)} missing or malformed.",
-            hint="Save the network with idc_hub.networks.save, or train it with `idc train`.",
+            f"{path} isn't an idc-hub network config: {', '.join(wrong)} missing or malformed.",
+            hint="Save the network with `idc_hub.networks.save`, or train it with `idc train`.",
         )
     if config["architecture"] not in ARCHITECTURES:
         raise NetworkError(
-            f"{path} names the architecture {config['architecture']!r}, which this version does not have.",
-            hint=f"It has {', '.join(ARCHITECTURES)}; a newer idc-hub may have more.",
+            f"{path} names the architecture {config['architecture']!r}, which this version doesn't support.",
+            hint=f"It supports {', '.join(ARCHITECTURES)}; a newer idc-hub may support more.",
         )
     return config
 
@@ -181,25 +181,25 @@ def _bundled(name: str, scale: int | None) -> Path:
         return folder
     bundled = sorted(path.name for path in _BUNDLED.iterdir() if path.is_dir())
     raise NetworkError(
-        f"No weights of {name}{f' for x{scale}' if scale else ''} come with idc-hub, only {', '.join(bundled)}.",
-        hint=f"Train it with `idc train {name}`, or name a folder or a model on the Hub.",
+        f"idc-hub bundles no weights for {name}{f' x{scale}' if scale else ''}, only {', '.join(bundled)}.",
+        hint=f"Train it with `idc train {name}`, or give a folder or a Hub model.",
     )
 
 
 def _unknown(name: str) -> NetworkError:
     close = difflib.get_close_matches(name, NETWORKS, n=1)
     return NetworkError(
-        f"There is no network {name!r}: it is neither a name that idc-hub knows nor an existing folder.",
-        hint=f"Did you mean {close[0]!r}?" if close else f"The names are {', '.join(NETWORKS)}.",
+        f"There is no network {name!r}: idc-hub knows no such name, and there is no such folder.",
+        hint=f"Did you mean {close[0]!r}?" if close else f"Known names are {', '.join(NETWORKS)}.",
     )
 
 
 def download(repo_id: str) -> Path:
-    """The folder with a model's two files from the Hub, and with its card and pipeline index if it has them.
+    """Download a model's config and weights from the Hub, plus its card and pipeline index if present.
 
     Raises:
         NetworkError: There is no such model.
-        HubError: The Hub did not answer.
+        HubError: The Hub can't be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -213,13 +213,13 @@ def download(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS, PIPELINE, "README.md"]))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise NetworkError(
-            f"There is no folder {repo_id}, and no such model on the Hub that you may read.",
-            hint="Check the spelling; a private model needs `hf auth login`.",
+            f"There is no folder {repo_id}, and no Hub model of that name that you can access.",
+            hint="Check the spelling. If the model is private, run `hf auth login`.",
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise HubError(
-            f"The network {repo_id} could not be fetched from the Hub ({type(error).__name__}).",
-            hint="Check the connection and try again; what was fetched once is used offline.",
+            f"Downloading the network {repo_id} from the Hub failed ({type(error).__name__}).",
+            hint="Check your connection and try again. Models downloaded before work offline.",
         ) from error
 
 
@@ -228,11 +228,11 @@ def _load_weights(network: Network, path: Path) -> None:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise NetworkError(
-            f"{path} is not a complete safetensors file: {error}.", hint="Copy or fetch it again."
+            f"{path} is not a complete safetensors file: {error}.", hint="Copy or download it again."
         ) from error
     expected = network.state_dict()
     problems = [f"{key} is missing" for key in expected if key not in weights]
-    problems += [f"{key} is not part of it" for key in weights if key not in expected]
+    problems += [f"{key} is unexpected" for key in weights if key not in expected]
     problems += [
         f"{key} has shape {list(weights[key].shape)} instead of {list(expected[key].shape)}"
         for key in expected.keys() & weights.keys()
@@ -241,7 +241,7 @@ def _load_weights(network: Network, path: Path) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise NetworkError(
-            f"{path} does not fit {type(network).__name__} {network.arguments}: {problems[0]}{more}.",
+            f"{path} doesn't fit {type(network).__name__} {network.arguments}: {problems[0]}{more}.",
             hint=f"{CONFIG} and {WEIGHTS} must come from the same network.",
         )
     network.load_state_dict(weights)

@@ -1,8 +1,8 @@
-"""The selective scan of state space models (Gu and Dao 2023, "Mamba", Algorithm 2), without compiled extensions.
+"""The selective scan of state-space models (Gu and Dao 2023, "Mamba", Algorithm 2), without compiled extensions.
 
-Every channel of a sequence carries N hidden states through a linear recurrence whose decay, input and output
-change from token to token. `selective_scan` computes it in chunks of the sequence: in parallel inside a chunk,
-one chunk after another. On a GPU the kernel of `mamba_ssm` does the same work where it is installed.
+Each channel of a sequence carries N hidden states through a linear recurrence whose decay, input, and output change
+from token to token. `selective_scan` splits the sequence into chunks and computes each chunk in parallel, one after
+another. On a GPU, it uses the `mamba_ssm` kernel if that package is installed.
 """
 
 from collections.abc import Callable
@@ -18,30 +18,30 @@ from torch.utils.checkpoint import checkpoint
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chunk: int = 256) -> Tensor:
     """Run h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t] from h = 0, and read y[t] = C[t] h[t].
 
-    Only products of decays between 0 and 1 and sums are formed, never a quotient of two decays, so that neither
-    slow nor instant forgetting leaves float32. Memory beside the arguments and the result: the hidden states of
-    one chunk, `batch * chunk * D * N` numbers a few times over, also with gradients, for which each chunk is
-    computed again; and the state in which each chunk starts.
+    We only add, and multiply decays between 0 and 1; we never divide decays. So neither slow nor instant forgetting
+    overflows float32. Besides arguments and result, memory holds a few copies of one chunk's hidden states
+    (`batch * chunk * D * N` numbers) and every chunk's initial state. Gradients need no more than that: the
+    backward pass recomputes each chunk.
 
     Args:
         u: Input, float `[B, L, D]`.
-        delta: Step size of each token and channel, positive, `[B, L, D]`.
-        A: Rate of each channel and state, negative, `[D, N]`.
-        B: What each token writes into the states, `[B, L, N]`.
+        delta: Step size per token and channel, positive, `[B, L, D]`.
+        A: Rate per channel and state, negative, `[D, N]`.
+        B: What each token writes to the states, `[B, L, N]`.
         C: What each token reads from the states, `[B, L, N]`.
-        chunk: Tokens that are computed in parallel; changes time and memory and no value beyond rounding.
+        chunk: Tokens to compute in parallel; affects time and memory, and results only by rounding.
 
     Returns:
-        y, `[B, L, D]`, in float32, or in float64 where `u` is.
+        y, `[B, L, D]`, in float32, or float64 if `u` is.
     """
     dtype = torch.promote_types(u.dtype, torch.float32)
     u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
     if u.is_cuda and dtype == torch.float32 and (kernel := compiled_kernel()):
-        # The kernel has the tokens last.
+        # The kernel expects tokens last.
         u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
         return kernel(u, delta, A.contiguous(), B, C).transpose(1, 2)
 
-    # Tokens first makes a chunk one block of memory, channels last gives long rows to work on.
+    # With tokens first, a chunk is one block of memory; with channels last, rows are long.
     sequences = [x.transpose(0, 1).split(chunk) for x in (u, delta, B, C)]
     rates = A.t().contiguous()
     state = u.new_zeros(u.shape[0], *rates.shape)
@@ -54,7 +54,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
 
 @cache
 def compiled_kernel() -> Callable[..., Tensor] | None:
-    """The CUDA kernel of `mamba_ssm`, or None where that package is not installed or does not fit this torch."""
+    """The `mamba_ssm` CUDA kernel, or None if that package is missing or doesn't match this version of torch."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError:
@@ -63,7 +63,7 @@ def compiled_kernel() -> Callable[..., Tensor] | None:
 
 
 def _scan_chunk(state: Tensor, rates: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs `[T, B, D]` and the last state `[B, N, D]` of T tokens that start in `state`; `rates` is `[N, D]`."""
+    """Outputs `[T, B, D]` and final state `[B, N, D]` of T tokens, starting from `state`; `rates` is `[N, D]`."""
     decay = torch.exp(delta[:, :, None] * rates)
     written = B[..., None] * (delta * u)[:, :, None]
     written = torch.cat([torch.addcmul(written[:1], decay[:1], state), written[1:]])
@@ -74,8 +74,8 @@ def _scan_chunk(state: Tensor, rates: Tensor, u: Tensor, delta: Tensor, B: Tenso
 class _Recurrence(torch.autograd.Function):
     """h[t] = a[t] h[t-1] + b[t] along the first dimension, from h = 0.
 
-    The gradient runs through the same recurrence backwards in time, so it needs a and h alone and not the
-    intermediate results of the scan.
+    The gradient follows the same recurrence backward in time, so it only needs a and h, not the scan's intermediate
+    results.
     """
 
     @staticmethod
@@ -88,17 +88,17 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
-        # What h[t] adds to the loss: its own gradient, and through h[t+1] that one's share times a[t+1].
+        # h[t] affects the loss directly (its own gradient) and through h[t+1] (that one's share times a[t+1]).
         share = _scan(a.roll(-1, 0).flip(0), grad.flip(0)).flip(0)
         return torch.cat([torch.zeros_like(h[:1]), share[1:] * h[:-1]]), share
 
 
 def _scan(a: Tensor, b: Tensor) -> Tensor:
-    """The recurrence for all t at once; `a[0]` has no effect.
+    """The recurrence for all t at once; `a[0]` is unused.
 
-    Two neighboring steps make one: h[t] = a[t] a[t-1] h[t-2] + (a[t] b[t-1] + b[t]). Half as many of these, by the
-    same rule, give h at every odd t, and one step from there gives it at every even t: twice the work of a loop,
-    in 2 log2(T) rounds.
+    Two neighboring steps merge into one: h[t] = a[t] a[t-1] h[t-2] + (a[t] b[t-1] + b[t]). Solving these half as many
+    steps recursively gives h at every odd t, and one more step gives it at every even t. That's twice the work of a
+    loop, but only 2 log2(T) rounds.
     """
     if len(b) == 1:
         return b

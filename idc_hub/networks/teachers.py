@@ -1,7 +1,7 @@
-"""Teachers make the HR side: uint8 LR patches in, uint8 HR patches out.
+"""Teachers generate the HR side: uint8 LR patches in, uint8 HR patches out.
 
-`load_teacher` turns a name, a file, a folder or a Hub id into a `Teacher`; a new kind of teacher is one more branch
-there and one function from patches to patches.
+`load_teacher` turns a name, file, folder, or Hub id into a `Teacher`. To add a kind of teacher, add a branch there
+and a function from patches to patches.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,39 +22,40 @@ from idc_hub.networks.foreign import card_license, kind_of, load_foreign, name_o
 from idc_hub.networks.registry import load, locate, read_config, weights_sha256
 
 KINDS = {
-    "bicubic": "the word bicubic: MATLAB's imresize",
-    "network": "a network of idc-hub: a name, a folder that `idc train` wrote, or such a model on the Hub",
-    "spandrel": "a checkpoint file that spandrel recognizes (.safetensors, .pth, .pt, .ckpt); extra spandrel",
-    "transformers": "a Swin2SRForImageSuperResolution: a folder or a model on the Hub; extra diffusion",
-    "diffusers": "an LDMSuperResolutionPipeline or a StableDiffusionUpscalePipeline, likewise; extra diffusion",
-    "module": "package.module:build, a function of an installed package; build(scale=4) gives a torch.nn.Module "
-    "from RGB in [0, 1] to RGB in [0, 1]. Naming it runs its code",
+    "bicubic": "the word bicubic, for MATLAB's imresize",
+    "network": "an idc-hub network: a name, a folder from `idc train`, or a Hub model",
+    "spandrel": "a checkpoint that spandrel recognizes (.safetensors, .pth, .pt, .ckpt); needs the spandrel extra",
+    "transformers": "a Swin2SRForImageSuperResolution folder or Hub model; needs the diffusion extra",
+    "diffusers": "an LDMSuperResolutionPipeline or StableDiffusionUpscalePipeline folder or Hub model; needs the "
+    "diffusion extra",
+    "module": "package.module:build, a function in an installed package; build(scale=4) returns a torch.nn.Module "
+    "from RGB in [0, 1] to RGB in [0, 1]. This runs its code",
 }
-"""Every kind of teacher, and what to name for it."""
+"""Kinds of teachers, and how users specify each."""
 
 MARGIN = 8
-"""LR pixels mirrored around a patch before a network sees it, and cut off again.
+"""LR pixels to mirror around a patch before a network sees it, and to crop afterwards.
 
-Networks pad with zeros, which no photograph has around it: without the margin HR patches get a frame, 17 gray
-levels deep on a flat color (edsr-small, x4). The mirror repeats the outermost pixel, as MATLAB's `imresize`
-does. On 60 patches of photographs the outer 8 HR pixels are then as good as without a margin (24.72 against
-24.73 dB); torch's own `reflect`, whose mirror lies on the outermost pixel, makes them 0.6 dB worse.
+Networks pad with zeros, which real photographs don't have around them. Without the margin, HR patches get a
+frame: 17 gray levels off on a flat color (edsr-small, x4). The mirror image repeats the outermost pixel, as in
+MATLAB's `imresize`. On 60 photo patches, the outer 8 HR pixels are then as good as without a margin (24.72 vs.
+24.73 dB). Torch's `reflect`, which doesn't repeat that pixel, makes them 0.6 dB worse.
 """
 
 
 @dataclass
 class Teacher:
-    """What makes HR from LR: call it with uint8 `[B, 3, h, w]`, get uint8 `[B, 3, scale*h, scale*w]`.
+    """Generates HR from LR: maps uint8 `[B, 3, h, w]` to uint8 `[B, 3, scale*h, scale*w]`.
 
     Attributes:
-        name: What the HR version is called unless the recipe says otherwise.
+        name: Default name of the HR version.
         kind: One of `KINDS`.
-        scale: How much larger HR is.
-        weights_sha256: Digest of the weights' file, or of the weights; None for what has none.
-        license: License of the weights as the files beside them state it; None where they say nothing.
-        upscale: The function behind the call.
-        settings: Of a diffusion pipeline: "pipeline", "scheduler", "steps", "seed", "guidance", "prompt".
-        largest_batch: Patches that fit into memory together; None while nothing has gone wrong.
+        scale: HR size over LR size.
+        weights_sha256: Digest of the weights file or of the weights; None without weights.
+        license: License of the weights, as stated by the files next to them; None if they don't.
+        upscale: The function that does the work.
+        settings: For a diffusion pipeline, "pipeline", "scheduler", "steps", "seed", "guidance", and "prompt".
+        largest_batch: How many patches fit into memory at once; None until memory runs out.
     """
 
     name: str
@@ -67,16 +68,16 @@ class Teacher:
     largest_batch: int | None = field(default=None, init=False)
 
     def __call__(self, lr: Tensor) -> Tensor:
-        """HR patches, on the CPU. A batch that does not fit into memory is halved, and so are those after it.
+        """HR patches, on the CPU. If a batch doesn't fit into memory, this and later batches are halved.
 
         Raises:
-            NetworkError: `lr` is not uint8 `[B, 3, h, w]`, what comes back is not its HR, or not even a single
-                patch fits into memory.
+            NetworkError: `lr` isn't uint8 `[B, 3, h, w]`, the result has the wrong shape or dtype, or even a single
+                patch doesn't fit into memory.
         """
         if lr.dtype != torch.uint8 or lr.ndim != 4 or lr.shape[1] != 3:
             raise NetworkError(
                 f"A teacher takes uint8 patches [B, 3, h, w], not {lr.dtype} {list(lr.shape)}.",
-                hint="Round the patches to uint8 first: HR must belong to what a consumer reads.",
+                hint="Round the patches to uint8 first, so that HR matches the LR that users load.",
             )
         done: list[Tensor] = []
         while len(lr) or not done:
@@ -91,7 +92,7 @@ class Teacher:
         return torch.cat(done)
 
     def _attempt(self, lr: Tensor) -> Tensor | None:
-        """The HR of one batch; None where it does not fit into memory."""
+        """HR for one batch; None if it doesn't fit into memory."""
         try:
             hr = self.upscale(lr)
         except (RuntimeError, MemoryError) as error:
@@ -99,7 +100,7 @@ class Teacher:
                 raise
             if len(lr) <= 1:
                 raise NetworkError(
-                    f"The memory does not hold what the teacher {self.name} needs for one patch of {lr.shape[2]} x "
+                    f"The teacher {self.name} runs out of memory on a single patch of {lr.shape[2]} x "
                     f"{lr.shape[3]} pixels.",
                     hint="Free memory, use a larger device, or choose a smaller teacher.",
                 ) from error
@@ -107,38 +108,43 @@ class Teacher:
         expected = (len(lr), 3, lr.shape[2] * self.scale, lr.shape[3] * self.scale)
         if hr.dtype != torch.uint8 or tuple(hr.shape) != expected:
             raise NetworkError(
-                f"The teacher {self.name} gave {hr.dtype} {list(hr.shape)} for {len(lr)} patches, "
+                f"The teacher {self.name} returned {hr.dtype} {list(hr.shape)} for {len(lr)} patches, "
                 f"not uint8 {list(expected)}."
             )
         return hr
 
+<<<<<<< HEAD
     def make_hr(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
         """HR patches, whichever patches they are: a teacher sees nothing but LR."""
+=======
+    def answer(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
+        """HR patches. The keys don't matter: a teacher only looks at LR."""
+>>>>>>> 7db4a06 (from c)
         return self(lr)
 
     def describe(self) -> dict[str, Any]:
-        """The facts for `idc.json`."""
+        """Facts for `idc.json`."""
         facts = ("name", "kind", "scale", "weights_sha256", "license")
         return {fact: getattr(self, fact) for fact in facts} | self.settings
 
 
 def load_teacher(spec: str | Path, *, scale: int, device: str | torch.device = "cpu", **settings: Any) -> Teacher:
-    """The teacher that `spec` names.
+    """Load the teacher that `spec` names.
 
     Args:
-        spec: What to name for each kind of teacher stands in `KINDS`.
-        scale: The scale of the LR patches' recipe.
-        device: Where a network runs.
-        **settings: Of a diffusion pipeline, as in `load_diffusion`: `steps`, `guidance`, `prompt`, `seed`.
+        spec: See `KINDS`.
+        scale: The recipe's scale.
+        device: Where to run a network.
+        **settings: For a diffusion pipeline: `steps`, `guidance`, `prompt`, and `seed`, as in `load_diffusion`.
 
     Raises:
-        NetworkError: There is no such teacher, it is made for another scale, cannot be loaded, takes no such
-            setting, or needs a package that is not installed (the sentence says how to install it).
-        HubError: The Hub did not answer.
+        NetworkError: There is no such teacher, it is made for another scale, can't be loaded, doesn't take such a
+            setting, or needs a package that isn't installed (the message says how to install it).
+        HubError: The Hub can't be reached.
     """
     kind, path = kind_of(spec)
     if settings and kind != "diffusers":
-        raise NetworkError(f"{spec} is no diffusion pipeline and takes no {', '.join(settings)}.")
+        raise NetworkError(f"{spec} isn't a diffusion pipeline and doesn't take {', '.join(settings)}.")
     device = torch.device(device)
     if kind == "bicubic":
         return Teacher("bicubic", kind, scale, None, None, partial(_upscale_bicubic, scale=scale))
@@ -171,22 +177,22 @@ def upscale(
     multiple: int = 1,
     device: torch.device | None = None,
 ) -> Tensor:
-    """uint8 in, uint8 out through a network, in float32.
+    """Run a network in float32 on uint8 patches.
 
     Args:
         network: Maps float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`.
         lr: uint8 `[B, 3, h, w]`.
-        margin: LR pixels to mirror on each side and cut off again. 0 is what the literature evaluates with.
-        multiple: The network's input is mirrored further, until its sides are multiples of this.
-        device: Where the network is; None: where the first parameter of this `nn.Module` is.
+        margin: LR pixels to mirror on each side and crop afterwards. The literature evaluates with 0.
+        multiple: Mirror further until the sides of the input are multiples of this.
+        device: The network's device. Defaults to that of its first parameter if it is an `nn.Module`.
 
     Returns:
-        uint8 `[B, 3, scale*h, scale*w]` on the CPU: clamped, halves rounded up.
+        uint8 `[B, 3, scale*h, scale*w]` on the CPU, clamped, with halves rounded up.
     """
     if device is None and isinstance(network, nn.Module):
         device = next(network.parameters()).device
     x = _mirror(lr.to(device).float() / 255, margin, multiple)
-    # cuDNN would otherwise compute float32 convolutions with TF32's 10 bits.
+    # Otherwise cuDNN may run float32 convolutions in TF32, with a 10-bit mantissa.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         hr = network(x)
     scale = hr.shape[2] // x.shape[2]
@@ -196,17 +202,17 @@ def upscale(
 
 
 def _mirror(x: Tensor, margin: int, multiple: int) -> Tensor:
-    """`x` with mirrors of itself around it; the outermost pixels are repeated."""
+    """Surround `x` with its mirror image, which repeats the outermost pixels."""
     for axis in (2, 3):
         length = x.shape[axis]
         end = ceil((length + 2 * margin) / multiple) * multiple - margin
-        index = torch.arange(-margin, end, device=x.device) % (2 * length)  # to and fro: 0 1 2 2 1 0 0 1 ...
+        index = torch.arange(-margin, end, device=x.device) % (2 * length)  # back and forth: 0 1 2 2 1 0 0 1 ...
         x = x.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
     return x
 
 
 def _diffuse(diffusion: Diffusion, lr: Tensor, *, device: torch.device) -> Tensor:
-    # On a CPU a batch saves no time, and without one not even rounding depends on the other patches.
+    # On the CPU, batches save no time, and single patches keep even rounding independent of the others.
     answers = [
         upscale(
             partial(diffusion, generators=diffusion.generators(patches)),
@@ -228,13 +234,13 @@ def _upscale_bicubic(lr: Tensor, *, scale: int) -> Tensor:
 def _check_scale(spec: str | Path, found: int, wanted: int) -> None:
     if found != wanted:
         raise NetworkError(
-            f"{spec} is a network for x{found}, and x{wanted} was asked for.",
-            hint=f"Set the scale to {found}, or choose a network made for x{wanted}.",
+            f"{spec} is an x{found} network, but x{wanted} was requested.",
+            hint=f"Set the scale to {found}, or choose an x{wanted} network.",
         )
 
 
 def _try(teacher: Teacher, spec: str | Path) -> None:
-    """Let somebody else's function answer for one patch now, not after hours of condensation."""
+    """Try a third-party function on one patch now, rather than fail after hours of condensation."""
     try:
         teacher(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     except NetworkError:
@@ -244,6 +250,6 @@ def _try(teacher: Teacher, spec: str | Path) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may help: of the GPU by its class, elsewhere by what torch says."""
+    """Whether a smaller batch may help, judging by the error's class on CUDA and by its message elsewhere."""
     said = ("can't allocate memory", "MPS backend out of memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(text in str(error) for text in said)

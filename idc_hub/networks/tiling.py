@@ -1,4 +1,4 @@
-"""Large images through a network piece by piece, so that the memory depends on the piece alone."""
+"""Run a network on a large image tile by tile, so memory depends only on the tile size."""
 
 from collections.abc import Callable
 
@@ -12,25 +12,25 @@ from idc_hub.errors import NetworkError
 def tiled(network: Callable[[Tensor], Tensor], lr: Tensor, *, tile: int, overlap: int) -> Tensor:
     """The network's output, computed tile by tile.
 
-    Each tile sees `overlap` more pixels on all sides, or up to the edge of the image, and only its own pixels are
-    kept. Where the network looks no further than that, the result is that of the whole image; where it looks
-    further (attention), pixels near a seam differ a little. With `tile` and `overlap` multiples of a
-    network's window, the windows of the tiles are those of the whole image.
+    Each tile also sees up to `overlap` pixels on every side, but only its own pixels are kept. If the network's
+    receptive field fits within the overlap, the result equals that of the whole image. If not (attention), pixels
+    near seams differ slightly. If `tile` and `overlap` are multiples of a network's window, tiles and the whole
+    image are divided into the same windows.
 
     Args:
         network: Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`.
         lr: Float `[B, 3, h, w]` in [0, 1].
-        tile: Side of a tile in LR pixels.
-        overlap: LR pixels that a tile sees beyond its own side.
+        tile: Tile side in LR pixels.
+        overlap: How far a tile sees beyond its own pixels, in LR pixels.
 
     Returns:
-        Float `[B, 3, scale*h, scale*w]`, without gradient.
+        Float `[B, 3, scale*h, scale*w]`, without gradients.
 
     Raises:
-        NetworkError: `tile` is not positive, or `overlap` is negative.
+        NetworkError: `tile` isn't positive, or `overlap` is negative.
     """
     if tile < 1 or overlap < 0:
-        raise NetworkError(f"Tiles of {tile} pixels with an overlap of {overlap} are none.", hint="Try 64 and 16.")
+        raise NetworkError(f"{tile}-pixel tiles with an overlap of {overlap} are impossible.", hint="Try 64 and 16.")
     height, width = lr.shape[2:]
     hr: Tensor | None = None
     for top in range(0, height, tile):

@@ -160,7 +160,7 @@ def test_pushing_again_sends_what_is_new_and_keeps_the_prose(
     [
         ("alice/tiny", {}, 2, "A model is not pushed without a license"),
         ("alice/a--b", {"license": "mit"}, 4, "is no name for a model"),
-        ("alice/llm", {"license": "mit"}, 4, r"alice/llm/config\.json does not configure a network of idc-hub"),
+        ("alice/llm", {"license": "mit"}, 4, r"alice/llm/config\.json isn't an idc-hub network config"),
         ("alice/notes", {"license": "mit"}, 4, r"not a model made by idc: it has files, but no config\.json"),
         ("bob/tiny", {"license": "mit"}, 4, "does not let this token do that to bob/tiny"),
         ("alice/tiny", {"license": "mit", "create_pr": True}, 4, "no model alice/tiny to open a pull request on"),

@@ -120,10 +120,10 @@ def test_the_gradient_reaches_the_patches_and_no_weight(publish: Publish) -> Non
     [
         ("layer.2", "has no module 'layer.2'. It has layers.2"),
         ("first", "has no module 'first'"),
-        ("unused", "does not use its module 'unused'"),
-        ("shuffle", r"gives \[1, 3, 16, 16\] at 'shuffle' for LR patches \[1, 3, 8, 8\]"),
-        ("detached", "No gradient passes through my_module:build to 'detached'"),
-        ("after", "does not use its module 'after'"),
+        ("unused", "never calls its module 'unused'"),
+        ("shuffle", r"returns \[1, 3, 16, 16\] at 'shuffle' for LR patches \[1, 3, 8, 8\]"),
+        ("detached", "my_module:build passes no gradient from 'detached'"),
+        ("after", "never calls its module 'after'"),
     ],
 )
 def test_a_layer_that_gives_no_feature_map_is_refused_when_it_is_loaded(

@@ -115,7 +115,7 @@ def test_a_real_module_is_imported_from_the_path(tmp_path: Path, monkeypatch: py
     (tmp_path / "nearest_teacher.py").write_text(
         "import torch\n\ndef build(scale):\n    return torch.nn.Upsample(scale_factor=scale)\n"
     )
-    with pytest.raises(NetworkError, match="cannot be imported: No module named 'nearest_teacher'"):
+    with pytest.raises(NetworkError, match="can't be imported: No module named 'nearest_teacher'"):
         load_teacher("nearest_teacher:build", scale=2)
     monkeypatch.syspath_prepend(tmp_path)
     assert load_teacher("nearest_teacher:build", scale=2)(noise()).shape == (3, 3, 16, 16)
@@ -128,10 +128,10 @@ def fail(*, scale: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (None, "cannot be imported"),
+        (None, "can't be imported"),
         (fail, r"failed with scale=4 \(FileNotFoundError: weights\.pth\)"),
         (lambda: Repeat(4), r"failed with scale=4 \(TypeError"),
-        (lambda *, scale: "a network", "gave a str, not a torch.nn.Module"),
+        (lambda *, scale: "a network", "returned a str, not a torch.nn.Module"),
         (lambda *, scale: Repeat(2), r"\[1, 3, 64, 64\] for 1 patches, not uint8 \[1, 3, 128, 128\]"),
         (lambda *, scale: nn.Conv2d(1, 3, 1), r"failed on a patch of 32 x 32 pixels \(RuntimeError"),
     ],
@@ -221,14 +221,14 @@ def test_swin2sr_makes_an_hr_version(repo: Path, tmp_path: Path) -> None:
 
 def test_swin2sr_of_another_scale_or_without_safetensors_is_refused(tmp_path: Path) -> None:
     network = swin2sr(tmp_path)
-    with pytest.raises(NetworkError, match="is a network for x2, and x4 was asked for"):
+    with pytest.raises(NetworkError, match="is an x2 network, but x4 was requested"):
         load_teacher(tmp_path, scale=4)
     (tmp_path / "model.safetensors").unlink()
     torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(NetworkError, match=r"holds no model\.safetensors"):
+    with pytest.raises(NetworkError, match=r"contains no model\.safetensors"):
         load_teacher(tmp_path, scale=2)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(NetworkError, match="cannot be loaded as a Swin2SRForImageSuperResolution"):
+    with pytest.raises(NetworkError, match="can't be loaded as a Swin2SRForImageSuperResolution"):
         load_teacher(tmp_path, scale=2)
 
 
@@ -246,5 +246,5 @@ def test_a_missing_extra_is_one_sentence_with_the_command(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(NetworkError) as caught:
         load_teacher(spec, scale=2)
-    assert f"{spec} needs {package}, which cannot be imported" in caught.value.message
+    assert f"{spec} needs {package}, which can't be imported" in caught.value.message
     assert caught.value.hint == f"Install it with: pip install 'idc-hub[{extra}]'"

@@ -341,19 +341,19 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
 
 @pytest.mark.parametrize("layer", [0, 3, -1, "middle", True, 1.5])
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(layer: Any) -> None:
-    with pytest.raises(NetworkError, match=r'Its layers are 1 to 2, "first", "last", "norm" and "body"\.'):
+    with pytest.raises(NetworkError, match=r'Its layers are 1 to 2, "first", "last", "norm", and "body"\.'):
         tiny(light=True).features(torch.rand(1, 3, 4, 4, dtype=torch.float64), layer)
 
 
 @pytest.mark.parametrize("name", ["mambairv2-light", "mambairv2"])
 def test_a_scale_that_does_not_exist_is_refused(name: str) -> None:
-    with pytest.raises(NetworkError, match="2, 3 and 4, not for 8"):
+    with pytest.raises(NetworkError, match="MambaIRv2 supports scales 2, 3, and 4, not 8"):
         networks.create(name, scale=8)
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused() -> None:
     arguments = networks.create("mambairv2-light").arguments
-    with pytest.raises(NetworkError, match="5 attention heads cannot share 48 channels"):
+    with pytest.raises(NetworkError, match="5 attention heads can't split 48 channels evenly"):
         MambaIRv2(**{**arguments, "heads": 5})
 
 

@@ -95,7 +95,7 @@ def test_a_direct_upsampler_adds_one_shuffled_convolution_to_the_bicubic_enlarge
 
 
 def test_an_upsampler_that_edsr_does_not_have_is_refused() -> None:
-    with pytest.raises(NetworkError, match="pixelshuffle and pixelshuffledirect, not nearest"):
+    with pytest.raises(NetworkError, match="no upsampler 'nearest'"):
         EDSR(channels=4, blocks=1, upsampler="nearest")
 
 
@@ -111,7 +111,7 @@ def test_features_are_the_reference_s_feature_maps(layer: int | str) -> None:
 
 @pytest.mark.parametrize("layer", [0, 4, -1, "middle", True, 1.5])
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(layer: Any) -> None:
-    with pytest.raises(NetworkError, match=r'Its layers are 1 to 3, "first", "last" and "body"\.'):
+    with pytest.raises(NetworkError, match=r'Its layers are 1 to 3, "first", "last", and "body"\.'):
         tiny().features(torch.rand(1, 3, 4, 4), layer)
 
 
@@ -137,7 +137,7 @@ def test_state_dict_keys_are_those_of_the_published_checkpoints(scale: int, upsa
 
 @pytest.mark.parametrize("scale", [0, 1, 5, 8])
 def test_a_scale_that_edsr_does_not_have_is_refused(scale: int) -> None:
-    with pytest.raises(NetworkError, match=f"2, 3 and 4, not for {scale}"):
+    with pytest.raises(NetworkError, match=f"EDSR supports scales 2, 3, and 4, not {scale}"):
         networks.create("edsr-small", scale=scale)
 
 
@@ -195,16 +195,16 @@ def edit_weights(folder: Path, key: str, value: torch.Tensor | None) -> None:
 
 
 BREAKAGES = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"holds no config\.json"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"holds no model\.safetensors"),
-    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"contains no config\.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"contains no model\.safetensors"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json can't be read"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "architecture, arguments, name, scale"),
     "foreign config": (lambda f: (f / "config.json").write_text('{"scale": 4}'), "architecture, arguments, name mis"),
     "unknown architecture": (lambda f: edit_config(f, architecture="os.system"), "names the architecture 'os.system'"),
-    "unknown argument": (lambda f: edit_config(f, arguments={"chanels": 4}), "cannot be made from these arguments"),
+    "unknown argument": (lambda f: edit_config(f, arguments={"chanels": 4}), "can't be built from these arguments"),
     "impossible argument": (
         lambda f: edit_config(f, arguments={"channels": -4, "blocks": 1}),
-        "cannot be made from these arguments",
+        "can't be built from these arguments",
     ),
     "other size": (
         lambda f: edit_config(f, arguments={"channels": 5, "blocks": 3}),
@@ -212,7 +212,7 @@ BREAKAGES = {
     ),
     "fewer blocks": (
         lambda f: edit_config(f, arguments={"channels": 4, "blocks": 2}),
-        r"body\.2\.conv\d\.\w+ is not part of it \(and 3 more\)",
+        r"body\.2\.conv\d\.\w+ is unexpected \(and 3 more\)",
     ),
     "lacks a key": (lambda f: edit_weights(f, "conv_last.bias", None), r"conv_last\.bias is missing\."),
     "one shape": (
@@ -241,7 +241,7 @@ def test_a_broken_folder_is_refused_with_a_sentence(breakage: str, tmp_path: Pat
 
 def test_a_network_for_another_scale_is_refused_with_both_scales(tmp_path: Path) -> None:
     networks.save(tiny(scale=2), tmp_path)
-    with pytest.raises(NetworkError, match="is a network for x2, and x4 was asked for"):
+    with pytest.raises(NetworkError, match="is an x2 network, but x4 was requested"):
         networks.load(tmp_path, scale=4)
 
 
@@ -253,7 +253,7 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(function: Any) 
 
 def test_a_name_unlike_any_other_is_answered_with_all_of_them() -> None:
     with pytest.raises(
-        NetworkError, match=r"The names are edsr-tiny, edsr-small, edsr-baseline, edsr, swinir-light, .*\."
+        NetworkError, match=r"Known names are edsr-tiny, edsr-small, edsr-baseline, edsr, swinir-light, .*\."
     ):
         networks.load("qqq")
 
@@ -271,7 +271,7 @@ def test_the_bundled_network_loads_and_is_small() -> None:
 
 @pytest.mark.parametrize(("name", "scale"), [("edsr-small", 2), ("edsr-small", 3), ("edsr-baseline", 4)])
 def test_weights_that_are_not_bundled_are_said_to_be_so(name: str, scale: int) -> None:
-    with pytest.raises(NetworkError, match=f"No weights of {name} for x{scale} come with idc-hub, only edsr-small-x4"):
+    with pytest.raises(NetworkError, match=f"bundles no weights for {name} x{scale}, only edsr-small-x4"):
         networks.load(name, scale=scale)
 
 
@@ -314,11 +314,11 @@ for name in ("network", "half", "nothing"):
     offline = run(code, "offline", environment)  # the server is gone
     digest = networks.weights_sha256(tmp_path / "network")
     assert online[0] == offline[0] == digest
-    assert online[1] == "NetworkError alice/half holds no config.json. " + (
-        "A network is a folder with config.json and model.safetensors."
+    assert online[1] == "NetworkError alice/half contains no config.json. " + (
+        "A network folder needs config.json and model.safetensors."
     )
-    assert online[2].startswith("NetworkError There is no folder alice/nothing, and no such model on the Hub")
-    assert offline[2].startswith("HubError The network alice/nothing could not be fetched from the Hub")
+    assert online[2].startswith("NetworkError There is no folder alice/nothing, and no Hub model of that name")
+    assert offline[2].startswith("HubError Downloading the network alice/nothing from the Hub failed")
 
 
 def run(code: str, argument: str, environment: dict[str, str]) -> list[str]:

@@ -58,12 +58,12 @@ def test_what_is_refused(weights: dict[str, torch.Tensor], tmp_path: Path) -> No
     torch.save({"params": {"conv_first.weight": torch.zeros(1)}}, tmp_path / "small.pth")
     for name, sentence in (
         ("gone.pth", "There is no file"),
-        ("runs.pth", "cannot be read as weights alone.*holds code, which is never run"),
-        ("pickle.pth", "cannot be read as weights alone"),
-        ("cut.safetensors", "cannot be read as weights alone"),
-        ("cut.pth", "cannot be read as weights alone"),
-        ("list.pth", "holds no state dict"),
-        ("small.pth", "does not fit edsr-small for x2: Missing key.*Check the name of the network and --scale"),
+        ("runs.pth", "can't be read as pure weights.*contains code, which we never run"),
+        ("pickle.pth", "can't be read as pure weights"),
+        ("cut.safetensors", "can't be read as pure weights"),
+        ("cut.pth", "can't be read as pure weights"),
+        ("list.pth", "contains no state dict"),
+        ("small.pth", "doesn't fit edsr-small x2: Missing key.*Check the network's name and --scale"),
     ):
         with pytest.raises(NetworkError, match=sentence):
             import_weights(tmp_path / name, "edsr-small", tmp_path / "net", scale=2)
@@ -72,5 +72,5 @@ def test_what_is_refused(weights: dict[str, torch.Tensor], tmp_path: Path) -> No
 
     save_file(weights, tmp_path / "good.safetensors")
     import_weights(tmp_path / "good.safetensors", "edsr-small", tmp_path / "net", scale=2)
-    with pytest.raises(NetworkError, match="already holds a network"):
+    with pytest.raises(NetworkError, match="already contains a network"):
         import_weights(tmp_path / "good.safetensors", "edsr-small", tmp_path / "net", scale=2)

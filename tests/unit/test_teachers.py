@@ -154,9 +154,9 @@ def test_a_folder_is_a_teacher_and_its_license_is_what_it_states(tmp_path: Path)
 
 def test_a_teacher_of_another_scale_is_refused_with_both_scales(tmp_path: Path) -> None:
     networks.save(EDSR(channels=4, blocks=1, scale=2), tmp_path)
-    with pytest.raises(NetworkError, match="is a network for x2, and x4 was asked for"):
+    with pytest.raises(NetworkError, match="is an x2 network, but x4 was requested"):
         load_teacher(tmp_path, scale=4)
-    with pytest.raises(NetworkError, match="for x3 come with idc-hub, only edsr-small-x4"):
+    with pytest.raises(NetworkError, match="x3, only edsr-small-x4"):
         load_teacher("edsr-small", scale=3)
 
 
@@ -222,7 +222,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_so_are_the_next_ones(error: Exc
 
 def test_a_patch_that_does_not_fit_alone_is_one_sentence() -> None:
     teacher, sizes = short_of_memory(0, OUT_OF_MEMORY[0])
-    with pytest.raises(NetworkError, match="teacher large needs for one patch of 4 x 4 pixels"):
+    with pytest.raises(NetworkError, match="teacher large runs out of memory on a single patch of 4 x 4 pixels"):
         teacher(patches(3, size=4))
     assert sizes == [3, 1]
 

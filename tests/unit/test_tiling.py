@@ -75,5 +75,5 @@ def test_tiles_of_whole_windows_have_the_windows_of_the_whole_image() -> None:
 
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 8), (-4, 8), (16, -1)])
 def test_impossible_tiles_are_refused(tile: int, overlap: int) -> None:
-    with pytest.raises(NetworkError, match=r"Tiles of .+ are none\. Try 64 and 16\."):
+    with pytest.raises(NetworkError, match=r"tiles with an overlap of .+ are impossible\. Try 64 and 16\."):
         tiled(convolutional(2), photograph(8, 8), tile=tile, overlap=overlap)
