@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from idc_hub.condensation.assignment import TileGrid
 from idc_hub.condensation.condense import State, condense_instance, initial_patches, update_assignment
+from idc_hub.condensation.discrepancy import set_sums
 from idc_hub.condensation.objective import Objective, weighted
 from idc_hub.condensation.real_side import Draw, RealSide, extract
 from idc_hub.networks import create, load
@@ -112,12 +113,12 @@ class Paper:
     def tiles(self, raw: Tensor, draw: Draw) -> Tensor:
         """Unit-length local features, tile by tile: `[tiles, tile * tile, C_out]`."""
         tile = self.recipe.assignment.tile
-        maps = F.conv2d((raw - self.mean) / self.std, draw.rows, padding=draw.rows.shape[-1] // 2)
+        maps = F.conv2d((raw - self.mean) / self.std, draw.filters, padding=draw.filters.shape[-1] // 2)
         pieces = F.normalize(maps, dim=1).unfold(2, tile, tile).unfold(3, tile, tile)
-        return pieces.permute(0, 2, 3, 4, 5, 1).reshape(-1, tile * tile, len(draw.rows))
+        return pieces.permute(0, 2, 3, 4, 5, 1).reshape(-1, tile * tile, len(draw.filters))
 
     def function(self, tiles: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary part of the characteristic function of all rows of some tiles, each `[T]`."""
+        """Real and imaginary part of the characteristic function of all samples of some tiles, each `[T]`."""
         cosines, sines, count = [], [], tiles.shape[0] * tiles.shape[1]
         pieces = [tiles] if tiles.requires_grad else tiles.split(4096)
         for piece in pieces:
@@ -146,8 +147,8 @@ class Bench:
         self.clock = Clock(self.device)
         self.network = network(options.network).to(self.device).eval().requires_grad_(False)
         plain = recipe(options)
-        lr, offsets = photograph(options)
-        self.real = {"fp32": RealSide(lr.to(self.device), offsets, self.network, plain, "speed")}
+        lr = photograph(options)
+        self.real = {"fp32": RealSide(lr.to(self.device), self.network, plain, "speed")}
         grid = TileGrid(options.n, *self.real["fp32"].features.shape[2:], tile=plain.assignment.tile)
         self.state = State.start(initial_patches(self.real["fp32"], options.n), len(grid))
         # One event groups all tiles and the next one pairs them; 26 events cost no more than these two 26 times.
@@ -159,7 +160,7 @@ class Bench:
         self.objectives = {"fp32": Objective(self.real["fp32"], grid, plain)}
         if "bf16" in (options.features, options.transform):
             spec = recipe(options, features=options.features, transform=options.transform)
-            self.real["bf16"] = RealSide(lr.to(self.device), offsets, self.network, spec, "speed")
+            self.real["bf16"] = RealSide(lr.to(self.device), self.network, spec, "speed")
             self.real["bf16"].labels = self.real["fp32"].labels  # rounding may move a tile to another group
             self.real["bf16"].sizes = self.real["fp32"].sizes
             self.objectives["bf16"] = Objective(self.real["bf16"], grid, spec)
@@ -181,7 +182,7 @@ class Bench:
             expected = self.paper(raw, self.state.assignment.group, self.state.assignment.partner, name)
             for precision, objective in self.objectives.items():
                 spec = self.real[precision].recipe
-                terms, _ = objective(extract(self.network, self.state.patches, spec), self.state.shifts, 0)
+                terms = objective(extract(self.network, self.state.patches, spec), 0)
                 pairs = [(float(terms[term]), float(expected[term])) for term in expected]
                 pairs.append(tuple(float(sum(weighted(found, spec).values())) for found in (terms, expected)))
                 worst[precision] = max(abs(mine - other) / other for mine, other in pairs)
@@ -208,15 +209,13 @@ class Bench:
         """One iteration of the library, by parts."""
         clock, state, objective = self.clock, self.state, self.objectives[precision]
         spec = self.real[precision].recipe
-        objective(
-            self._leaf(precision), state.shifts, number
-        )  # a draw that is met for the first time belongs to the set-up
+        objective(self._leaf(precision), number)  # the first use of a draw belongs to the setup
         raw = clock.measure(f"{precision} features forward", lambda: extract(self.network, state.patches, spec))
         leaf = raw.detach().requires_grad_()
 
         def losses() -> None:
-            terms, penalty = objective(leaf, state.shifts, number)
-            (sum(weighted(terms, spec).values()) + penalty).backward()  # type: ignore[union-attr]
+            terms = objective(leaf, number)
+            sum(weighted(terms, spec).values()).backward()  # type: ignore[union-attr]
 
         clock.measure(f"{precision} losses", losses)
         clock.measure(f"{precision} features backward", lambda: raw.backward(leaf.grad))
@@ -232,19 +231,20 @@ class Bench:
         real = self.real[precision]
 
         def transform() -> Tensor:
-            rows = real.rows(real.normalize(leaf), draw)
-            rows.backward(torch.ones_like(rows))
-            return rows.detach().requires_grad_()
+            samples = real.samples(real.normalize(leaf), draw)
+            samples.backward(torch.ones_like(samples))
+            return samples.detach().requires_grad_()
 
-        rows = clock.measure(f"{precision} transform", transform)
+        samples = clock.measure(f"{precision} transform", transform)
 
         def distributions() -> None:
-            terms = objective.distribution_terms(*objective.sums(rows, draw, piece), targets)
+            sums = set_sums(samples, draw.freqs, piece.members, real.recipe.loss)
+            terms = objective.distribution_terms(sums, targets)
             sum(weighted(terms, real.recipe).values()).backward()  # type: ignore[union-attr]
 
         clock.measure(f"{precision} instance and group", distributions)
-        partners = objective.partner_rows(number, draw, self.state.shifts, real.statistics, piece)
-        clock.measure(f"{precision} pair", lambda: objective.pair_term(rows, partners, piece).backward())
+        partners = objective.partner_samples(number, draw, real.statistics, piece)
+        clock.measure(f"{precision} pair", lambda: objective.pair_term(samples, partners, piece).backward())
 
     def precompute(self, precision: str, number: int) -> None:
         """The real side at one draw."""
@@ -326,10 +326,10 @@ def scaling(chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
     spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"steps": SHORT})})
     clock, extractor = Clock(torch.device(chosen.device)), network(chosen.network).to(chosen.device).eval()
     extractor.requires_grad_(False)
-    lr, offsets = photograph(chosen)
+    lr = photograph(chosen)
     for number in range(4):
         run = lambda number=number: condense_instance(  # noqa: E731
-            lr, offsets, chosen.n, extractor, spec, f"photograph-{number}"
+            lr, chosen.n, extractor, spec, f"photograph-{number}"
         )
         clock.measure("photograph", run)
     totals = {str(images): sum(clock.times["photograph"][:images]) for images in (1, 2, 4)}
@@ -361,14 +361,13 @@ def network(name: str) -> nn.Module:
     return load(name) if Path(name).is_dir() or name == "edsr-small" else create(name)
 
 
-def photograph(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """uint8 `[N, 3, size, size]` crops of a smooth random picture, and their places: time depends on shapes alone."""
+def photograph(options: argparse.Namespace) -> Tensor:
+    """uint8 `[N, 3, size, size]` crops of a smooth random picture: time depends on shapes alone."""
     rng = torch.Generator().manual_seed(0)
     coarse = torch.rand(options.N, 3, 8, 8, generator=rng)
     lr = F.interpolate(coarse, size=(options.size, options.size), mode="bicubic")
     lr = lr + 0.1 * torch.rand(lr.shape, generator=rng)
-    places = torch.arange(options.N) * (options.size // 2)
-    return (lr.clamp(0, 1) * 255).round().byte(), torch.stack([places, places], dim=1)
+    return (lr.clamp(0, 1) * 255).round().byte()
 
 
 def memory(device: torch.device) -> float:

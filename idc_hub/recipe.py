@@ -1,8 +1,8 @@
-"""A Recipe is everything that defines a condensation: one YAML file, checked before anything starts.
+"""A recipe defines a condensation completely: one YAML file, checked before anything starts.
 
 Section and appendix numbers in the descriptions of the keys refer to the paper (arXiv 2505.21099).
-There are two presets: the defaults below are `preset: default`, and `preset: paper` replaces those that `PAPER`
-lists. A key that is written out wins over either.
+There are two presets. The defaults below are `preset: default`; `preset: paper` replaces the values listed in `PAPER`.
+A key that is written out overrides either preset.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from idc_hub.errors import RecipeError
 from idc_hub.recipe_reader import (
@@ -32,34 +32,34 @@ from idc_hub.recipe_reader import (
     Draft,
     Fraction,
     Name,
+    Numeral,
     Odd,
     Real,
     Sha256,
-    Switch,
     Text,
     Weight,
     Whole,
+    as_list,
     explain,
     find_recipe,
+    format_value,
     label_of,
-    listed,
     sections_of,
-    shown,
     whole,
 )
 
+_MODULE_PATH = r"[^\W\d]\w*(\.\w+)*"
+
 
 def _layer(value: object) -> int | str:
-    if isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.\w+)*", value):
+    if isinstance(value, str) and re.fullmatch(_MODULE_PATH, value):
         return value
     try:
         block = whole(value)
     except ValueError:
         block = 0
     if block < 1:
-        raise ValueError(
-            "should be pixels, first, last, body, the path of a module or the number of a block, from 1 on"
-        )
+        raise ValueError("should be pixels, first, last, body, the path of a module or the number of a block, from 1")
     return block
 
 
@@ -74,24 +74,28 @@ def _layers(value: object) -> int | str | tuple[int | str, ...]:
 
 def _version_name(value: str) -> str:
     if value in ("data", "default"):
-        raise ValueError("should be another name: the Hub keeps this one for itself")
+        raise ValueError("should be another name: the Hub reserves this one")
     return value
 
 
+_Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=f"^{_MODULE_PATH}$")] | Numeral
+_Layers = _Layer | Annotated[list[_Layer], Field(min_length=1)]
+
+
 class Section(BaseModel):
-    """What all parts of a recipe share: unknown keys are errors, values never change."""
+    """Base of all parts of a recipe: unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Source(Section):
-    """The photographs. Not part of `lr_recipe_hash`: a Run holds each photograph to its own sha256."""
+    """The photographs. Not part of `lr_recipe_hash`: a Run checks each photograph against its own sha256."""
 
     path: Text
     """Where the photographs are: a folder, a zip, a Hub dataset id, or package:NAME/SUBDIR for a folder of an
     installed Python package. A relative path starts at the current directory."""
-    include: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
-    """File name patterns (globs) of the photographs to take; empty: all of them."""
+    include: Annotated[tuple[Text, ...], BeforeValidator(as_list, json_schema_input_type=list[Text] | Text)] = ()
+    """File name patterns (globs) of the photographs to use; empty: all of them."""
     split: Text = "train"
     """Split of a Hub dataset."""
     column: Text | None = None
@@ -99,28 +103,24 @@ class Source(Section):
     revision: Text | None = None
     """Branch, tag or commit of a Hub dataset; null: its main branch."""
     limit: Count | None = None
-    """Take only the first so many photographs, in the order of their ids; null: all."""
+    """Use only the first photographs, in the order of their ids, up to this number; null: all."""
 
 
 class Patches(Section):
-    """How photographs become LR patches, and how many synthetic ones stand for them (sections 3.1 and 4)."""
+    """How photographs become real LR patches, and how many synthetic ones represent them (sections 3.1 and 4)."""
 
     size: Count = 64
     """Side of an LR patch, in LR pixels; the HR patch is `scale` times as large."""
     stride: Count = 32
-    """Distance between neighboring windows, in LR pixels."""
-    tail: Switch = True
-    """Add one window flush with the far edge where the stride leaves pixels over."""
+    """Distance between neighboring patches, in LR pixels. Where it leaves pixels over, one more patch is flush with the
+    far edge."""
     ratio: Annotated[Real, Field(gt=0, le=1)] = 0.1
-    """Condensation ratio r: synthetic patches per real patch (section 3.1)."""
+    """Condensation ratio r: synthetic patches per real patch (section 3.1), over all photographs together."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
-    """Synthetic patches that every photograph gets at least."""
+    """Minimum number of synthetic patches of a photograph."""
     complexity: Literal["all", "above-mean"] = "above-mean"
-    """Which real patches the synthetic ones stand for: all of a photograph (the paper), or those whose edges, by their
-    mean Sobel response, are at least as strong as the mean of its patches. The ratio counts all in either case."""
-    rounding: Literal["cumulative", "floor", "round", "ceil"] = "cumulative"
-    """How ratio x windows becomes whole: cumulative keeps the total over all photographs exact, the others
-    round for each photograph alone."""
+    """Which real patches the synthetic ones represent: all of a photograph (the paper), or those whose edges, measured
+    by the mean Sobel response, are at least as strong as the photograph's mean. The ratio always counts all."""
 
 
 class Features(Section):
@@ -130,51 +130,50 @@ class Features(Section):
     """The feature extractor: a bundled name, a folder, a Hub id, a checkpoint file or package.module:build."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of the extractor's weights file; null: filled in when a Run begins."""
-    layer: Annotated[int | str | tuple[int | str, ...], BeforeValidator(_layers)] = "first"
-    """Whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
-    body, which ends with the closing convolution and the skip. Early blocks see color best. Of any network: the
-    path of an inner module, such as layers.3 (as PyTorch's `named_modules` counts). `pixels` are the LR pixels
-    themselves. The maps of a list of layers are stacked: [pixels, first]."""
+    layer: Annotated[int | str | tuple[int | str, ...], BeforeValidator(_layers, json_schema_input_type=_Layers)] = (
+        "first"
+    )
+    """The layer whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
+    body, which ends with the closing convolution and the skip connection. Early blocks represent color best. Of any
+    network: the path of an inner module, such as layers.3 (as in PyTorch's `named_modules`). `pixels` are the LR pixels
+    themselves. A list of layers stacks their maps: [pixels, first]."""
     statistics: Literal["real", "own", "joint", "none"] = "real"
-    """Whose mean and deviation normalize the channels of the feature maps (batch normalization, section 3.2):
-    those of the real patches, each side's own, those of both together, or nobody's."""
-    real_patches: Count | None = None
-    """Use at most so many real patches of a photograph, drawn once; null: all (the paper)."""
+    """Mean and deviation that normalize the channels of the feature maps (batch normalization, section 3.2): those
+    of the real patches, each side's own, those of both sides together, or none."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network, and what real feature maps are kept in; bf16 is automatic mixed precision."""
+    """Precision of the network and of the stored real feature maps; bf16 is automatic mixed precision."""
 
 
 class Transform(Section):
-    """What turns feature maps into local features: random local Fourier features, or an alternative of table 7."""
+    """How feature maps become local features: random local Fourier features (RLFF) or an alternative of table 7."""
 
     kind: Literal["rlff", "identity", "dct", "dwt"] = "rlff"
-    """Random rows of the Fourier matrix of local neighborhoods (section 3.2), the feature maps' own channels, random
-    rows of the cosine matrix, or Haar wavelets at full resolution (table 7: x1, x2, x3). Identity and dwt draw no
-    rows: there kernel_size, channels, rows and replacement change nothing."""
+    """Random rows of the Fourier matrix of local neighborhoods (section 3.2), the channels of the feature maps, random
+    rows of the cosine matrix, or Haar wavelets at full resolution (table 7: x1, x2, x3). Identity and dwt draw
+    nothing and ignore kernel_size, channels and rows."""
     unfold: Literal["pixels", "tiles", "patches"] = "pixels"
-    """What one sample of the distributions is: the local feature of a pixel (section 3.2, unfolding), those of a
-    tile together (table 2: v2, v6), or those of a whole patch (v1), where there can be neither groups nor pairs."""
+    """What one sample of the distributions is: the local feature of a pixel (section 3.2, unfolding), those of a tile
+    together (table 2: v2, v6), or those of a whole patch (v1), which excludes groups and pairs."""
     kernel_size: Odd = 7
     """Side k of the local neighborhood, in feature-map pixels (appendix C.1: 7)."""
     channels: Count = 256
-    """Rows drawn, C_out (appendix C.1: 256)."""
+    """Number of filters to draw, C_out (appendix C.1: 256)."""
     rows: Literal["literal", "unique"] = "unique"
-    """Draw from all 2C' rows of equation 4, where nearly every row has a twin, or from an orthogonal half; of rlff."""
-    replacement: Switch = False
-    """Draw rows with replacement."""
+    """For rlff: draw from all 2C' rows of equation 4, where nearly every row has a mirrored twin, or from an orthogonal
+    half of them."""
     padding: Literal["reflect", "zero", "valid"] = "reflect"
-    """What stands beyond the border of the feature map; valid leaves the border out."""
+    """Padding beyond the border of the feature map; valid leaves the border out."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of local features and of their products with frequencies; bf16 is several times as fast where
-    the processor has it. Sums, cosines, sines and means are fp32 in either case."""
+    """Precision of local features and their products with frequencies; bf16 is several times faster where the hardware
+    supports it. Sums, cosines, sines and means are always fp32."""
 
     @property
     def neighborhood(self) -> int:
-        """Side of what one local feature sees, in feature-map pixels; Haar's 2 x 2 stands in 3 x 3."""
+        """Side of the area that one local feature sees, in feature-map pixels; Haar's 2 x 2 is stored in 3 x 3."""
         return {"identity": 1, "dwt": 3}.get(self.kind, self.kernel_size)
 
     def local_channels(self, channels: int) -> int:
-        """Channels of the local features of feature maps with `channels`."""
+        """Channels of the local features of feature maps with `channels` channels."""
         return {"identity": channels, "dwt": 4 * channels}.get(self.kind, self.channels)
 
 
@@ -185,59 +184,45 @@ class Loss(Section):
     """What the instance and the group distance compare (section 3): characteristic functions by amplitude and phase,
     the same functions by their squared difference (maximum mean discrepancy), or mean local features."""
     alpha: Weight = 0.2
-    """Share of the amplitude in the distance of characteristic functions (equation 3, appendix C.1)."""
+    """Weight of the amplitude in the distance of characteristic functions (equation 3, appendix C.1)."""
     beta: Weight = 0.8
-    """Share of the phase (equation 3, appendix C.1)."""
+    """Weight of the phase (equation 3, appendix C.1)."""
     row_norm: Literal["row", "global", "none"] = "global"
-    """Divide local features by their own L2 norm, by one norm of the real side, or not at all."""
+    """Divide each sample by its own L2 norm, all samples by one norm of the real side, or none."""
     frequencies: Count = 1024
-    """Frequencies t at which characteristic functions are compared (equation 3)."""
+    """Number of frequencies t at which characteristic functions are compared (equation 3)."""
     frequency_scale: Annotated[Real, Field(gt=0)] = 1.0
     """Standard deviation of the frequencies."""
     draws: Literal["bank", "fresh"] = "bank"
-    """Where Fourier rows and frequencies come from: a fixed bank, or fresh at every step."""
+    """Take filters and frequencies from a fixed bank of draws, or draw them afresh at every step."""
     bank_size: Count = 16
-    """Draws in the bank; they are used in turn, in an order that is shuffled at every pass."""
-    shared_frequencies: Switch = True
-    """Use the same frequencies for the instance and the group distance."""
+    """Draws in the bank. Each pass over the bank uses all of them in a new random order."""
     instance_weight: Weight = 300.0
-    """w_ins, weight of the distance over all of the photograph (equation 6, appendix C.1: 300)."""
+    """w_ins, weight of the distance over the whole photograph (equation 6, appendix C.1: 300)."""
     group_weight: Weight = 300.0
-    """w_group, weight of the distance group by group (equation 7, appendix C.1: 300)."""
+    """w_group, weight of the distances within groups (equation 7, appendix C.1: 300)."""
     group_reduction: Literal["sum", "mean"] = "mean"
-    """Sum the groups' distances (equation 7), or average them: together they then weigh as much as the instance."""
+    """Sum the groups' distances (equation 7), or average them so that together they weigh as much as the instance."""
     pair_weight: Weight = 1000.0
     """w_pair, weight of the L1 distance of pairs (equation 8, appendix C.1: 300k)."""
     pair_reduction: Literal["mean", "literal", "group-mean", "group-mean-twice"] = "mean"
-    """How equation 8 is read: one mean over all pairs and elements; elements summed, as printed; elements
-    averaged; elements averaged and divided by the size of the group once more."""
-    deformation: Literal["none", "translation"] = "none"
-    """Let each real partner move a little before the pair is compared (appendix B)."""
-    deformation_weight: Weight = 1.0
-    """Weight of the squared length of that movement, in feature-map pixels (appendix B)."""
+    """Reading of equation 8: one mean over all pairs and elements; elements summed, as printed; elements averaged;
+    elements averaged and divided by the size of the group once more."""
 
 
-class Assignment(Section):
-    """Which tile belongs to which group and real partner, and since when (section 3.3, appendix B)."""
+class AssignmentSettings(Section):
+    """How tiles are grouped and paired, and when (section 3.3, appendix B)."""
 
     groups: Count = 16
     """K-means groups of real tiles, M (appendix C.1: 16)."""
     tile: Count = 4
     """Side p of a local feature patch, in feature-map pixels (appendix C.1: 4)."""
-    space: Literal["features", "transform"] = "features"
-    """Where distances to groups are measured: feature maps (appendix B) or local Fourier features."""
-    quotas: Literal["proportional", "final"] = "proportional"
-    """Hold group sizes proportional to the real ones at every event, or only at the last."""
-    pairing: Literal["greedy", "hungarian"] = "greedy"
-    """Nearest partner first, or the assignment with the least total distance."""
-    unique_content: Switch = False
-    """Count a real tile that several overlapping patches show as one partner."""
     warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.2
-    """When the first event happens, as a fraction of the steps (appendix C.1: 4k of 20k)."""
+    """Time of the first event, as a fraction of the steps (appendix C.1: 4k of 20k)."""
     interval: Fraction = 0.02
     """Time between events, as a fraction of the steps (appendix C.1: 400 of 20k)."""
     events: Count = 25
-    """Times at which another share of the tiles is grouped (appendix C.1: 25)."""
+    """Number of events, each of which groups another share of the tiles (appendix C.1: 25)."""
 
     def event_steps(self, steps: int) -> tuple[int, ...]:
         """Steps at which tiles are grouped and paired.
@@ -253,21 +238,22 @@ class Assignment(Section):
 
 
 class Optimizer(Section):
-    """Adam on the pixels of the synthetic patches (appendix C.1)."""
+    """Adam on the pixels of the synthetic patches, which are clamped to [0, 1] after every step (appendix C.1)."""
 
     steps: Count = 200
-    """Optimization steps a photograph (appendix C.1: 20k). Few and small ones keep chosen patches natural."""
+    """Optimization steps per photograph (appendix C.1: 20k). Few small steps keep patches that start as real ones
+    natural."""
     learning_rate: Annotated[Real, Field(gt=0)] = 1e-3
     """Adam's step size, in pixel values of [0, 1] (appendix C.1: 1e-2)."""
-    milestones: Annotated[tuple[Fraction, ...], BeforeValidator(listed)] = (0.75, 0.85, 0.95)
+    milestones: Annotated[
+        tuple[Fraction, ...], BeforeValidator(as_list, json_schema_input_type=list[Fraction] | Fraction)
+    ] = (0.75, 0.85, 0.95)
     """When gamma is applied, as fractions of the steps (appendix C.1: 15k, 17k and 19k of 20k)."""
     gamma: Annotated[Real, Field(gt=0, le=1)] = 0.1
-    """Factor at each milestone (appendix C.1: 0.1)."""
-    clamp: Literal["step", "end"] = "step"
-    """Hold pixels to [0, 1] after every step or only at the end."""
+    """Factor on the learning rate at each milestone (appendix C.1: 0.1)."""
     initial: Literal["noise", "real", "cf-greedy"] = "cf-greedy"
-    """Synthetic patches at the start: noise, real patches drawn at random, or the real patches whose
-    characteristic function is nearest to that of the whole photograph."""
+    """Synthetic patches at the start: noise, random real patches, or the real patches whose joint characteristic
+    function is closest to the whole photograph's."""
 
     def milestone_steps(self) -> tuple[int, ...]:
         """Steps, counted from 0, at which the learning rate is multiplied by gamma."""
@@ -275,11 +261,11 @@ class Optimizer(Section):
 
 
 class TeacherChoice(Section):
-    """What makes HR patches from the finished LR patches. Not part of `lr_recipe_hash`: HR can always be remade."""
+    """What makes HR patches from the finished LR patches. Not part of `lr_recipe_hash`: HR can be remade."""
 
     network: Text = "edsr-small"
     """The upsampling network (section 3.1, second stage): a bundled name, `bicubic`, a folder, a Hub id, a
-    checkpoint file or package.module:build; of a selection also `real`, the photographs' own HR."""
+    checkpoint file or package.module:build; for a selection of real patches also `real`, the photographs' own HR."""
     hr_version: Annotated[Name, AfterValidator(_version_name)] | None = None
     """Name of the HR version, a config on the Hub; null: the teacher's name."""
 
@@ -290,7 +276,7 @@ class Workers(Section):
     threads: Count = 1
     """CPU threads of a worker."""
     checkpoint_every: Count = 100
-    """Steps between saved states of an unfinished photograph."""
+    """Steps between checkpoints of an unfinished photograph."""
     log_every: Count = 20
     """Steps between lines of a photograph's metrics."""
 
@@ -302,34 +288,26 @@ PAPER: dict[str, dict[str, Any]] = {
     "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
     "optimizer": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
 }
-"""What `preset: paper` fills in where a key is not given; the other values are the same in both presets."""
-
-
-LATER = {
-    "method": "idc",
-    "patches.complexity": "all",
-    "features.precision": "fp32",
-    "transform.precision": "fp32",
-    "transform.kind": "rlff",
-    "transform.unfold": "pixels",
-    "loss.distance": "ncfd",
-}
-"""Keys that came after the first sets were made, and what those were made with: there the hash stays what it was."""
+"""What `preset: paper` fills in where a key is not given; all other values are the same in both presets."""
 
 
 class Recipe(Section):
-    """Everything that defines a condensation."""
+    """Everything that defines a condensation.
+
+    However it is made, from a file, a dict or keyword arguments, an invalid recipe raises a RecipeError that lists
+    every problem, one per line.
+    """
 
     name: Name
     """Name of the Run and of its directory: lower case letters, digits and hyphens."""
     preset: Literal["default", "paper"] = "default"
     """Values for the keys that are not given: what measures best, or what the paper says."""
     method: Literal["idc", "whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"] = "idc"
-    """How LR patches are made: optimized by instance data condensation, or chosen among the real ones by a baseline
-    (appendix C.2; `idc select`). whole takes all, cf-greedy chooses in each photograph as condensation does, the
-    others choose from the pool of all photographs and may leave some without patches."""
-    scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole)] = 4
-    """How many times larger HR is than LR."""
+    """How LR patches are made: optimized by instance data condensation, or selected from the real ones by a baseline
+    (appendix C.2; `idc select`). whole takes all; cf-greedy selects within each photograph, as condensation does; the
+    others select from the pool of all photographs and may leave some photographs without patches."""
+    scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole, json_schema_input_type=Literal[2, 3, 4] | Numeral)] = 4
+    """Ratio of HR size to LR size."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """Seed of every random draw."""
     source: Source
@@ -337,22 +315,33 @@ class Recipe(Section):
     features: Features = Features()
     transform: Transform = Transform()
     loss: Loss = Loss()
-    assignment: Assignment = Assignment()
+    assignment: AssignmentSettings = AssignmentSettings()
     optimizer: Optimizer = Optimizer()
     teacher: TeacherChoice = TeacherChoice()
     workers: Workers = Workers()
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        return _with_preset(values) if isinstance(values, Mapping) else values
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
-        if conflicts := list(_conflicts(self.patches, self.transform, self.loss, self.assignment, self.optimizer)):
-            sentences = " ".join(sentence for _, sentence in conflicts)
-            raise PydanticCustomError("conflicts", "{sentences}", {"sentences": sentences})
-        return self
+    def _check(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill in the preset, check each value and their combinations, and report all problems together."""
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Draft | Mapping):
+            raise RecipeError(f"A recipe consists of keys and values; {format_value(values)} does not.")
+        draft = values if isinstance(values, Draft) else Draft("recipe", _SECTIONS, values)
+        invalid: set[str] = set()
+        recipe: Self | None = None
+        try:
+            recipe = handler(_with_preset(draft.values))
+        except ValidationError as error:
+            for key, sentence in explain(error, cls):
+                draft.complain(key, sentence)
+                invalid.add(key.partition("[")[0])
+        for key, sentence in _conflicts(draft.values, invalid):
+            draft.complain(key, sentence)
+        draft.raise_problems()
+        assert recipe is not None
+        return recipe
 
     @classmethod
     def load(cls, name: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -360,11 +349,11 @@ class Recipe(Section):
 
         Args:
             name: What `find_recipe` accepts: a bundled name, a YAML file, a folder or a Hub dataset id. A file may
-                begin with `base: NAME`, a bundled recipe or a YAML file beside it, whose values it starts from.
-            overrides: `section.key=value` (or `seed=3`), values as in YAML; they win over the file.
+                begin with `base: NAME`, a bundled recipe or a YAML file beside it, whose values it inherits.
+            overrides: `section.key=value` (or `seed=3`), values as in YAML; they override the file.
 
         Raises:
-            RecipeError: With every problem of the file and the overrides, one a line.
+            RecipeError: With every problem of the file and the overrides, one per line.
             HubError: If the Hub does not answer or refuses.
         """
         path = find_recipe(name)
@@ -373,42 +362,24 @@ class Recipe(Section):
         draft.start_from_base(path)
         for override in overrides:
             draft.override(override)
-        return cls._checked(draft)
+        return cls.model_validate(draft)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Self:
-        """Check a recipe that stands in a dict of sections; overrides and errors as those of `load`."""
-        draft = Draft("recipe", _SECTIONS)
-        draft.values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+        """Check a recipe given as a dict of sections; overrides and errors as in `load`."""
+        draft = Draft("recipe", _SECTIONS, values)
         for override in overrides:
             draft.override(override)
-        return cls._checked(draft)
-
-    @classmethod
-    def _checked(cls, draft: Draft) -> Self:
-        try:
-            recipe = cls.model_validate(draft.values)
-        except ValidationError as error:
-            wrong = set()
-            for key, sentence in explain(error, cls):
-                draft.complain(key, sentence)
-                wrong.add(key.partition("[")[0])
-            for key, sentence in _conflicts_of_the_rest(draft.values, wrong):
-                draft.complain(key, sentence)
-            draft.raise_problems()
-            raise
-        draft.raise_problems()
-        return recipe
+        return cls.model_validate(draft)
 
     def to_yaml(self) -> str:
-        """The whole recipe, every key written out, in the order of this file."""
+        """The complete recipe, every key written out, in the order of this file."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
     def lr_keys(self) -> dict[str, Any]:
         """What determines the LR patches, as `section.key` to plain values.
 
-        The name of the extractor is left out once the digest of its weights is known: the digest says more. So is
-        a key of `LATER` at the value that stands there.
+        Once the digest of the extractor's weights is known it replaces the extractor's name.
         """
         values = self.model_dump(mode="json")
         keys: dict[str, Any] = {"method": self.method, "scale": self.scale, "seed": self.seed}
@@ -416,7 +387,7 @@ class Recipe(Section):
             keys |= {f"{section}.{key}": value for key, value in values[section].items()}
         if self.features.weights_sha256 is not None:
             del keys["features.network"]
-        return {key: value for key, value in keys.items() if key not in LATER or value != LATER[key]}
+        return keys
 
     @property
     def lr_recipe_hash(self) -> str:
@@ -424,19 +395,19 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(self.lr_keys(), sort_keys=True).encode()).hexdigest()
 
     def differing(self, other: "Recipe") -> list[str]:
-        """What of `lr_keys()` changes from this recipe to `other`, as lines like "loss.alpha 0.2 -> 0.5"."""
-        mine, theirs = LATER | self.lr_keys(), LATER | other.lr_keys()
+        """The changes of `lr_keys()` from this recipe to `other`, as lines like "loss.alpha 0.2 -> 0.5"."""
+        mine, theirs = self.lr_keys(), other.lr_keys()
         return [
-            f"{key} {shown(mine.get(key))} -> {shown(theirs.get(key))}"
+            f"{key} {format_value(mine.get(key))} -> {format_value(theirs.get(key))}"
             for key in dict.fromkeys([*mine, *theirs])
             if mine.get(key) != theirs.get(key)
         ]
 
     def with_extractor(self, weights_sha256: str) -> Self:
-        """A copy that holds the extractor to these weights.
+        """A copy that is tied to these weights of the extractor.
 
         Raises:
-            RecipeError: If the recipe names the digest of other weights.
+            RecipeError: If the recipe already names the digest of other weights.
         """
         if self.features.weights_sha256 not in (None, weights_sha256):
             raise RecipeError(
@@ -450,22 +421,69 @@ class Recipe(Section):
 _SECTIONS = sections_of(Recipe)
 
 
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, with which an editor completes, describes and checks keys.
+
+    It accepts every file that `Recipe.load` accepts: every spelling of a value, and missing keys that a preset, a base
+    or an override fills in. It does not find every problem that the reader finds, such as contradictions between values
+    and numbers out of range that are written as text.
+    """
+    schema = _with_standard_bounds(Recipe.model_json_schema())
+    for name in _SECTIONS:
+        reference = {"$ref": schema["properties"][name]["$ref"]}
+        schema["properties"][name] = {"anyOf": [reference, {"type": "null"}]}
+    for section in schema["$defs"].values():
+        section.pop("required", None)
+    base = {
+        "type": "string",
+        "description": "A bundled recipe, or a YAML file beside this one, to inherit values from.",
+    }
+    schema["properties"] = {"base": base, **schema["properties"]}
+    schema["required"] = ["name"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _with_standard_bounds(schema: Any) -> Any:
+    """Give bounds their JSON schema names, which pydantic does not where a number may also be text."""
+    names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    if isinstance(schema, dict):
+        return {names.get(key, key): _with_standard_bounds(value) for key, value in schema.items()}
+    return [_with_standard_bounds(entry) for entry in schema] if isinstance(schema, list) else schema
+
+
 def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections that are absent or empty become {}, and keys that are not given come from the preset."""
+    """Replace missing and null sections by {} and fill in missing keys from the preset."""
     filled = {key: value for key, value in values.items() if value is not None or key not in _SECTIONS}
     for name in _SECTIONS:
         given = filled.get(name, {})
-        if isinstance(given, Section):
-            given = given.model_dump(exclude_unset=True)
         preset = PAPER.get(name, {}) if values.get("preset") == "paper" else {}
         filled[name] = {**preset, **given} if isinstance(given, Mapping) else given
     return filled
 
 
-def _conflicts(
-    patches: Patches, transform: Transform, loss: Loss, assignment: Assignment, optimizer: Optimizer
+def _conflicts(values: Mapping[str, Any], invalid: set[str]) -> Iterator[tuple[str, str]]:
+    """Combinations of valid values that cannot work: a key that was written, and a sentence.
+
+    Args:
+        values: The recipe as given.
+        invalid: Keys that are invalid on their own; a combination that involves one of them is not reported.
+    """
+    filled = _with_preset(values)
+    sections: list[Any] = []
+    for name in ("patches", "transform", "loss", "assignment", "optimizer"):
+        given = filled[name] if isinstance(filled[name], Mapping) else {}
+        valid = {key: value for key, value in given.items() if f"{name}.{key}" not in invalid}
+        sections.append(_SECTIONS[name].model_validate(valid))
+    for keys, sentence in _contradictions(*sections):
+        if invalid.isdisjoint(keys) and invalid.isdisjoint(key.partition(".")[0] for key in keys):
+            written = (k for k in keys if k.partition(".")[2] in (values.get(k.partition(".")[0]) or {}))
+            yield next(written, keys[0]), sentence
+
+
+def _contradictions(
+    patches: Patches, transform: Transform, loss: Loss, assignment: AssignmentSettings, optimizer: Optimizer
 ) -> Iterator[tuple[list[str], str]]:
-    """Values that are right on their own and cannot go together: the keys, and a sentence."""
+    """Contradictions between valid sections: the keys involved, and a sentence."""
     size, tile, kernel, steps = patches.size, assignment.tile, transform.neighborhood, optimizer.steps
     if patches.stride > size:
         keys = ["patches.stride", "patches.size"]
@@ -496,17 +514,3 @@ def _conflicts(
         milestones = list(optimizer.milestones)
         keys = ["optimizer.milestones", "optimizer.steps"]
         yield keys, f"optimizer.milestones {milestones} should increase, by one step at least."
-
-
-def _conflicts_of_the_rest(values: Mapping[str, Any], wrong: set[str]) -> Iterator[tuple[str, str]]:
-    """Contradictions among the right values while others are wrong, each under a key that was written."""
-    filled = _with_preset(values)
-    sections: list[Any] = []
-    for name in ("patches", "transform", "loss", "assignment", "optimizer"):
-        given = filled[name] if isinstance(filled[name], Mapping) else {}
-        right = {key: value for key, value in given.items() if f"{name}.{key}" not in wrong}
-        sections.append(_SECTIONS[name].model_validate(right))
-    for keys, sentence in _conflicts(*sections):
-        if wrong.isdisjoint(keys) and wrong.isdisjoint(key.partition(".")[0] for key in keys):
-            written = (k for k in keys if k.partition(".")[2] in (values.get(k.partition(".")[0]) or {}))
-            yield next(written, keys[0]), sentence

@@ -1,13 +1,13 @@
-"""Finds a recipe and reads what people wrote in it, forgivingly in spelling and strictly in meaning.
+"""Find a recipe and read it: lenient about spelling, strict about meaning.
 
-Nothing here knows the keys: `recipe.py` declares them and hands its model in. A `Draft` remembers where each
-value was written, so that every complaint names its line or its override.
+This module knows no keys: `recipe.py` declares them and passes its model in. A `Draft` remembers where each value was
+written, so that every error message names its line or override.
 """
 
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +20,10 @@ from idc_hub.errors import HubError, RecipeError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_SPELLINGS = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?)([kKM]?)")
+_NUMERAL = r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?)([kKM]?)\s*"
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
-_SWITCH = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+_KEBAB = "[a-z0-9][a-z0-9-]*"
+_DIGEST = "[0-9a-f]{64}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_BYTES = 100_000
 _MAX_DEPTH = 8
@@ -30,8 +31,8 @@ _MAX_BASES = 4
 
 
 def _number(value: object) -> Decimal:
-    """Read 3, 0.5, "1e-2" (text for PyYAML) or "300k"; a boolean is no number."""
-    if isinstance(value, str) and (match := _SPELLINGS.fullmatch(value.strip())):
+    """Read 3, 0.5, "1e-2" (a string to PyYAML) or "300k"; booleans are not numbers."""
+    if isinstance(value, str) and (match := re.fullmatch(_NUMERAL, value)):
         return Decimal(match[1]) * _FACTOR[match[2]]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Decimal(str(value))
@@ -51,26 +52,17 @@ def _real(value: object) -> float:
     return float(_number(value))
 
 
-def _switch(value: object) -> bool:
-    """Read true or false, also as on, off, yes or no."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in _SWITCH:
-        return _SWITCH[value.lower()]
-    raise ValueError("should be true or false")
-
-
 def _text(value: object) -> str:
-    """Take text as it is; what YAML reads as a number or a date is refused rather than respelt."""
+    """Accept text unchanged; reject what YAML reads as a number or a date, since its spelling is lost."""
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, list | dict):
         raise ValueError("should be text")
-    raise ValueError(f'should be text: put it in quotes, "{shown(value)}"')
+    raise ValueError(f'should be text: put it in quotes, "{format_value(value)}"')
 
 
-def listed(value: object) -> object:
-    """One value stands for a list of one, so that `source.include=*.png` works."""
+def as_list(value: object) -> object:
+    """Wrap a single value in a list, so that `source.include=*.png` works."""
     return value if isinstance(value, list | tuple) else [value]
 
 
@@ -81,37 +73,38 @@ def _odd(value: int) -> int:
 
 
 def _kebab(value: str) -> str:
-    if not re.fullmatch("[a-z0-9][a-z0-9-]*", value):
-        raise ValueError("should be made of lower case letters, digits and hyphens, a letter or digit first")
+    if not re.fullmatch(_KEBAB, value):
+        raise ValueError("should consist of lower case letters, digits and hyphens, and start with a letter or digit")
     return value
 
 
 def _sha256(value: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", value):
+    if not re.fullmatch(_DIGEST, value):
         raise ValueError("should be 64 hexadecimal digits")
     return value
 
 
-Whole = Annotated[int, BeforeValidator(whole)]
+# What JSON schema says of a type is what the reader accepts, not what it makes of it: 20k is a valid number.
+Numeral = Annotated[str, Field(pattern=f"^{_NUMERAL}$")]
+Whole = Annotated[int, BeforeValidator(whole, json_schema_input_type=int | Numeral)]
 Count = Annotated[Whole, Field(ge=1)]
 Odd = Annotated[Count, AfterValidator(_odd)]
-Real = Annotated[float, BeforeValidator(_real)]
+Real = Annotated[float, BeforeValidator(_real, json_schema_input_type=float | Numeral)]
 Weight = Annotated[Real, Field(ge=0)]
 Fraction = Annotated[Real, Field(gt=0, lt=1)]
-Switch = Annotated[bool, BeforeValidator(_switch)]
-Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
-Name = Annotated[Text, AfterValidator(_kebab), Field(max_length=96)]
-Sha256 = Annotated[Text, AfterValidator(_sha256)]
+Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str), Field(min_length=1)]
+Name = Annotated[Text, AfterValidator(_kebab), Field(max_length=96, json_schema_extra={"pattern": f"^{_KEBAB}$"})]
+Sha256 = Annotated[Text, AfterValidator(_sha256), Field(json_schema_extra={"pattern": f"^{_DIGEST}$"})]
 
 
-def shown(value: object) -> str:
-    """A value as messages print it, in YAML's words and cut to 80 characters."""
+def format_value(value: object) -> str:
+    """A value as error messages print it: as YAML writes it, cut to 80 characters."""
     written = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
     return written if len(written) <= 80 else f"{written[:77]}..."
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes that ship with idc-hub, and then the paper's ablations: name to YAML file."""
+    """The recipes that ship with idc-hub, then the paper's ablations: name to YAML file."""
     packaged = Path(str(files("idc_hub"))) / "recipes"
     folder = packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
     found = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("ablations/*.yaml"))]
@@ -126,7 +119,7 @@ def find_recipe(name: str | Path) -> Path:
             of a dataset repository on the Hub.
 
     Raises:
-        RecipeError: If there is none.
+        RecipeError: If there is no such recipe.
         HubError: If the Hub does not answer or refuses.
     """
     bundled = bundled_recipes()
@@ -140,7 +133,7 @@ def find_recipe(name: str | Path) -> Path:
             if candidate.is_file():
                 return candidate
         raise RecipeError(f"The folder {path} holds no recipe.yaml.", "Name a Run or a recipe file.")
-    ours = path.parts[:1] == ("ablations",)  # a misspelt row of a table is not looked for on the Hub
+    ours = path.parts[:1] == ("ablations",)  # do not look for a misspelled ablation on the Hub
     if _HUB_ID.fullmatch(str(name)) and path.suffix not in (".yaml", ".yml") and not ours:
         return _download(str(name))
     raise RecipeError(f"There is no recipe {name}: no bundled name, file or folder.", _near(str(name)))
@@ -154,26 +147,26 @@ def _near(name: str) -> str:
 
 
 def _find_base(base: object, beside: Path) -> Path:
-    """The file that `base:` names in the recipe `beside`; a ValueError says what is wrong with it."""
+    """The file that `base:` names in the recipe `beside`; raises a ValueError that says what is wrong with the name."""
     if beside.name == "recipe.yaml":
-        raise ValueError("recipe.yaml is what a Run or a published set was made with, every key written out")
+        raise ValueError("recipe.yaml records how a Run or a published set was made, with every key written out")
     if not isinstance(base, str):
         raise ValueError("it should be the name of a bundled recipe or of a YAML file")
     if Path(base).suffix not in (".yaml", ".yml"):
         if base not in bundled_recipes():
-            raise ValueError(f"there is no bundled recipe of that name. {_near(base)} A file's name ends in .yaml")
+            raise ValueError(f"there is no bundled recipe of that name. {_near(base)} File names end in .yaml")
         return bundled_recipes()[base]
     folder = beside.parent.resolve()
     path = (folder / base).resolve()
     if not path.is_relative_to(folder):
-        raise ValueError(f"the file is not in the folder of {beside.name}, nor below it")
+        raise ValueError(f"the file is not in the folder of {beside.name} or below it")
     if not path.is_file():
         raise ValueError(f"there is no such file beside {beside.name}")
     return path
 
 
 def label_of(path: Path) -> str:
-    """What messages call a recipe's file."""
+    """The name of a recipe's file in error messages."""
     return path.name if path in bundled_recipes().values() else str(path)
 
 
@@ -190,50 +183,51 @@ def _download(repo_id: str) -> Path:
             f"There is no recipe {repo_id}: no local file or folder, and no Hub dataset that you can read.",
             "Check the spelling; a private dataset needs `hf auth login`.",
         ) from error
-    except OSError as error:  # the class above all errors of the Hub and of the network
+    except OSError as error:  # the base class of all Hub and network errors
         raise HubError(
             f"The recipe of {repo_id} could not be fetched from the Hub ({type(error).__name__}).",
-            "Check the connection and try again; what was fetched once is used offline.",
+            "Check the connection and try again; recipes that were fetched before work offline.",
         ) from error
 
 
 class Draft:
-    """A recipe on its way in: its values, where each was written, and what is wrong with it so far.
+    """A recipe being read: its values, where each was written, and the problems found so far.
 
     Args:
-        label: What messages call the file.
+        label: The file's name in error messages.
         sections: Names of the recipe's sections.
+        values: Values to start with; sections are mappings or models.
     """
 
-    def __init__(self, label: str, sections: Collection[str]) -> None:
+    def __init__(self, label: str, sections: Collection[str], values: Mapping[str, Any] | None = None) -> None:
         self.label = label
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Any] = {key: _plain(value) for key, value in (values or {}).items()}
         self._sections = sections
         self._places: dict[str, tuple[int, str]] = {}
         self._problems: list[tuple[int, str]] = []
 
     def complain(self, key: str, sentence: str) -> None:
-        """Note a problem under the line or the override that wrote `key`, else its section."""
+        """Record a problem at the line or override that wrote `key`, or else its section."""
         written, section = key.partition("[")[0], key.partition(".")[0]
         line, place = self._places.get(written) or self._places.get(section) or (0, self.label)
         self._problems.append((line, f"{place}  {sentence}"))
 
     def raise_problems(self) -> None:
-        """Raise one RecipeError with all problems, in the order of the file, if there are any."""
+        """Raise one RecipeError with all problems, in the order of the file, unless there are none."""
         if self._problems:
             raise RecipeError("\n".join(sentence for _, sentence in sorted(self._problems, key=lambda p: p[0])))
 
     def read(self, path: Path) -> None:
-        """Take the values of a YAML file.
+        """Read the values of a YAML file.
 
         Raises:
-            RecipeError: If the file cannot be read as YAML or holds something other than keys.
+            RecipeError: If the file is not readable YAML or is not a mapping of keys.
         """
         try:
             if path.stat().st_size > _MAX_BYTES:
                 raise RecipeError(f"{self.label} is larger than a recipe can be ({_MAX_BYTES:,} bytes).")
             content = path.read_text(encoding="utf-8")
-            self._refuse_what_no_recipe_needs(content)
+            self._refuse_costly_yaml(content)
             root, values = yaml.compose(content, Loader=yaml.SafeLoader), yaml.safe_load(content)
         except OSError as error:
             raise RecipeError(f"{self.label} cannot be read: {error.strerror}.") from error
@@ -247,14 +241,14 @@ class Draft:
         self._note_lines(root, "")
 
     def start_from_base(self, path: Path, above: tuple[Path, ...] = ()) -> None:
-        """Take what the recipe that `base:` names says and this one does not, but its name, key by key.
+        """Inherit the values of the recipe that `base:` names, key by key, except its name.
 
         Args:
-            path: The file that was read. A base is a bundled recipe, or a YAML file in the folder of `path`.
-            above: The files that led here, each being the base of the one before it.
+            path: The file that was read. A base is a bundled recipe, or a YAML file in the folder of `path` or below.
+            above: The files that led here, each the base of the one before.
 
         Raises:
-            RecipeError: If there is no such base, if it leads back, or if it cannot be read.
+            RecipeError: If the base does not exist, is circular or cannot be read.
         """
         if "base" not in self.values:
             return
@@ -263,33 +257,34 @@ class Draft:
         try:
             found = _find_base(base, path)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"{place}  base is {shown(base)}; {error}.") from error
+            raise RecipeError(f"{place}  base is {format_value(base)}; {error}.") from error
         if found.resolve() in chain:
             way = " -> ".join(step.name for step in (*chain, found))
-            raise RecipeError(f"{place}  base {shown(base)} leads back to where it came from: {way}.")
+            raise RecipeError(f"{place}  base {format_value(base)} is circular: {way}.")
         if len(chain) > _MAX_BASES:
-            raise RecipeError(f"{place}  base {shown(base)} is one too many: {_MAX_BASES} can stand upon each other.")
-        below = Draft(label_of(found), self._sections)
-        below.read(found)
-        below.start_from_base(found, chain)
-        self._lie_over(below)
+            raise RecipeError(f"{place}  base {format_value(base)} is one too many: a chain has at most {_MAX_BASES}.")
+        parent = Draft(label_of(found), self._sections)
+        parent.read(found)
+        parent.start_from_base(found, chain)
+        self._merge_base(parent)
 
-    def _lie_over(self, below: "Draft") -> None:
-        """Put this recipe's values over those of another, and its places and problems after the other's."""
-        values = {key: value for key, value in below.values.items() if key != "name"}
+    def _merge_base(self, base: "Draft") -> None:
+        """Add the base's values where this recipe has none; the base's problems come first."""
+        values = {key: value for key, value in base.values.items() if key != "name"}
         for key, value in self.values.items():
-            under = values.get(key)
-            if key in self._sections and isinstance(under, dict) and isinstance(value, dict | None):
-                values[key] = {**under, **(value or {})}
+            inherited = values.get(key)
+            if key in self._sections and isinstance(inherited, dict) and isinstance(value, dict | None):
+                values[key] = {**inherited, **(value or {})}
             else:
                 values[key] = value
         self.values = values
-        before = {key: (line - _MAX_BYTES, place) for key, (line, place) in below._places.items() if key != "name"}
-        self._places = before | self._places
-        self._problems = [(line - _MAX_BYTES, sentence) for line, sentence in below._problems] + self._problems
+        # Line numbers of a base sort before those of this file.
+        places = {key: (line - _MAX_BYTES, place) for key, (line, place) in base._places.items() if key != "name"}
+        self._places = places | self._places
+        self._problems = [(line - _MAX_BYTES, sentence) for line, sentence in base._problems] + self._problems
 
-    def _refuse_what_no_recipe_needs(self, content: str) -> None:
-        """Aliases and deep nesting, which make a small file from the Hub cost a lot of memory or time."""
+    def _refuse_costly_yaml(self, content: str) -> None:
+        """Refuse aliases and deep nesting, with which a small file from the Hub could cost much memory or time."""
         depth = 0
         for event in yaml.parse(content, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -303,15 +298,15 @@ class Draft:
             key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
             first, self._places[key] = self._places.get(key), (line, f"{self.label}:{line}")
             if first:
-                self.complain(key, f"{key} stands here again; the first is in line {first[0]}.")
+                self.complain(key, f"{key} is repeated; it was first written in line {first[0]}.")
             if isinstance(value_node, yaml.MappingNode) and not prefix:
                 self._note_lines(value_node, f"{key}.")
 
     def validated(self, model: type[Model]) -> Model:
-        """The values as a model of one level, such as a training recipe.
+        """The values as a model without sections, such as a training recipe.
 
         Raises:
-            RecipeError: With every problem, one a line.
+            RecipeError: With every problem, one per line.
         """
         try:
             found = model.model_validate(self.values)
@@ -323,10 +318,10 @@ class Draft:
         return found
 
     def override(self, written: str) -> None:
-        """Take one `section.key=value`."""
+        """Apply one `section.key=value`."""
         key, equals, value_text = (part.strip() for part in written.partition("="))
         head, _, tail = key.partition(".")
-        place = (_MAX_BYTES + len(self._places), f"override {written}")  # after every line of the file
+        place = (_MAX_BYTES + len(self._places), f"override {written}")  # sorts after every line of the file
         self._places[key] = place
         if not equals or not key or key in self._sections:
             self.complain(key, "should read section.key=value, or seed=3.")
@@ -342,8 +337,15 @@ class Draft:
             self.values[head][tail] = value
 
 
+def _plain(value: object) -> object:
+    """A section as a dict of the keys that were given; any other value unchanged."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _read_value(written: str) -> object:
-    """The value of an override: YAML where that makes sense, else the text: `*.png`, `photos #1`, `a: b`."""
+    """The value of an override: YAML if that makes sense, else the text itself, as in `*.png`, `photos #1`, `a: b`."""
     try:
         value = yaml.safe_load(written)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -353,21 +355,21 @@ def _read_value(written: str) -> object:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """Say in one sentence each what pydantic refused in a recipe.
+    """Describe each value that pydantic rejected in one sentence.
 
     Args:
         error: From validating values against `model`.
-        model: The recipe's model; the models among its fields are the sections.
+        model: The recipe's model; its fields that are models are the sections.
 
     Yields:
-        The key ("loss.alpha", "source.include[0]") and the sentence, but for errors of the model as a whole.
+        The key ("loss.alpha", "source.include[0]") and the sentence, except for errors of the model as a whole.
     """
     for entry in error.errors():
         if not entry["loc"]:
             continue
         key = ".".join(str(part) for part in entry["loc"][:2])
         key += "".join(f"[{part}]" for part in entry["loc"][2:])
-        found = f"{key} is {shown(entry['input'])}; it"
+        found = f"{key} is {format_value(entry['input'])}; it"
         if entry["type"] in ("extra_forbidden", "invalid_key"):
             yield key, f"{key} is not a recipe key. {_suggestion(key, model)}"
         elif entry["type"] == "missing":
@@ -385,7 +387,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[st
 
 
 def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The fields of a model that are models themselves."""
+    """The fields of a model that are themselves models."""
     fields = {name: field.annotation for name, field in model.model_fields.items()}
     return {name: kind for name, kind in fields.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
@@ -397,7 +399,7 @@ def _description(key: str, model: type[BaseModel]) -> str:
 
 
 def _suggestion(key: str, model: type[BaseModel]) -> str:
-    """The most similar key of the same section, else of the whole recipe, else the keys that there are."""
+    """Suggest the most similar key of the section, else of the whole recipe, else list the section's keys."""
     section, _, name = key.partition(".") if "." in key else ("", "", key)
     sections = sections_of(model)
     siblings = list(sections[section].model_fields if section in sections else model.model_fields)

@@ -1,8 +1,8 @@
-"""idc recipes, teachers, env: what there is to choose from, and on what it would run."""
+"""idc recipes, teachers, env: the available recipes and teachers, and the machine they would run on."""
 
+import json
 import os
 import platform
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,9 @@ from idc_cli.output import Sink
 app = typer.Typer()
 recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
 teachers = typer.Typer(no_args_is_help=True, help="List and show what makes HR patches.")
+
+SCHEMA_FILE = "idc-recipe.schema.json"
+_MODELINE = "# yaml-language-server: $schema="
 app.add_typer(recipes, name="recipes", rich_help_panel="Look around")
 app.add_typer(teachers, name="teachers", rich_help_panel="Look around")
 
@@ -39,7 +42,7 @@ def show_recipe(recipe: RecipeArgument) -> None:
     """Print a recipe as it was written, with its comments."""
     from idc_hub.recipe import find_recipe
 
-    print(find_recipe(recipe).read_text(encoding="utf-8"), end="")
+    print(_read(find_recipe(recipe)), end="")
 
 
 @recipes.command("cp", epilog=examples("idc recipes cp small-x4 my.yaml"))
@@ -50,24 +53,37 @@ def copy_recipe(
     ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file of your own."""
+    """Copy a recipe to a file of your own, with a schema beside it so that editors complete and describe its keys."""
     from idc_hub.errors import RecipeError
-    from idc_hub.recipe import find_recipe
+    from idc_hub.recipe import find_recipe, recipe_schema
 
     path = find_recipe(recipe)
     target = destination / path.name if destination.is_dir() else destination
     if target.exists() and not force:
         raise RecipeError(f"{target} exists already.", "Choose another name, or overwrite it with --force.")
+    lines = _read(path).splitlines(keepends=True)
+    body = "".join(line for line in lines if not line.startswith(_MODELINE))
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
+    # The schema lies beside the copy and not in the installation, so that the folder can be moved, shared or committed.
+    schema = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
+    (target.parent / SCHEMA_FILE).write_text(f"{schema}\n", encoding="utf-8")
+    target.write_text(f"{_MODELINE}{SCHEMA_FILE}\n{body}", encoding="utf-8")
     Sink().note(f"Edit {target}, then: idc condense {target}")
+
+
+@recipes.command("schema", epilog=examples("idc recipes schema"))
+def print_schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from idc_hub.recipe import recipe_schema
+
+    Sink(as_json=True).result(recipe_schema())
 
 
 @recipes.command(
     "check", epilog=examples("idc recipes check my.yaml", "idc recipes check small-x4 source.path=photos --json")
 )
 def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
-    """Check a recipe and print it complete, every key with its value; exit code 2 lists all that is wrong."""
+    """Check a recipe and print it in full, every key with its value; if it is invalid, list all problems."""
     from idc_hub.recipe import Recipe
 
     checked = Recipe.load(recipe, overrides or ())
@@ -79,7 +95,7 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
 
 @teachers.command("ls", epilog=examples("idc teachers ls", "idc teachers ls --json"))
 def list_teachers(as_json: JsonOption = False) -> None:
-    """List the teachers that come with idc-hub; any trained network is one, too."""
+    """List the teachers that come with idc-hub; any trained network can be a teacher, too."""
     from idc_hub.errors import NetworkError
     from idc_hub.networks import NETWORKS
     from idc_hub.networks.teachers import KINDS, load_teacher
@@ -90,7 +106,7 @@ def list_teachers(as_json: JsonOption = False) -> None:
             try:
                 found.append(load_teacher(name, scale=scale).describe())
             except NetworkError:
-                continue  # no weights for this scale come with the package
+                continue  # the package has no weights for this scale
     sink = Sink(as_json)
     sink.result(found)
     sink.table(
@@ -118,7 +134,7 @@ def show_teacher(
 
 @app.command(rich_help_panel="Look around", epilog=examples("idc env", "idc env --json"))
 def env(as_json: JsonOption = False) -> None:
-    """Show versions, devices and the Hub that would be used: what a bug report needs, and no secret."""
+    """Show versions, devices and the Hub in use: what a bug report needs, without secrets."""
     import torch
     from huggingface_hub import constants, get_token
 
@@ -140,8 +156,18 @@ def env(as_json: JsonOption = False) -> None:
     Sink(as_json).result(facts)
 
 
+def _read(path: Path) -> str:
+    """The text of a recipe's file."""
+    from idc_hub.errors import RecipeError
+
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text.", "A recipe is a YAML file.") from error
+
+
 def _without_secrets(url: str) -> str:
-    """A URL without the user name and password, and without the query, that it may carry."""
+    """A URL without user name, password and query."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from idc_hub.errors import IDCError
 from idc_hub.networks import NETWORKS
 from idc_hub.recipe import Patches, Recipe, Section
-from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, explain, listed, sections_of
+from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, as_list, explain, sections_of
 from idc_hub.training.recipe import TrainingRecipe
 
 REAL = "real"
@@ -30,8 +30,8 @@ def _names(value: object) -> object:
 
 
 Ratio = Annotated[Real, Field(gt=0, le=1)]
-Ratios = Annotated[tuple[Ratio, ...], BeforeValidator(listed), AfterValidator(_distinct)]
-Names = Annotated[tuple[Text, ...], BeforeValidator(listed), AfterValidator(_distinct)]
+Ratios = Annotated[tuple[Ratio, ...], BeforeValidator(as_list), AfterValidator(_distinct)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(as_list), AfterValidator(_distinct)]
 
 
 class SetPlan(Section):
@@ -41,7 +41,7 @@ class SetPlan(Section):
     """Which real patches are chosen (`idc select`); instead of a recipe."""
     recipe: Text | None = None
     """A recipe to condense by: a bundled name or a YAML file; instead of a method."""
-    set: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
+    set: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = ()
     """`section.key=value` of the recipe, after the plan's own."""
     ratios: Ratios | None = None
     """Ratios of this set; null: the plan's. The set `whole` has none."""
@@ -69,7 +69,7 @@ class Plan(Section):
     """How many times larger HR is than LR."""
     source: Text
     """The photographs, as in a recipe. A relative path starts at the current directory."""
-    set: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
+    set: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = ()
     """`section.key=value` of the recipes of all sets, such as patches.size=48."""
     ratios: Ratios = (0.1,)
     """Patches of a set per patch of the whole."""
@@ -81,9 +81,9 @@ class Plan(Section):
     """Networks to train: a name, and what differs from `training`; or a list of names."""
     training: TrainingRecipe = TrainingRecipe()
     """How students are trained; the seed is the student's."""
-    learning_rates: Annotated[tuple[Real, ...], BeforeValidator(listed)] = ()
+    learning_rates: Annotated[tuple[Real, ...], BeforeValidator(as_list)] = ()
     """Learning rates to draw training curves at: each set's first ratio with the first HR version and seed."""
-    seeds: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(listed), AfterValidator(_distinct)] = (
+    seeds: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(as_list), AfterValidator(_distinct)] = (
         0,
         1,
         2,

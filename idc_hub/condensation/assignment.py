@@ -1,8 +1,8 @@
-"""Which local patches are grouped and paired at a step (paper section 3.3 and appendix B).
+"""Which local patches are grouped and paired, and when (paper section 3.3 and appendix B).
 
-A tile is a `p x p` piece of a feature map. Real tiles are clustered once an image; synthetic tiles join the
-groups progressively, under quotas proportional to the groups' sizes, and are then paired one-to-one with real
-tiles of their group.
+A tile is a `p x p` piece of a feature map. Real tiles are clustered once per photograph. Synthetic tiles join the
+groups progressively, under quotas proportional to the groups' sizes, and are then paired one-to-one with real tiles of
+their group.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from idc_hub.condensation.transforms import to_rows
+from idc_hub.condensation.transforms import unfold_pixels
 
 KMEANS_RESTARTS = 4
 KMEANS_STEPS = 50
 
 _TILES = 8192
-"""Real tiles whose pixels are compared at a time."""
+"""Real tiles whose distances are computed at a time."""
 
 
 @dataclass(frozen=True)
 class TileGrid:
     """The non-overlapping `tile x tile` pieces of `patches` maps of `height x width`; a remainder is left out.
 
-    It knows what is a row, that is one sample of a distribution (`transform.unfold`): a pixel, a tile or a patch.
+    The grid also defines what one sample of a distribution is (`transform.unfold`): a pixel, a tile or a patch.
     """
 
     patches: int
@@ -40,38 +39,38 @@ class TileGrid:
     unfold: str = "pixels"
 
     @property
-    def rows_down(self) -> int:
+    def tiles_down(self) -> int:
         """Tiles from top to bottom of one map."""
         return self.height // self.tile
 
     @property
-    def across(self) -> int:
+    def tiles_across(self) -> int:
         """Tiles from left to right of one map."""
         return self.width // self.tile
 
     def __len__(self) -> int:
-        return self.patches * self.rows_down * self.across
+        return self.patches * self.tiles_down * self.tiles_across
 
     @property
-    def rows(self) -> int:
-        """Rows of all maps together."""
+    def samples(self) -> int:
+        """Samples of all maps together."""
         return {"pixels": self.patches * self.height * self.width, "tiles": len(self)}.get(self.unfold, self.patches)
 
     @property
-    def pixels_in_row(self) -> int:
-        """Pixels whose local features make one row."""
+    def pixels_per_sample(self) -> int:
+        """Pixels whose local features make one sample."""
         return {"pixels": 1, "tiles": self.tile**2}.get(self.unfold, self.height * self.width)
 
-    def to_rows(self, maps: Tensor) -> Tensor:
-        """Maps `[B, C, height, width]`, of any number of patches, as rows `[rows, C * pixels_in_row]`."""
+    def to_samples(self, maps: Tensor) -> Tensor:
+        """Maps `[B, C, height, width]`, for any number of patches, to samples `[S, C * pixels_per_sample]`."""
         if self.unfold == "pixels":
-            return to_rows(maps)
+            return unfold_pixels(maps)
         return (self.cut(maps) if self.unfold == "tiles" else maps).flatten(1)
 
-    def rows_of_tiles(self) -> Tensor:
-        """int64 `[tiles, r]`: the rows that each tile has to itself; none where a row is a whole patch."""
+    def samples_of_tiles(self) -> Tensor:
+        """The samples that belong to each tile alone: int64 `[tiles, s]`; `s` is 0 if a sample is a whole patch."""
         if self.unfold == "pixels":
-            pixels = torch.arange(self.rows).view(self.patches, 1, self.height, self.width)
+            pixels = torch.arange(self.samples).view(self.patches, 1, self.height, self.width)
             return self.cut(pixels).flatten(1)
         tiles = torch.arange(len(self))[:, None]
         return tiles if self.unfold == "tiles" else tiles[:, :0]
@@ -81,22 +80,22 @@ class TileGrid:
         pieces = maps.unfold(2, self.tile, self.tile).unfold(3, self.tile, self.tile)
         return pieces.permute(0, 2, 3, 1, 4, 5).reshape(-1, maps.shape[1], self.tile, self.tile)
 
-    def row_labels(self, labels: Tensor, other: int) -> Tensor:
-        """Spread one label a tile to one label a row; `other` where no tile or a label below 0."""
-        spread = torch.full((self.rows,), other, dtype=torch.int64)
+    def sample_labels(self, labels: Tensor, other: int) -> Tensor:
+        """Expand one label per tile to one label per sample; `other` outside the tiles and for labels below 0."""
+        spread = torch.full((self.samples,), other, dtype=torch.int64)
         known = labels.cpu().clamp(min=-1)
         known = torch.where(known < 0, torch.full_like(known, other), known)
-        places = self.rows_of_tiles()
+        places = self.samples_of_tiles()
         spread[places] = known[:, None].expand_as(places)
         return spread.to(labels.device)
 
 
 def kmeans(descriptors: Tensor, groups: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Cluster the real tiles (paper appendix B): k-means++, best of several starts.
+    """Cluster the real tiles (paper appendix B): k-means++, best of several restarts.
 
     Args:
         descriptors: float `[tiles, c]`, the mean feature of each tile.
-        groups: Number of groups `M`; fewer where there are fewer tiles.
+        groups: Number of groups `M`; fewer if there are fewer tiles.
         seed: Determines the result on a given machine.
 
     Returns:
@@ -107,7 +106,7 @@ def kmeans(descriptors: Tensor, groups: int, seed: int) -> tuple[Tensor, Tensor]
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for _ in range(KMEANS_RESTARTS):
         with warnings.catch_warnings():
-            # An empty cluster keeps its centroid, and its group stays empty: that is all we need to know.
+            # An empty cluster keeps its centroid and its group stays empty, which is harmless.
             warnings.filterwarnings("ignore", message="One of the clusters is empty")
             centroids, labels = kmeans2(data, min(groups, len(data)), iter=KMEANS_STEPS, minit="++", rng=rng)
         inertia = float(np.square(data - centroids[labels]).sum())
@@ -119,17 +118,17 @@ def kmeans(descriptors: Tensor, groups: int, seed: int) -> tuple[Tensor, Tensor]
 
 
 def proportional_quotas(sizes: Tensor, total: int) -> Tensor:
-    """Share `total` out in proportion to `sizes` `[M]` by largest remainders; int64 `[M]` that sums to `total`."""
+    """Divide `total` in proportion to `sizes` `[M]` by largest remainders; int64 `[M]` that sums to `total`."""
     shares = sizes.double() * total / sizes.sum()
     quotas = shares.floor().long()
-    # A stable sort gives a remainder shared by two groups to the first of them.
+    # The stable sort breaks ties between equal remainders in favor of the first group.
     order = torch.argsort(shares - quotas, descending=True, stable=True)
     quotas[order[: total - int(quotas.sum())]] += 1
     return quotas
 
 
 def event_share(quotas: Tensor, event: int, events: int) -> Tensor:
-    """The part of each quota that falls to one event: `quotas` int64 `[...]`, `event` 1 .. `events`.
+    """The part of each quota that one event assigns: `quotas` int64 `[...]`, `event` in 1 .. `events`.
 
     The shares of all events sum to the quotas, and each is within one of `quotas / events`.
     """
@@ -142,7 +141,7 @@ def event_share(quotas: Tensor, event: int, events: int) -> Tensor:
 
 @dataclass
 class Assignment:
-    """Group and partner of every synthetic tile; -1 where there is none yet.
+    """Group and partner of every synthetic tile; -1 while there is none.
 
     Attributes:
         group: int64 `[tiles]`.
@@ -158,93 +157,66 @@ class Assignment:
         unset = torch.full((tiles,), -1, dtype=torch.int64, device=device)
         return cls(unset, unset.clone())
 
-    def add_to_groups(self, descriptors: Tensor, centroids: Tensor, allowance: Tensor, limit: int) -> None:
+    def add_to_groups(self, descriptors: Tensor, centroids: Tensor, room: Tensor) -> None:
         """Group ungrouped tiles, nearest first, while their group has room.
 
         Args:
             descriptors: float `[tiles, c]`, mean feature of each synthetic tile.
             centroids: float `[M, c]`.
-            allowance: int64 `[M]`, tiles that each group takes at most at this event.
-            limit: Tiles that all groups together take at most.
+            room: int64 `[M]`, the number of tiles that each group may take now.
         """
         free = torch.nonzero(self.group < 0).flatten()
         distances = torch.cdist(descriptors[free].float(), centroids).cpu()
-        room = allowance.tolist()
+        left, limit = room.tolist(), int(room.sum())
         taken: set[int] = set()
         for candidate in torch.argsort(distances.flatten(), stable=True).tolist():
             tile, group = divmod(candidate, len(centroids))
             if len(taken) == limit:
                 break
-            if room[group] > 0 and tile not in taken:
+            if left[group] > 0 and tile not in taken:
                 taken.add(tile)
-                room[group] -= 1
+                left[group] -= 1
                 self.group[free[tile]] = group
 
-    def pair(
-        self,
-        syn_tiles: Tensor,
-        real_tiles: Callable[[Tensor], Tensor],
-        real_groups: Tensor,
-        content: Tensor,
-        method: str,
-    ) -> None:
-        """Pair every grouped, unpaired tile with a free real tile of its group, each real tile at most once.
+    def pair(self, syn_tiles: Tensor, real_tiles: Callable[[Tensor], Tensor], real_groups: Tensor) -> None:
+        """Pair every grouped, unpaired tile with the nearest free real tile of its group, closest pair first.
+
+        Each real tile is used at most once. Tiles stay unpaired when their group has no free real tile left.
 
         Args:
             syn_tiles: float `[tiles, c, p, p]`, normalized features of the synthetic tiles.
-            real_tiles: Gives the tiles of some indices int64 `[P]` as float `[P, c, p, p]`; there are too many to
-                hold them all at once.
+            real_tiles: Returns the real tiles with the given indices int64 `[P]` as float `[P, c, p, p]`; all of
+                them at once would not fit in memory.
             real_groups: int64 `[real tiles]`.
-            content: int64 `[real tiles]`; tiles with the same number show the same pixels of the photograph and
-                count as one (`assignment.unique_content`). Without that, each tile has a number of its own.
-            method: `greedy` takes the closest pair first; `hungarian` minimizes the sum of squared distances.
         """
         waiting = (self.group >= 0) & (self.partner < 0)
-        used = torch.zeros(int(content.max()) + 1, dtype=torch.bool, device=content.device)
-        used[content[self.partner[self.partner >= 0]]] = True
+        used = torch.zeros(len(real_groups), dtype=torch.bool, device=real_groups.device)
+        used[self.partner[self.partner >= 0]] = True
         for group in torch.unique(self.group[waiting]).tolist():
             syn = torch.nonzero(waiting & (self.group == group)).flatten()
-            real = torch.nonzero((real_groups == group) & ~used[content]).flatten()
+            real = torch.nonzero((real_groups == group) & ~used).flatten()
             if len(real) == 0:
                 continue
             wanted = syn_tiles[syn].flatten(1)
             distances = torch.cat([torch.cdist(wanted, real_tiles(some).flatten(1)) for some in real.split(_TILES)], 1)
-            pairs = _one_to_one(distances.square_().cpu().numpy(), content[real].cpu().numpy(), method)
-            rows, columns = (torch.tensor(side, device=content.device) for side in zip(*pairs, strict=True))
-            self.partner[syn[rows]] = real[columns]
-            used[content[real[columns]]] = True
+            pairs = torch.tensor(_greedy(distances.cpu().numpy()), device=real.device)
+            self.partner[syn[pairs[:, 0]]] = real[pairs[:, 1]]
+            used[real[pairs[:, 1]]] = True
 
 
-def _one_to_one(distances: np.ndarray, content: np.ndarray, method: str) -> list[tuple[int, int]]:
-    """Pairs (row, column) of a matrix such that no row and no content number comes twice."""
-    order = np.argsort(content, kind="stable")
-    _, starts = np.unique(content[order], return_index=True)
-    best = np.minimum.reduceat(distances[:, order], starts, axis=1)
-    if method == "hungarian":
-        chosen = list(zip(*linear_sum_assignment(best), strict=True))
-    else:
-        chosen = _greedy(best)
-    ends = np.append(starts[1:], len(order))
-    pairs = []
-    for row, number in chosen:
-        copies = order[starts[number] : ends[number]]
-        pairs.append((int(row), int(copies[distances[row, copies].argmin()])))
-    return pairs
-
-
-def _greedy(left: np.ndarray) -> list[tuple[int, int]]:
-    """Take the smallest entry, cross out its row and column, repeat; `left` is written over."""
-    nearest = left.argmin(axis=1)
-    least = left[np.arange(len(left)), nearest]
+def _greedy(distances: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (row, column): take the smallest entry, cross out its row and column, repeat. Overwrites its argument."""
+    nearest = distances.argmin(axis=1)
+    least = distances[np.arange(len(distances)), nearest]
     chosen = []
-    for _ in range(min(left.shape)):
+    for _ in range(min(distances.shape)):
         row = int(least.argmin())
         column = int(nearest[row])
         chosen.append((row, column))
         least[row] = np.inf
-        left[:, column] = np.inf
-        # Only rows whose nearest column has gone must look again.
+        distances[:, column] = np.inf
+        # Only rows that just lost their nearest column must look again.
         for stale in np.flatnonzero((nearest == column) & (least < np.inf)):
-            nearest[stale] = left[stale].argmin()
-            least[stale] = left[stale, nearest[stale]]
+            nearest[stale] = distances[stale].argmin()
+            least[stale] = distances[stale, nearest[stale]]
     return chosen

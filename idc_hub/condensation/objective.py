@@ -1,4 +1,4 @@
-"""What the synthetic patches are held to at a step: the three terms of the loss (paper Eq. 6-8)."""
+"""The loss at one step: the three terms of the paper (Eq. 6-8), computed from the synthetic patches' features."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
 
 PARTNER_BYTES = 1 << 30
-"""Rows of real partners that are kept from one meeting of a draw to the next; what does not fit is made again."""
+"""Size of the cache of real partners' samples, kept from one use of a draw to the next; the rest is recomputed."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some consecutive synthetic patches, and what follows for them from the assignment.
+    """Consecutive synthetic patches that are processed together, and what the assignment says about them.
 
     Attributes:
-        members: float32 `[groups + 1, rows]` of `membership`.
-        pairs: Their pairs among all.
-        pair_rows: int64 `[r]`, their rows that have a partner's row, in order.
-        pair_order: int64 `[r]`, where the partners' rows stand among those of the windows of `pairs`.
-        pair_weights: float32 `[r]`, what the distance of each counts.
+        members: float32 `[groups + 1, samples]` from `membership`.
+        pairs: Their range among all pairs.
+        paired: int64 `[s]`, indices of their samples that have a partner, in ascending order.
+        order: int64 `[s]`, the partners' samples in the same order, as indices into those of the tiles of `pairs`.
+        weights: float32 `[s]`, the weight of each sample's distance in the pair term.
     """
 
     members: Tensor
     pairs: slice
-    pair_rows: Tensor
-    pair_order: Tensor
-    pair_weights: Tensor
+    paired: Tensor
+    order: Tensor
+    weights: Tensor
 
 
 class Objective:
-    """The three terms of the loss at a step, on the synthetic side alone.
+    """The three terms of the loss, given raw features of the synthetic patches.
 
     Args:
         real: The real side.
@@ -53,78 +53,72 @@ class Objective:
         self.real = real
         self.grid = grid
         self.recipe = recipe
-        self.margin = 1 if recipe.loss.deformation == "translation" else 0
-        self.rows_of_tiles = grid.rows_of_tiles().to(real.features.device)
+        self.samples_of_tiles = grid.samples_of_tiles().to(real.features.device)
         self.piece_size = piece_size(grid.patches, grid.height * grid.width)
         self.take_partners(Assignment.empty(len(grid), real.features.device))
 
     def take_partners(self, assignment: Assignment) -> None:
-        """Look up what follows from the assignment, so that no step has to; call it after every event."""
+        """Precompute what the steps need from the assignment; call it after every event."""
         groups = len(self.real.centroids)
-        members = membership(self.grid.row_labels(assignment.group, groups), groups + 1)
+        members = membership(self.grid.sample_labels(assignment.group, groups), groups + 1)
         sizes = members[:groups].sum(1)
         self.present = torch.nonzero(sizes).flatten()
         self.group_sizes = sizes[self.present, None]
         self.paired = torch.nonzero(assignment.partner >= 0).flatten()
         self.partners = assignment.partner[self.paired]
-        self.pieces = self._cut(members, self._pair_weights(assignment.group[self.paired]))
+        self.pieces = self._split(members, self._pair_weights(assignment.group[self.paired]))
         self.kept: dict[object, Tensor] = {}
-        self.windows: Tensor | None = None
+        self.neighborhoods: Tensor | None = None
         if len(self.paired):
-            self.windows = self.real.windows(self.partners, self.real.statistics, self.margin)
+            self.neighborhoods = self.real.neighborhoods(self.partners, self.real.statistics)
 
-    def _cut(self, members: Tensor, pair_weights: Tensor) -> list[Piece]:
-        """What is known of all rows and pairs, by pieces of `piece_size` patches."""
-        patches, in_tile = self.grid.patches, self.rows_of_tiles.shape[1]
-        tiles, rows = len(self.grid) // patches, members.shape[1] // patches
+    def _split(self, members: Tensor, pair_weights: Tensor) -> list[Piece]:
+        """Split all samples and pairs into pieces of `piece_size` patches."""
+        patches, per_tile = self.grid.patches, self.samples_of_tiles.shape[1]
+        tiles, samples = len(self.grid) // patches, members.shape[1] // patches
         pieces = []
         for start in range(0, patches, self.piece_size):
             end = min(start + self.piece_size, patches)
             first, last = ((self.paired < place * tiles).sum().item() for place in (start, end))
             pairs = slice(int(first), int(last))
-            # Rows of the maps in their own order: once all are paired, they are compared as they lie in memory.
-            pair_rows, order = self.rows_of_tiles[self.paired[pairs]].flatten().sort()
-            weights = pair_weights[pairs.start * in_tile : pairs.stop * in_tile][order]
-            here = members[:, start * rows : end * rows]
-            pieces.append(Piece(here, pairs, pair_rows - start * rows, order, weights))
+            # Ascending order: once all samples are paired, they are compared in place without a copy.
+            paired, order = self.samples_of_tiles[self.paired[pairs]].flatten().sort()
+            weights = pair_weights[pairs.start * per_tile : pairs.stop * per_tile][order]
+            here = members[:, start * samples : end * samples]
+            pieces.append(Piece(here, pairs, paired - start * samples, order, weights))
         return pieces
 
-    def __call__(self, raw: Tensor, shifts: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor | float]:
-        """Unweighted terms and the weighted penalty on the deformation.
+    def __call__(self, raw: Tensor, step: int) -> dict[str, Tensor]:
+        """The unweighted terms: `instance`, `group` once a tile is grouped, `pair` once a tile is paired.
 
         Args:
             raw: float `[n, c, h, w]`, raw features of the synthetic patches.
-            shifts: float `[tiles, 2]`, see `State`.
-            step: The step, which chooses the draw.
+            step: The step, which selects the draw.
         """
         real_statistics, syn_statistics = self.real.statistics_for(raw)
         draw, targets = self.at(step, real_statistics)
 
-        def look_at(maps: Tensor, piece: Piece) -> tuple[Tensor, ...]:
-            """Sums for the instance and for the group term, and the pair term once a tile is paired."""
-            rows = self.real.rows(self.real.normalize(maps, syn_statistics), draw)
-            sums = self.sums(rows, draw, piece)
-            if self.windows is None:
-                return sums
-            partners = self.partner_rows(step, draw, shifts, real_statistics, piece)
-            return *sums, self.pair_term(rows, partners, piece)
+        def sums_and_pair_term(maps: Tensor, piece: Piece) -> tuple[Tensor, ...]:
+            samples = self.real.samples(self.real.normalize(maps, syn_statistics), draw)
+            sums = set_sums(samples, draw.freqs, piece.members, self.recipe.loss)
+            if self.neighborhoods is None:
+                return (sums,)
+            partners = self.partner_samples(step, draw, real_statistics, piece)
+            return sums, self.pair_term(samples, partners, piece)
 
         if len(self.pieces) == 1:
-            found = look_at(raw, self.pieces[0])
+            found = sums_and_pair_term(raw, self.pieces[0])
         else:
-            cut = zip(raw.split(self.piece_size), self.pieces, strict=True)
-            parts = [recomputed(look_at, *piece) for piece in cut]
+            pieces = zip(raw.split(self.piece_size), self.pieces, strict=True)
+            parts = [recomputed(sums_and_pair_term, *piece) for piece in pieces]
             found = tuple(torch.stack(part).sum(0) for part in zip(*parts, strict=True))
-        terms = self.distribution_terms(found[0], found[1], targets)
-        if self.windows is None:
-            return terms, 0.0
-        terms["pair"] = found[2]
-        if not self.margin:
-            return terms, 0.0
-        return terms, self.recipe.loss.deformation_weight * shifts[self.paired].square().mean()
+        terms = self.distribution_terms(found[0], targets)
+        if self.neighborhoods is not None:
+            terms["pair"] = found[1]
+        return terms
 
     def draw_name(self, step: int) -> object:
-        """The draw of a step: fresh, or the bank walked in an order reshuffled every round."""
+        """The draw of a step: a fresh one, or the next of the bank, whose order is reshuffled in every round."""
         loss = self.recipe.loss
         if loss.draws == "fresh":
             return f"step-{step}"
@@ -134,66 +128,62 @@ class Objective:
         return order[place]
 
     def at(self, step: int, statistics: Statistics) -> tuple[Draw, Targets]:
-        """The draw of a step, and the real side at it."""
+        """The draw of a step and the real side's targets for it."""
         name = self.draw_name(step)
         if self.recipe.features.statistics == "joint":
             draw = self.real.draw(name, statistics)
             return draw, self.real.targets(draw, statistics)
         return self.real.at(name, keep=self.recipe.loss.draws == "bank")
 
-    def sums(self, rows: Tensor, draw: Draw, piece: Piece) -> tuple[Tensor, Tensor]:
-        """What `set_sums` gives for the rows `[S, C]` of a piece and their groups, `[groups + 1, ...]`.
+    def distribution_terms(self, sums: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The instance term (Eq. 6), and the group term (Eq. 7) once a tile is grouped.
 
-        At the frequencies of the instance term, and at those of the group term.
+        Args:
+            sums: `set_sums` of all samples by group, `[groups + 1, ...]`; the last entry holds the ungrouped ones.
+            targets: The real side at the same draw.
         """
         loss = self.recipe.loss
-        sums = set_sums(rows, draw.freqs, piece.members, loss)
-        if draw.group_freqs is draw.freqs or not len(self.present):
-            return sums, sums
-        return sums, set_sums(rows, draw.group_freqs, piece.members, loss)
-
-    def distribution_terms(self, sums: Tensor, group_sums: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """The instance term, and the group term once a tile is grouped, from `sums` over all rows."""
-        loss = self.recipe.loss
-        terms = {"instance": set_distance(targets.instance, sums.sum(0) / self.grid.rows, loss)}
+        terms = {"instance": set_distance(targets.instance, sums.sum(0) / self.grid.samples, loss)}
         if len(self.present):
-            means = group_sums.index_select(0, self.present) / self.group_sizes
+            means = sums.index_select(0, self.present) / self.group_sizes
             distances = set_distance(targets.groups[self.present], means, loss)
             terms["group"] = distances.sum() if loss.group_reduction == "sum" else distances.mean()
         return terms
 
-    def pair_term(self, rows: Tensor, partners: Tensor, piece: Piece) -> Tensor:
-        """The L1 distance of a piece's paired rows to `partner_rows`, reduced as the recipe says."""
-        paired = rows if len(piece.pair_rows) == len(rows) else rows.index_select(0, piece.pair_rows)
+    def pair_term(self, samples: Tensor, partners: Tensor, piece: Piece) -> Tensor:
+        """The weighted L1 distance (Eq. 8) between a piece's paired samples and its `partner_samples`."""
+        paired = samples if len(piece.paired) == len(samples) else samples.index_select(0, piece.paired)
         distances = torch.linalg.vector_norm(paired - partners, ord=1, dim=1, dtype=torch.float32)
-        return distances @ piece.pair_weights
+        return distances @ piece.weights
 
-    def partner_rows(self, step: int, draw: Draw, shifts: Tensor, statistics: Statistics, piece: Piece) -> Tensor:
-        """Rows of a piece's real partners, as many as their tiles have, in the order of the synthetic rows."""
-        joint = self.recipe.features.statistics == "joint"
-        if joint:
-            windows = self.real.windows(self.partners[piece.pairs], statistics, self.margin)
-            return self._transformed(windows, draw, shifts, piece)
-        assert self.windows is not None
-        windows = self.windows[piece.pairs]
-        # What is too large for one piece is too large to be kept as well.
-        if self.margin or self.recipe.loss.draws == "fresh" or len(self.pieces) > 1:
-            return self._transformed(windows, draw, shifts, piece)
+    def partner_samples(self, step: int, draw: Draw, statistics: Statistics, piece: Piece) -> Tensor:
+        """Samples of a piece's real partners, in the order of `piece.paired`."""
+        if self.recipe.features.statistics == "joint":
+            neighborhoods = self.real.neighborhoods(self.partners[piece.pairs], statistics)
+            return self._local_samples(neighborhoods, draw, piece)
+        assert self.neighborhoods is not None
+        neighborhoods = self.neighborhoods[piece.pairs]
+        # If the samples do not fit into one piece, they are too large to keep as well.
+        if self.recipe.loss.draws == "fresh" or len(self.pieces) > 1:
+            return self._local_samples(neighborhoods, draw, piece)
         name = self.draw_name(step)
         if name in self.kept:
             return self.kept[name]
-        rows = self._transformed(windows, draw, shifts, piece)
-        if (len(self.kept) + 1) * rows.nbytes <= PARTNER_BYTES:
-            self.kept[name] = rows
-        return rows
+        samples = self._local_samples(neighborhoods, draw, piece)
+        if (len(self.kept) + 1) * samples.nbytes <= PARTNER_BYTES:
+            self.kept[name] = samples
+        return samples
 
-    def _transformed(self, windows: Tensor, draw: Draw, shifts: Tensor, piece: Piece) -> Tensor:
-        if self.margin:
-            windows = shift_windows(windows, shifts[self.paired[piece.pairs]])
-        return self.real.norm_rows(self.grid.to_rows(convolve(windows, draw.rows)))[piece.pair_order]
+    def _local_samples(self, neighborhoods: Tensor, draw: Draw, piece: Piece) -> Tensor:
+        samples = self.grid.to_samples(convolve(neighborhoods, draw.filters))
+        return self.real.normalize_samples(samples)[piece.order]
 
     def _pair_weights(self, groups: Tensor) -> Tensor:
-        """What each row's L1 distance counts (`loss.pair_reduction`; algorithm note 6.9), from its pair's group."""
+        """Weight of each paired sample's L1 distance, given the group of each pair.
+
+        Eq. 8 sums over the pairs of a group and divides by their number, but leaves open whether the distance of a
+        pair is summed or averaged over its elements; `loss.pair_reduction` selects the reading.
+        """
         channels = self.recipe.transform.local_channels(self.real.features.shape[1])
         elements = self.grid.tile**2 * channels
         sizes = torch.bincount(groups, minlength=1)[groups].float()
@@ -203,29 +193,9 @@ class Objective:
             "group-mean": 1 / (elements * sizes),
             "group-mean-twice": 1 / (elements * sizes.square()),
         }[self.recipe.loss.pair_reduction]
-        return weights.repeat_interleave(self.rows_of_tiles.shape[1])
-
-
-def shift_windows(windows: Tensor, shifts: Tensor) -> Tensor:
-    """Move each window by its learned translation and cut the margin of one pixel off.
-
-    Args:
-        windows: `[P, c, s + 2, s + 2]`.
-        shifts: `[P, 2]` (y, x) in pixels; clamped to [-1, 1].
-
-    Returns:
-        `[P, c, s, s]`, bilinearly interpolated; differentiable in `shifts`.
-    """
-    side = windows.shape[-1] - 2
-    steps = torch.arange(side, dtype=windows.dtype, device=windows.device) - (side - 1) / 2
-    shifts = shifts.clamp(-1, 1)
-    # With align_corners=False a pixel is 2 / (side + 2) wide in grid_sample's coordinates.
-    y = (steps + shifts[:, :1]) * (2 / (side + 2))
-    x = (steps + shifts[:, 1:]) * (2 / (side + 2))
-    where = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
-    return torch.nn.functional.grid_sample(windows, where, align_corners=False)
+        return weights.repeat_interleave(self.samples_of_tiles.shape[1])
 
 
 def weighted(terms: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
-    """The terms times their weights in the recipe."""
+    """The terms multiplied by their weights in the recipe."""
     return {term: getattr(recipe.loss, f"{term}_weight") * value for term, value in terms.items()}

@@ -1,7 +1,7 @@
-"""Real patches whose characteristic function is near that of all of them: a greedy choice, improved by swaps.
+"""Choose real patches whose joint characteristic function is close to that of all of them: greedily, then by swaps.
 
-A cheap rival of the optimization, which the paper does not have: it makes the same instance distance small (Eq. 6),
-but it may only choose. It is also where an optimization can begin (`optimizer.initial: cf-greedy`).
+The paper has no such method. It minimizes the same instance distance (Eq. 6) as the optimization, but can only choose
+among real patches. It is the baseline `idc select cf-greedy` and a starting point (`optimizer.initial: cf-greedy`).
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Loss
 
 MAX_ROUNDS = 20
-"""Rounds of swaps over all places. On photographs three to six are enough; no more of them than this are made."""
+"""Upper bound on the rounds of swaps over all places. On photographs three to six rounds suffice."""
 
 _TOLERANCE = 1e-6
-"""What a swap must lower the distance by, relatively: rounding could otherwise swap to and fro."""
+"""Relative decrease of the distance that a swap must reach; without it rounding could swap back and forth forever."""
 
 
 def greedy_subset(functions: Tensor, targets: Tensor, count: int, loss: Loss) -> list[int]:
-    """Choose patches one by one, then swap them one for one while that lowers the mean distance over the draws.
+    """Choose patches one at a time, then swap single patches while that lowers the mean distance over the draws.
 
-    No patch is chosen twice, unless `count` is more than there are: then each is taken equally often, and what is
-    left over is chosen.
+    No patch is chosen twice unless `count` exceeds their number. Then every patch is taken equally often, and only
+    the remainder is chosen.
 
     Args:
-        functions: `[draws, N, T]`, the characteristic function of each patch alone (or what else `set_sums` gives).
-        targets: `[draws, T]`, what the mean function of the chosen ones should be near to.
-        count: How many to choose, at least 1.
-        loss: The recipe's loss, which says how functions are compared.
+        functions: `[draws, N, T]`, the characteristic function (or the mean sample) of each patch alone.
+        targets: `[draws, T]`, what the mean over the chosen patches should be close to.
+        count: Patches to choose, at least 1.
+        loss: The recipe's loss, which defines the distance.
 
     Returns:
-        `count` indices of patches; where the last round changed nothing, no single swap would lower the distance.
+        `count` indices of patches. If the last round changed nothing, no single swap lowers the distance.
     """
     size = functions.shape[1]
     copies, left = divmod(count, size)
     everything = functions.sum(1) * copies
 
     def distances(others: list[int]) -> Tensor:
-        """Mean distance over the draws for each patch that may stand beside the others: `[N]`, inf for the others."""
+        """Mean distance over the draws if each patch joined `others`: `[N]`, infinite for the others themselves."""
         total = everything + functions[:, others].sum(1)
         mean = (total[:, None] + functions) / (copies * size + len(others) + 1)
         found = set_distance(targets[:, None], mean, loss).mean(0)

@@ -6,7 +6,7 @@ An HR box is always derived from its LR box, never cut on a grid of its own, so 
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from math import ceil, floor
+from math import floor
 
 import numpy as np
 from scipy.ndimage import correlate1d
@@ -14,26 +14,27 @@ from scipy.ndimage import correlate1d
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def windows(height: int, width: int, size: int, stride: int, *, tail: bool = True) -> list[tuple[int, int]]:
-    """Places of the square windows of an LR image, row by row.
+def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """Positions of the square windows of an LR image, row by row.
+
+    If the stride leaves pixels over, one more window lies flush with the far edge.
 
     Args:
         height: Height of the LR image.
         width: Width of the LR image.
         size: Side of a window, in LR pixels.
         stride: Distance between neighboring windows, in LR pixels.
-        tail: Whether to add one last window, flush with the far edge, where the stride leaves pixels over.
 
     Returns:
         `(top, left)` of each window; empty where the image is smaller than one window.
     """
-    lefts = _starts(width, size, stride, tail)
-    return [(top, left) for top in _starts(height, size, stride, tail) for left in lefts]
+    lefts = _starts(width, size, stride)
+    return [(top, left) for top in _starts(height, size, stride) for left in lefts]
 
 
-def _starts(length: int, size: int, stride: int, tail: bool) -> list[int]:
+def _starts(length: int, size: int, stride: int) -> list[int]:
     starts = list(range(0, length - size + 1, stride))
-    if tail and starts and starts[-1] + size < length:
+    if starts and starts[-1] + size < length:
         starts.append(length - size)
     return starts
 
@@ -44,48 +45,43 @@ def hr_box(place: tuple[int, int], size: int, scale: int) -> tuple[int, int, int
     return top * scale, left * scale, (top + size) * scale, (left + size) * scale
 
 
-def cut(lr: np.ndarray, size: int, stride: int, *, tail: bool = True) -> np.ndarray:
+def cut(lr: np.ndarray, size: int, stride: int) -> np.ndarray:
     """Cut an LR image into its windows.
 
     Args:
         lr: uint8 RGB image, `[height, width, 3]`.
         size: Side of a window.
         stride: Distance between neighboring windows.
-        tail: As in `windows`.
 
     Returns:
         uint8 patches `[N, 3, size, size]`, in the order of `windows`.
     """
     height, width, channels = lr.shape
-    places = windows(height, width, size, stride, tail=tail)
+    places = windows(height, width, size, stride)
     patches = np.empty((len(places), channels, size, size), lr.dtype)
     for patch, (top, left) in zip(patches, places, strict=True):
         patch[:] = lr[top : top + size, left : left + size].transpose(2, 0, 1)
     return patches
 
 
-def synthetic_counts(windows: Sequence[int], ratio: float, rounding: str, minimum: int) -> list[int]:
-    """How many synthetic patches stand for each photograph (algorithm note 6.2).
+def synthetic_counts(real_counts: Sequence[int], ratio: float, minimum: int) -> list[int]:
+    """Number of synthetic patches of each photograph.
+
+    Photograph i gets `floor(r * sum_to_i) - floor(r * sum_to_(i-1))`, so that without a minimum all counts sum to
+    `floor(r * total)`.
 
     Args:
-        windows: Real patches of each photograph, in order.
+        real_counts: Real patches of each photograph, in order.
         ratio: Synthetic patches per real one, in (0, 1].
-        rounding: `cumulative` gives photograph i `floor(r * sum_to_i) - floor(r * sum_to_(i-1))`, so that all sum to
-            `floor(r * total)`; `floor`, `round` and `ceil` round each photograph on its own.
         minimum: Patches that every photograph gets at least.
 
     Returns:
-        One count a photograph.
+        One count per photograph.
     """
     # The decimal that was written, not its binary neighbor: 0.29 * 100 must be 29.
     exact = Fraction(str(ratio))
-    if rounding == "cumulative":
-        totals = accumulate(windows, initial=0)
-        shares = [floor(exact * after) - floor(exact * before) for before, after in pairwise(totals)]
-    else:
-        rule = {"floor": floor, "ceil": ceil, "round": lambda value: floor(value + Fraction(1, 2))}[rounding]
-        shares = [rule(exact * count) for count in windows]
-    return [max(share, minimum) for share in shares]
+    totals = accumulate(real_counts, initial=0)
+    return [max(floor(exact * after) - floor(exact * before), minimum) for before, after in pairwise(totals)]
 
 
 def complexity(patches: np.ndarray) -> np.ndarray:

@@ -159,7 +159,6 @@ def survey(
     scale: int,
     size: int,
     stride: int,
-    tail: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Instance]:
     """Decode every photograph once and describe it.
@@ -169,7 +168,6 @@ def survey(
         scale: Super-resolution scale.
         size: Side of an LR patch.
         stride: Distance between LR patches.
-        tail: As in `patches.windows`.
         progress: Called with (photographs done, photographs in all) after each.
 
     Returns:
@@ -181,7 +179,7 @@ def survey(
 
     def describe(entry: Entry) -> Instance | ImageError:
         try:
-            return _describe(source, entry, scale, size, stride, tail)
+            return _describe(source, entry, scale, size, stride)
         except ImageError as error:
             return error
 
@@ -224,9 +222,7 @@ def load_hr(source: Source, instance: Instance, *, scale: int) -> np.ndarray:
     return mod_crop(read_image(data, instance.name).pixels, scale)
 
 
-def load_lr_patches(
-    source: Source, instance: Instance, *, scale: int, size: int, stride: int, tail: bool = True
-) -> np.ndarray:
+def load_lr_patches(source: Source, instance: Instance, *, scale: int, size: int, stride: int) -> np.ndarray:
     """The LR patches of an instance: photograph, mod-crop, MATLAB bicubic, windows.
 
     Args:
@@ -235,7 +231,6 @@ def load_lr_patches(
         scale: Super-resolution scale.
         size: Side of an LR patch.
         stride: Distance between LR patches.
-        tail: As in `patches.windows`.
 
     Returns:
         uint8 `[instance.patches, 3, size, size]`.
@@ -244,10 +239,10 @@ def load_lr_patches(
         ImageError: The photograph is gone or has changed.
     """
     lr = imresize(load_hr(source, instance, scale=scale), 1 / scale)
-    return cut(lr, size, stride, tail=tail)
+    return cut(lr, size, stride)
 
 
-def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int, tail: bool) -> Instance:
+def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int) -> Instance:
     if not is_instance_id(entry.id):
         raise ImageError(
             f"{entry.name!r} cannot name an instance: rename it, with at most {MAX_ID_BYTES} bytes before "
@@ -256,7 +251,7 @@ def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int, 
     data = source.read(entry)
     photograph = read_image(data, entry.name)
     height, width = mod_crop(photograph.pixels, scale).shape[:2]
-    places = windows(height // scale, width // scale, size, stride, tail=tail)
+    places = windows(height // scale, width // scale, size, stride)
     if not places:
         side = size * scale
         raise ImageError(

@@ -113,13 +113,8 @@ class Teacher:
             )
         return hr
 
-<<<<<<< HEAD
     def make_hr(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
-        """HR patches, whichever patches they are: a teacher sees nothing but LR."""
-=======
-    def answer(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
         """HR patches. The keys don't matter: a teacher only looks at LR."""
->>>>>>> 7db4a06 (from c)
         return self(lr)
 
     def describe(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, assignment_events, condense_instance
 from idc_hub.condensation.pieces import piece_size
-from idc_hub.condensation.real_side import HELD_OUT_DRAWS, SUBSET_DRAWS, stood_for
+from idc_hub.condensation.real_side import HELD_OUT_DRAWS, SUBSET_DRAWS, represented_patches
 from idc_hub.images.sources import open_source
 from idc_hub.runs.worker import real_patches
 
@@ -56,9 +56,7 @@ class Sample:
     paired: float
 
     @classmethod
-    def take(
-        cls, lr: torch.Tensor, offsets: torch.Tensor, count: int, network: torch.nn.Module, spec: Recipe
-    ) -> Sample:
+    def take(cls, lr: torch.Tensor, count: int, network: torch.nn.Module, spec: Recipe) -> Sample:
         """Condense `count` patches under a recipe of `shortened` and look at the clock before every step."""
         times = [time.monotonic()]
 
@@ -67,7 +65,7 @@ class Sample:
             return len(times) == STEPS + 2
 
         with suppress(Stopped):
-            condense_instance(lr, offsets, count, network, spec, "forecast", should_stop=note)
+            condense_instance(lr, count, network, spec, "forecast", should_stop=note)
         # Steps 0 and 1 are plain and meet a draw each; 3 groups all tiles, 4 pairs them and meets the partners at one
         # draw, 5 at the other.
         fixed, first, second, plain, groups, pairs, partners, *rest = (late - early for early, late in pairwise(times))
@@ -104,21 +102,19 @@ def predict_seconds(
     network = network.to(device).eval().requires_grad_(False)
     work = [instance for instance in instances if instance.count]
     typical = sorted(work, key=lambda instance: instance.count)[len(work) // 2]
-    lr, offsets = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
-    kept = stood_for(lr, recipe)
-    share_kept = len(kept) / len(lr)  # taken to be the same for all photographs
-    samples, scale = _calibrate(lr[kept], offsets[kept], network, shortened(recipe))
+    lr, _ = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
+    represented = lr[represented_patches(lr, recipe)]
+    fraction = len(represented) / len(lr)  # taken to be the same for all photographs
+    samples, scale = _calibrate(represented, network, shortened(recipe))
     torch.set_num_threads(threads)
-    reals = [max(round(share_kept * instance.patches), 1) for instance in work]
+    reals = [max(round(fraction * instance.patches), 1) for instance in work]
     seconds = [
         scale * _seconds(real, instance.count, samples, recipe) for real, instance in zip(reals, work, strict=True)
     ]
     return max(sum(seconds) / processes, max(seconds))
 
 
-def _calibrate(
-    lr: torch.Tensor, offsets: torch.Tensor, network: torch.nn.Module, spec: Recipe
-) -> tuple[Samples, float]:
+def _calibrate(lr: torch.Tensor, network: torch.nn.Module, spec: Recipe) -> tuple[Samples, float]:
     """Samples of both sizes in turn, and what to multiply their seconds by.
 
     The processor's libraries are warmed up by a sample of a quarter of the pixels. Where that is slow already, the
@@ -128,12 +124,12 @@ def _calibrate(
     cut = lr[..., :half, :half]
     sizes = sorted({(min(real, len(lr)), count) for real, count in SIZES})
     begun = time.monotonic()
-    Sample.take(cut[: sizes[0][0]], offsets[: sizes[0][0]], sizes[0][1], network, spec)
+    Sample.take(cut[: sizes[0][0]], sizes[0][1], network, spec)
     small = cut if time.monotonic() - begun > SLOW else lr
     samples: Samples = {size: [] for size in sizes}
     for _ in range(ROUNDS):
         for (real, count), found in samples.items():
-            found.append(Sample.take(small[:real], offsets[:real], count, network, spec))
+            found.append(Sample.take(small[:real], count, network, spec))
         if time.monotonic() - begun > CALIBRATION_SECONDS:
             break
     return samples, lr[0].numel() / small[0].numel()

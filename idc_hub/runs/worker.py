@@ -98,7 +98,7 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
             side = recipe.patches.size
             run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
             return
-        lr, offsets = real_patches(instance, source, recipe)
+        lr, _ = real_patches(instance, source, recipe)
         if instance.id in run.sample:
             run.write_real(instance, lr)
         partial = run.read_partial(instance)
@@ -108,7 +108,6 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
         run.append_metrics(instance.id, {"event": "start", "step": started, "pid": os.getpid(), "time": time.time()})
         condensed = condense_instance(
             lr,
-            offsets,
             instance.count,
             network,
             recipe,
@@ -135,11 +134,11 @@ def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[to
     from idc_hub.images.patches import windows
     from idc_hub.images.sources import load_lr_patches
 
-    size, stride, tail = recipe.patches.size, recipe.patches.stride, recipe.patches.tail
+    size, stride = recipe.patches.size, recipe.patches.stride
     instance, scale = instance, recipe.scale
-    lr = load_lr_patches(source, instance, scale=scale, size=size, stride=stride, tail=tail)
-    offsets = windows(instance.height // scale, instance.width // scale, size, stride, tail=tail)
-    return torch.from_numpy(lr), torch.tensor(offsets)
+    lr = load_lr_patches(source, instance, scale=scale, size=size, stride=stride)
+    places = windows(instance.height // scale, instance.width // scale, size, stride)
+    return torch.from_numpy(lr), torch.tensor(places)
 
 
 def _facts(run: Run, condensed: Condensed) -> dict[str, Any]:
@@ -167,7 +166,7 @@ def find_photographs(recipe: Recipe, progress: Reporting = True) -> list[Instanc
     source = open_source(**recipe.source.model_dump())
     with counting("reading photographs", progress) as count:
         found = survey(source, scale=recipe.scale, size=patches.size, stride=patches.stride, progress=count)
-    counts = synthetic_counts([one.patches for one in found], patches.ratio, patches.rounding, patches.min_per_image)
+    counts = synthetic_counts([one.patches for one in found], patches.ratio, patches.min_per_image)
     return [replace(instance, count=count) for instance, count in zip(found, counts, strict=True)]
 
 

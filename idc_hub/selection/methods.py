@@ -39,7 +39,7 @@ def select_in_groups(
         `floor(ratio * size)` different indices into the pool, rising.
     """
     groups = np.array_split(np.random.default_rng(seed).permutation(size), GROUPS)
-    counts = synthetic_counts([len(members) for members in groups], ratio, "cumulative", 0)
+    counts = synthetic_counts([len(members) for members in groups], ratio, 0)
     chosen = [
         members[choose(members, count, seed_of(seed, "group", number))]
         for number, (members, count) in enumerate(zip(groups, counts, strict=True))

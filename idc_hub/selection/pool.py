@@ -143,11 +143,11 @@ def _shares_of_method(
     recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Callable[[int, int], None] | None
 ) -> tuple[list[int], Chosen | None]:
     """How many patches each photograph gives, and which; None where each photograph chooses on its own later."""
-    spec, windows = recipe.patches, [instance.patches for instance in instances]
+    counts = [instance.patches for instance in instances]
     if recipe.method == "cf-greedy":
-        return synthetic_counts(windows, spec.ratio, spec.rounding, spec.min_per_image), None
-    pool = np.arange(sum(windows)) if recipe.method == "whole" else _choose(recipe, instances, network, progress)
-    ends = np.cumsum(windows)
+        return synthetic_counts(counts, recipe.patches.ratio, recipe.patches.min_per_image), None
+    pool = np.arange(sum(counts)) if recipe.method == "whole" else _choose(recipe, instances, network, progress)
+    ends = np.cumsum(counts)
     parts = np.split(pool, np.searchsorted(pool, ends[:-1]))
     chosen = {
         instance.id: (part - end + instance.patches).tolist()
@@ -233,12 +233,12 @@ def _finish(
         lr, places = lr[chosen], places[chosen]
     else:
         device = next(network.parameters()).device
-        real = RealSide(lr.to(device), places, network, recipe, instance.id)
+        real = RealSide(lr.to(device), network, recipe, instance.id)
         if chosen is None:
-            subset = real.greedy_subset(instance.count).sort().values
-            lr, places = real.lr[subset].cpu(), real.offsets[subset]
+            subset = real.represented[real.greedy_subset(instance.count).sort().values]
         else:
-            lr, places = lr[chosen], places[chosen]
+            subset = torch.tensor(chosen)
+        lr, places = lr[subset], places[subset]
         names = ("held_out", "held_out_random")
         facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
     run.write_patches(instance, lr, {**facts, "seed": recipe.seed, "windows": places.tolist()})

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from idc_hub.errors import RecipeError
 from idc_hub.recipe import Section
-from idc_hub.recipe_reader import Count, Draft, Fraction, Real, Whole, bundled_recipes, listed
+from idc_hub.recipe_reader import Count, Draft, Fraction, Real, Whole, as_list, bundled_recipes
 
 
 def _increasing(fractions: tuple[float, ...]) -> tuple[float, ...]:
@@ -41,7 +41,7 @@ class TrainingRecipe(Section):
     """Adam's step size at the start."""
     decay: Literal["cosine", "milestones"] = "cosine"
     """How the learning rate falls: half a cosine down to 0, or times gamma at each milestone."""
-    milestones: Annotated[tuple[Fraction, ...], BeforeValidator(listed), AfterValidator(_increasing)] = (
+    milestones: Annotated[tuple[Fraction, ...], BeforeValidator(as_list), AfterValidator(_increasing)] = (
         0.5,
         0.8,
         0.9,

@@ -16,30 +16,30 @@ def test_tiles_are_cut_in_reading_order_and_the_remainder_is_left_out() -> None:
     assert len(grid) == 2 * 2 * 3
     tiles = grid.cut(maps)
     assert torch.equal(tiles[7, 0], maps[1, 0, 0:3, 3:6])
-    assert torch.equal(grid.rows_of_tiles()[4], maps[0, 0, 3:6, 3:6].reshape(-1))
+    assert torch.equal(grid.samples_of_tiles()[4], maps[0, 0, 3:6, 3:6].reshape(-1))
 
 
-def test_row_labels_mark_the_rows_of_each_tile_and_leave_the_others() -> None:
+def test_sample_labels_mark_the_samples_of_each_tile_and_leave_the_others() -> None:
     grid = TileGrid(1, 5, 4, 2)
-    labels = grid.row_labels(torch.tensor([0, 1, -1, 2]), other=9).view(5, 4)
+    labels = grid.sample_labels(torch.tensor([0, 1, -1, 2]), other=9).view(5, 4)
     assert labels.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [9, 9, 2, 2], [9, 9, 2, 2], [9, 9, 9, 9]]
 
 
-def test_a_row_is_a_pixel_a_tile_or_a_patch() -> None:
+def test_a_sample_is_a_pixel_a_tile_or_a_patch() -> None:
     maps = torch.arange(2 * 3 * 7 * 9).view(2, 3, 7, 9)
     pixels, tiles, patches = (TileGrid(2, 7, 9, 3, unfold) for unfold in ("pixels", "tiles", "patches"))
-    assert torch.equal(pixels.to_rows(maps)[9 + 4], maps[0, :, 1, 4])
-    assert torch.equal(tiles.to_rows(maps)[7], maps[1, :, 0:3, 3:6].flatten())
-    assert torch.equal(patches.to_rows(maps)[1], maps[1].flatten())
+    assert torch.equal(pixels.to_samples(maps)[9 + 4], maps[0, :, 1, 4])
+    assert torch.equal(tiles.to_samples(maps)[7], maps[1, :, 0:3, 3:6].flatten())
+    assert torch.equal(patches.to_samples(maps)[1], maps[1].flatten())
     for grid in (pixels, tiles, patches):
-        rows = grid.to_rows(maps)
-        assert rows.shape == (grid.rows, 3 * grid.pixels_in_row)
-        of_one_patch = grid.to_rows(maps[1:])
-        assert torch.equal(rows[-len(of_one_patch) :], of_one_patch)
+        samples = grid.to_samples(maps)
+        assert samples.shape == (grid.samples, 3 * grid.pixels_per_sample)
+        of_one_patch = grid.to_samples(maps[1:])
+        assert torch.equal(samples[-len(of_one_patch) :], of_one_patch)
     labels = torch.arange(12) % 4 - 1
-    assert torch.equal(tiles.row_labels(labels, other=9), torch.where(labels < 0, 9, labels))
-    assert tiles.rows_of_tiles().flatten().tolist() == list(range(12))
-    assert patches.row_labels(labels, other=9).tolist() == [9, 9]
+    assert torch.equal(tiles.sample_labels(labels, other=9), torch.where(labels < 0, 9, labels))
+    assert tiles.samples_of_tiles().flatten().tolist() == list(range(12))
+    assert patches.sample_labels(labels, other=9).tolist() == [9, 9]
 
 
 def test_kmeans_finds_separated_clusters_and_repeats_itself() -> None:
@@ -82,11 +82,11 @@ def test_event_shares_sum_to_the_quotas_and_are_even() -> None:
     assert set(per_event) == {153, 154}
 
 
-def slow_grouping(distances: np.ndarray, free: list[int], room: list[int], limit: int) -> dict[int, int]:
+def slow_grouping(distances: np.ndarray, free: list[int], room: list[int]) -> dict[int, int]:
     taken: dict[int, int] = {}
     order = sorted(itertools.product(free, range(len(room))), key=lambda pair: distances[pair])
     for tile, group in order:
-        if len(taken) < limit and tile not in taken and room[group] > 0:
+        if tile not in taken and room[group] > 0:
             taken[tile] = group
             room[group] -= 1
     return taken
@@ -99,11 +99,11 @@ def test_grouping_takes_the_nearest_free_tiles_while_there_is_room() -> None:
     assignment.group[[2, 7]] = 1
     free = [tile for tile in range(30) if tile not in (2, 7)]
     distances = torch.cdist(descriptors, centroids).numpy()
-    expected = slow_grouping(distances, free, [2, 0, 3, 1, 4], 9)
-    assignment.add_to_groups(descriptors, centroids, torch.tensor([2, 0, 3, 1, 4]), limit=9)
+    expected = slow_grouping(distances, free, [2, 0, 3, 1, 4])
+    assignment.add_to_groups(descriptors, centroids, torch.tensor([2, 0, 3, 1, 4]))
     found = {tile: int(assignment.group[tile]) for tile in free if assignment.group[tile] >= 0}
     assert found == expected
-    assert len(found) == 9
+    assert len(found) == 10
     assert assignment.group[[2, 7]].tolist() == [1, 1]
 
 
@@ -120,7 +120,7 @@ def squared(syn: torch.Tensor, real: torch.Tensor) -> np.ndarray:
 def test_greedy_pairing_takes_the_closest_pair_first_and_each_real_tile_once() -> None:
     syn, real, real_groups, groups = pairing_problem()
     assignment = Assignment(groups.clone(), torch.full((6,), -1))
-    assignment.pair(syn, real.__getitem__, real_groups, torch.arange(9), "greedy")
+    assignment.pair(syn, real.__getitem__, real_groups)
     distances = squared(syn, real)
     expected: dict[int, int] = {}
     for s, r in sorted(itertools.product(range(6), range(9)), key=lambda pair: distances[pair]):
@@ -138,7 +138,7 @@ def test_many_tiles_are_paired_like_few_ones(rows: int, columns: int, monkeypatc
     syn = torch.randint(0, 5, (rows, 1, 2, 1), generator=rng).float()
     real = torch.randint(0, 5, (columns, 1, 2, 1), generator=rng).float()
     assignment = Assignment(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), -1))
-    assignment.pair(syn, real.__getitem__, torch.zeros(columns, dtype=torch.int64), torch.arange(columns), "greedy")
+    assignment.pair(syn, real.__getitem__, torch.zeros(columns, dtype=torch.int64))
     distances = squared(syn, real)
     expected: dict[int, int] = {}
     for s, r in sorted(itertools.product(range(rows), range(columns)), key=lambda pair: distances[pair]):
@@ -147,38 +147,15 @@ def test_many_tiles_are_paired_like_few_ones(rows: int, columns: int, monkeypatc
     assert {s: int(r) for s, r in enumerate(assignment.partner) if r >= 0} == expected
 
 
-def test_hungarian_pairing_has_the_least_total() -> None:
-    syn, real, real_groups, groups = pairing_problem()
-    assignment = Assignment(groups.clone(), torch.full((6,), -1))
-    assignment.pair(syn, real.__getitem__, real_groups, torch.arange(9), "hungarian")
-    distances = squared(syn, real)
-    total = sum(distances[s, int(assignment.partner[s])] for s in range(5))
-    best_first = min(sum(distances[s, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4), 3))
-    best_second = min(sum(distances[s + 3, r] for s, r in enumerate(p)) for p in itertools.permutations(range(4, 9), 2))
-    assert total == pytest.approx(best_first + best_second, rel=1e-6)
-
-
-@pytest.mark.parametrize("method", ["greedy", "hungarian"])
-def test_copies_of_the_same_content_count_as_one_partner(method: str) -> None:
-    syn = torch.zeros(3, 1, 1, 1)
+def test_a_partner_of_an_earlier_event_is_not_used_again() -> None:
     real = torch.tensor([0.0, 0.1, 0.2, 5.0]).view(4, 1, 1, 1)
-    content = torch.tensor([0, 0, 1, 2])
-    assignment = Assignment(torch.zeros(3, dtype=torch.int64), torch.full((3,), -1))
-    assignment.pair(syn, real.__getitem__, torch.zeros(4, dtype=torch.int64), content, method)
-    assert sorted(assignment.partner.tolist()) == [0, 2, 3]
-    # What is used stays used at a later event, its copies too.
-    late = Assignment(torch.zeros(4, dtype=torch.int64), torch.tensor([1, 2, -1, -1]))
-    late.pair(torch.zeros(4, 1, 1, 1), real.__getitem__, torch.zeros(4, dtype=torch.int64), content, method)
-    assert sorted(late.partner.tolist()) == [-1, 1, 2, 3]
+    assignment = Assignment(torch.zeros(4, dtype=torch.int64), torch.tensor([0, 2, -1, -1]))
+    assignment.pair(torch.zeros(4, 1, 1, 1), real.__getitem__, torch.zeros(4, dtype=torch.int64))
+    assert assignment.partner[:2].tolist() == [0, 2]
+    assert sorted(assignment.partner[2:].tolist()) == [1, 3]
 
 
 def test_tiles_stay_unpaired_when_their_group_has_no_free_real_tile() -> None:
     assignment = Assignment(torch.zeros(2, dtype=torch.int64), torch.full((2,), -1))
-    assignment.pair(
-        torch.zeros(2, 1, 1, 1),
-        torch.ones(1, 1, 1, 1).__getitem__,
-        torch.zeros(1, dtype=torch.int64),
-        torch.arange(1),
-        "greedy",
-    )
+    assignment.pair(torch.zeros(2, 1, 1, 1), torch.ones(1, 1, 1, 1).__getitem__, torch.zeros(1, dtype=torch.int64))
     assert sorted(assignment.partner.tolist()) == [-1, 0]

@@ -21,7 +21,7 @@ from idc_cli import output
 from idc_cli.condensing import Selection
 from idc_cli.main import app, main
 from idc_hub.errors import HubError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
-from idc_hub.recipe import Recipe
+from idc_hub.recipe import Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes
 from idc_hub.runs.worker import Interrupted
 
@@ -460,16 +460,35 @@ class TestRecipes:
 
     def test_cp(self, idc: Callable[..., Result], tmp_path: Path) -> None:
         target = tmp_path / "new" / "my.yaml"
-        original = bundled_recipes()["small-x4"].read_bytes()
+        original = bundled_recipes()["small-x4"].read_text(encoding="utf-8")
         assert idc("recipes", "cp", "small-x4", target)[0] == 0
-        assert target.read_bytes() == original
+        copy = target.read_text(encoding="utf-8")
+        first, rest = copy.split("\n", 1)
+        assert rest == original
+        schema = target.parent / first.removeprefix("# yaml-language-server: $schema=")
+        assert (
+            json.loads(schema.read_text(encoding="utf-8")) == json.loads(idc("recipes", "schema")[1]) == recipe_schema()
+        )
         target.write_text("mine")
         code, _, err = idc("recipes", "cp", "small-x4", target)
         assert code == 2
         assert f"{target} exists already." in err
         assert target.read_text() == "mine"
         assert idc("recipes", "cp", "small-x4", target, "--force")[0] == 0
-        assert target.read_bytes() == original
+        assert target.read_text(encoding="utf-8") == copy
+        assert idc("recipes", "cp", target, tmp_path / "again.yaml")[0] == 0
+        assert (tmp_path / "again.yaml").read_text(encoding="utf-8") == copy  # one line for the editor, not two
+
+    def test_only_text_is_shown_and_copied(self, idc: Callable[..., Result], tmp_path: Path) -> None:
+        (tmp_path / "binary.yaml").write_bytes(b"name: \xff")
+        (tmp_path / "marked.yaml").write_bytes("\ufeffname: marked\nsource: {path: photos}\n".encode())
+        for arguments in (["show", tmp_path / "binary.yaml"], ["cp", tmp_path / "binary.yaml", tmp_path / "copy.yaml"]):
+            code, _, err = idc("recipes", *arguments)
+            assert code == 2
+            assert "binary.yaml is not UTF-8 text." in err
+        assert not (tmp_path / "copy.yaml").exists()
+        assert idc("recipes", "cp", tmp_path / "marked.yaml", tmp_path / "copy.yaml")[0] == 0
+        assert Recipe.load(tmp_path / "copy.yaml").name == "marked"
 
     def test_cp_into_a_folder(self, idc: Callable[..., Result], tmp_path: Path) -> None:
         assert idc("recipes", "cp", "quickstart", tmp_path)[0] == 0

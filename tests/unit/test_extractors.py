@@ -189,7 +189,6 @@ def test_condensation_through_a_module_equals_condensation_through_the_layer_tha
     """EDSR's second block, once by its number and once by its path as somebody else's network."""
     generator = torch.Generator().manual_seed(3)
     lr = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    offsets = torch.tensor([(0, 8 * number) for number in range(6)])
     edsr = networks.load("edsr-small").requires_grad_(False)
     results = []
     for network, layer in ((edsr, 2), (Tapped(edsr, "edsr"), "body.1")):
@@ -205,7 +204,7 @@ def test_condensation_through_a_module_equals_condensation_through_the_layer_tha
                 "optimizer": {"steps": 6, "milestones": [0.5], "initial": "noise", "learning_rate": 1e-2},
             }
         )
-        results.append(condense_instance(lr, offsets, 2, network, recipe, "photograph").patches.int())
+        results.append(condense_instance(lr, 2, network, recipe, "photograph").patches.int())
     # Another block's features move the patches by 15 levels, another order of sums tips what is nearly a half.
     assert (results[0] - results[1]).abs().max() <= 1
 
@@ -241,7 +240,6 @@ def test_condensation_sees_what_only_pixels_show() -> None:
 
     rng = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (8, 1, 16, 16), generator=rng, dtype=torch.uint8).repeat(1, 3, 1, 1)  # gray noise
-    places = torch.tensor([[0, 16 * number] for number in range(8)])
 
     def chroma(layer: object) -> float:
         recipe = Recipe.from_dict(
@@ -255,7 +253,7 @@ def test_condensation_sees_what_only_pixels_show() -> None:
                 "optimizer": {"steps": 300, "initial": "noise", "learning_rate": 0.03},
             }
         )
-        patches = condense_instance(real, places, 1, Gray(), recipe, "noise").patches.float() / 255
+        patches = condense_instance(real, 1, Gray(), recipe, "noise").patches.float() / 255
         return float((patches - patches.mean(1, keepdim=True)).abs().mean())
 
     assert chroma(["pixels", "first"]) < 0.5 * chroma("first")

@@ -94,8 +94,8 @@ def test_a_dry_run_predicts_seconds_and_writes_nothing(tmp_path: Path) -> None:
 def test_workers_share_the_photographs_but_not_one_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    lr, offsets = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)
-    monkeypatch.setattr(forecast, "real_patches", lambda *ignored: (lr, offsets))
+    lr, places = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)
+    monkeypatch.setattr(forecast, "real_patches", lambda *ignored: (lr, places))
     monkeypatch.setattr(forecast, "open_source", lambda **ignored: None)
     monkeypatch.setattr(Sample, "take", lambda *ignored: Sample(0, 0, 0.01, 0, 0, 0.01))
     shares: Any = [SimpleNamespace(count=1, instance=SimpleNamespace(patches=4)) for _ in range(3)]
@@ -123,8 +123,8 @@ def test_a_slow_extractor_is_tried_on_a_quarter_of_the_pixels(
     monkeypatch.setattr(forecast, "SLOW", limit)
     monkeypatch.setattr(forecast, "ROUNDS", 1)
     monkeypatch.setattr(Sample, "take", take)
-    lr, offsets = torch.zeros(40, 3, 16, 16, dtype=torch.uint8), torch.zeros(40, 2, dtype=torch.int64)
-    samples, found = forecast._calibrate(lr, offsets, torch.nn.Identity(), recipe())
+    lr = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    samples, found = forecast._calibrate(lr, torch.nn.Identity(), recipe())
     assert list(samples) == [(16, 1), (32, 2)]
     assert seen == sides
     assert found == scale

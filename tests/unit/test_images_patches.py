@@ -5,16 +5,14 @@ from idc_hub.images.patches import cut, hr_box, synthetic_counts, windows
 
 
 def test_a_div2k_image_has_150_windows():
-    """2040x1356 at x4, HR 256 / stride 128 (BasicSR's rule): 15 x 10, tails included."""
+    """2040x1356 at x4, HR 256 / stride 128 (BasicSR's rule): 15 x 10, the last row and column flush with the edge."""
     places = windows(339, 510, 64, 32)
     assert len(places) == 150
-    assert len(windows(339, 510, 64, 32, tail=False)) == 126
 
 
 def test_places_by_hand():
     assert windows(10, 13, 4, 3) == [(t, x) for t in (0, 3, 6) for x in (0, 3, 6, 9)]
     assert windows(11, 14, 4, 3) == [(t, x) for t in (0, 3, 6, 7) for x in (0, 3, 6, 9, 10)]
-    assert windows(11, 14, 4, 3, tail=False) == [(t, x) for t in (0, 3, 6) for x in (0, 3, 6, 9)]
     assert windows(4, 5, 4, 9) == [(0, 0), (0, 1)]
 
 
@@ -25,7 +23,7 @@ def test_an_image_smaller_than_a_window_has_none(height, width):
 
 
 @pytest.mark.parametrize("stride", [1, 3, 5, 8])
-def test_with_tail_every_pixel_is_covered_and_no_window_sticks_out(stride):
+def test_every_pixel_is_covered_and_no_window_sticks_out(stride):
     for height in range(8, 30):
         covered = np.zeros((height, 19), bool)
         places = windows(height, 19, 8, stride)
@@ -47,7 +45,6 @@ def test_cut_takes_the_pixels_of_each_window():
             assert np.array_equal(patch[channel], lr[top : top + 4, left : left + 4, channel])
     patches[:] = 0
     assert lr.any()  # a copy, not a view
-    assert len(cut(lr, 4, 3, tail=False)) == 12
 
 
 def test_the_hr_box_is_the_lr_box_times_the_scale():
@@ -65,18 +62,13 @@ def test_shares_sum_to_the_floor_of_the_total_and_differ_by_one_at_most() -> Non
     # DIV2K's total of windows at x4 is 120,765 (paper, section 4); a tenth of them are 12,076.
     windows = [150] * 700 + [135] * 116 + [105]
     assert sum(windows) == 120_765
-    counts = synthetic_counts(windows, 0.1, "cumulative", 0)
+    counts = synthetic_counts(windows, 0.1, 0)
     assert sum(counts) == 12_076
     assert set(counts[:700]) == {15}
     assert set(counts[700:816]) == {13, 14}
-    assert sum(synthetic_counts(windows, 0.01, "cumulative", 0)) == 1_207
-
-
-@pytest.mark.parametrize(("rounding", "expected"), [("floor", [13, 0, 1]), ("round", [14, 0, 2]), ("ceil", [14, 1, 2])])
-def test_other_roundings_treat_each_photograph_alone(rounding: str, expected: list[int]) -> None:
-    assert synthetic_counts([135, 4, 15], 0.1, rounding, 0) == expected
+    assert sum(synthetic_counts(windows, 0.01, 0)) == 1_207
 
 
 def test_a_ratio_is_the_decimal_that_was_written() -> None:
-    assert synthetic_counts([100], 0.29, "floor", 0) == [29]
-    assert synthetic_counts([3, 3], 0.1, "cumulative", 1) == [1, 1]
+    assert synthetic_counts([100], 0.29, 0) == [29]
+    assert synthetic_counts([3, 3], 0.1, 1) == [1, 1]

@@ -54,9 +54,9 @@ def recipe(**loss_and_features: Any) -> Recipe:
     )
 
 
-def photograph() -> tuple[Tensor, Tensor]:
+def photograph() -> Tensor:
     rng = torch.Generator().manual_seed(2)
-    return torch.randint(0, 256, (8, 3, SIZE, SIZE), generator=rng).byte(), torch.arange(16).view(8, 2)
+    return torch.randint(0, 256, (8, 3, SIZE, SIZE), generator=rng).byte()
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2 * SIZE**2)
 
 
-def step(spec: Recipe) -> tuple[dict[str, float], Tensor, Tensor, list[int]]:
-    """The terms of one step with some tiles paired, the gradients, and what the network was given."""
-    patches, places = photograph()
+def step(spec: Recipe) -> tuple[dict[str, float], Tensor, list[int]]:
+    """The terms of one step with some tiles paired, their gradient, and what the network was given."""
+    patches = photograph()
     network = Network()
-    real = RealSide(patches, places, network, spec, "photo")
+    real = RealSide(patches, network, spec, "photo")
     grid = replace(real.grid, patches=COUNT)
     state = State.start(torch.rand(COUNT, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), len(grid))
     tiles_of_patch = len(grid) // COUNT
@@ -85,16 +85,14 @@ def step(spec: Recipe) -> tuple[dict[str, float], Tensor, Tensor, list[int]]:
     objective.take_partners(state.assignment)
     network.given.clear()
     state.patches.requires_grad_()
-    state.shifts.requires_grad_()
-    terms, penalty = objective(extract(network, state.patches, spec), state.shifts, 0)
-    loss = sum(weighted(terms, spec).values()) + penalty
+    terms = objective(extract(network, state.patches, spec), 0)
+    loss = sum(weighted(terms, spec).values())
     assert isinstance(loss, Tensor)
     by_pixels = torch.autograd.grad(loss, state.patches, retain_graph=True)[0]  # as logged steps do
     loss.backward()
     assert state.patches.grad is not None
     assert torch.allclose(by_pixels, state.patches.grad, rtol=1e-5, atol=1e-7)
-    shifts = state.shifts.grad if state.shifts.grad is not None else torch.zeros_like(state.shifts)
-    return {term: float(value.detach()) for term, value in terms.items()}, state.patches.grad, shifts, network.given
+    return {term: float(value.detach()) for term, value in terms.items()}, state.patches.grad, network.given
 
 
 def test_patches_are_cut_by_their_pixels() -> None:
@@ -113,14 +111,13 @@ def test_patches_are_cut_by_their_pixels() -> None:
         {"statistics": "own"},
         {"statistics": "joint"},
         {"draws": "fresh"},
-        {"row_norm": "row", "shared_frequencies": False},
-        {"deformation": "translation"},
+        {"row_norm": "row"},
         {"pair_reduction": "literal", "group_reduction": "sum"},
         {"distance": "mse"},
-        {"distance": "mmd", "shared_frequencies": False},
+        {"distance": "mmd"},
         {"transform": {"kind": "dwt"}},
         {"transform": {"unfold": "tiles"}},
-        {"transform": {"unfold": "tiles"}, "distance": "mse", "deformation": "translation"},
+        {"transform": {"unfold": "tiles"}, "distance": "mse"},
         {"transform": {"unfold": "patches"}, "group_weight": 0, "pair_weight": 0},
     ],
     ids=str,
@@ -128,30 +125,28 @@ def test_patches_are_cut_by_their_pixels() -> None:
 def test_a_step_in_pieces_is_the_whole_step_to_rounding(
     changes: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    whole_terms, whole_gradient, whole_shifts, given = step(recipe(**changes))
+    whole_terms, whole_gradient, given = step(recipe(**changes))
     assert given == [COUNT]
     request.getfixturevalue("two_at_a_time")
-    terms, gradient, shifts, given = step(recipe(**changes))
+    terms, gradient, given = step(recipe(**changes))
     assert set(given) == {2, 1}
     assert terms.keys() == ({"instance", "group", "pair"} if assignment_events(recipe(**changes)) else {"instance"})
     assert terms == pytest.approx(whole_terms, rel=1e-5)
     # Rounding grows where the phases of two functions are nearly equal.
     assert float((gradient - whole_gradient).norm() / whole_gradient.norm()) < 1e-4
-    assert torch.allclose(shifts, whole_shifts, rtol=1e-3, atol=1e-6)
-    assert bool(shifts.any()) == ("deformation" in changes)
 
 
 @pytest.mark.usefixtures("two_at_a_time")
 def test_a_run_in_pieces_ends_with_the_same_bytes_after_an_interruption() -> None:
-    patches, places = photograph()
+    patches = photograph()
     saved: list[dict[str, Tensor]] = []
 
     def keep(state: State) -> None:
         saved.append({name: tensor.clone() for name, tensor in state.to_tensors().items()})
 
     network, spec = Network(), recipe()
-    whole = condense_instance(patches, places, COUNT, network, spec, "photo", checkpoint=keep)
-    resumed = condense_instance(patches, places, COUNT, network, spec, "photo", resume=State.from_tensors(saved[0]))
+    whole = condense_instance(patches, COUNT, network, spec, "photo", checkpoint=keep)
+    resumed = condense_instance(patches, COUNT, network, spec, "photo", resume=State.from_tensors(saved[0]))
     assert torch.equal(whole.patches, resumed.patches)
     assert whole.held_out == resumed.held_out
     assert len(whole.gradient_norms["pair"]) == 2
@@ -159,8 +154,7 @@ def test_a_run_in_pieces_ends_with_the_same_bytes_after_an_interruption() -> Non
 
 
 @pytest.mark.usefixtures("two_at_a_time")
-@pytest.mark.parametrize("deformation", ["none", "translation"])
-def test_a_logged_step_keeps_nothing_that_it_made_again(deformation: str) -> None:
+def test_a_logged_step_keeps_nothing_that_it_made_again() -> None:
     held: list[int] = []
 
     def count() -> None:
@@ -175,11 +169,11 @@ def test_a_logged_step_keeps_nothing_that_it_made_again(deformation: str) -> Non
         count()
         return line
 
-    patches, places = photograph()
+    patches = photograph()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condense, "_measure", counted)
-        condense_instance(patches, places, COUNT, Network(), recipe(deformation=deformation), "photo")
-    # Rows of a piece alone are 2 * 12 * 12 * 8 numbers.
+        condense_instance(patches, COUNT, Network(), recipe(), "photo")
+    # The samples of a piece alone are 2 * 12 * 12 * 8 numbers.
     assert held[1] - held[0] < 1000
     assert held[3] - held[2] < 1000
 
@@ -206,9 +200,9 @@ class Asked(TorchDispatchMode):
 
 def test_no_step_asks_the_device_for_a_number() -> None:
     spec = recipe()
-    patches, places = photograph()
+    patches = photograph()
     network = Network()
-    real = RealSide(patches, places, network, spec, "photo")
+    real = RealSide(patches, network, spec, "photo")
     grid = replace(real.grid, patches=COUNT)
     state = State.start(torch.rand(COUNT, 3, SIZE, SIZE), len(grid))
     state.assignment.group[:] = torch.arange(len(grid)) % 3
@@ -217,8 +211,8 @@ def test_no_step_asks_the_device_for_a_number() -> None:
     objective.take_partners(state.assignment)
     state.patches.requires_grad_()
     for number in range(spec.loss.bank_size):
-        objective(extract(network, state.patches, spec), state.shifts, number)  # what is met for the first time
+        objective(extract(network, state.patches, spec), number)  # the first use of each draw fills tables
     with Asked() as asked:
-        terms, _ = objective(extract(network, state.patches, spec), state.shifts, spec.loss.bank_size)
+        terms = objective(extract(network, state.patches, spec), spec.loss.bank_size)
         sum(weighted(terms, spec).values()).backward()  # type: ignore[union-attr]
     assert asked.found == []
