@@ -9,24 +9,42 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "idc_hub"
-FLOORS = ["images", "networks", "condensation", "judging", "storage", "running", "publishing"]
+FLOORS = {
+    "images": 1,
+    "networks": 2,
+    "condensation": 3,
+    "runs": 4,
+    "dataset": 5,
+    "selection": 6,
+    "training": 6,
+    "benchmarking": 7,
+    "hub": 8,
+    "clusters": 8,
+    "verbs": 9,
+}
+"""The rooms, and how high they lie; what stands beside them (errors, atomic, machine, recipe) is the ground floor."""
+NEIGHBORS = {("selection", "training"), ("training", "selection"), ("hub", "clusters"), ("clusters", "hub")}
+"""Rooms of one floor that know nothing of each other."""
 ALLOWED_THIRD_PARTIES = {
     "typer": {"cli"},
-    "rich": {"cli", "running"},
-    "accelerate": {"judging", "running"},
-    "filelock": {"storage", "running"},
+    "rich": {"cli", "runs"},
+    "accelerate": {"runs", "training"},
+    "filelock": {"runs", "dataset", "benchmarking"},
     "diffusers": {"networks"},
-    "pyarrow": {"storage"},
-    "huggingface_hub": {"images", "networks", "publishing", "recipe_reader", "cli"},
-    "datasets": {"images", "storage", "publishing", "cli"},
+    "pyarrow": {"dataset"},
+    "huggingface_hub": {"images", "networks", "dataset", "hub", "hub_errors", "recipe_reader", "cli"},
+    "datasets": {"images", "dataset", "training"},
 }
 
 
+def room_of(parts: tuple[str, ...]) -> str:
+    """The room of a module; empty for the ground floor."""
+    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else ""
+
+
 def floor_of(parts: tuple[str, ...]) -> int:
-    """0 for recipe and errors, 1.. for the rooms, above them api and the package's own __init__."""
-    if len(parts) < 2 or parts[1] == "api":
-        return len(FLOORS) + 1
-    return FLOORS.index(parts[1]) + 1 if parts[1] in FLOORS else 0
+    """How high a module lies; the package's own __init__, which hands out the verbs, above all rooms."""
+    return 10 if len(parts) < 2 else FLOORS.get(parts[1], 0)
 
 
 def imported(path: Path) -> list[str]:
@@ -58,6 +76,7 @@ def test_a_module_imports_only_from_its_own_floor_and_those_below(path: Path) ->
         parts = tuple(name.split("."))
         if parts[0] == "idc_hub":
             assert floor_of(parts) <= floor_of(here), f"{'.'.join(here)} imports {name}, which lies above it"
+            assert (room_of(here), room_of(parts)) not in NEIGHBORS, f"{'.'.join(here)} imports {name}, its neighbor"
         assert parts[0] != "idc_cli", f"{'.'.join(here)} imports the command line"
 
 

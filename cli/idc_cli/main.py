@@ -61,7 +61,11 @@ def main() -> None:
     """Run `idc` and end with the exit code that `idc --help` documents; errors become sentences on stderr."""
     try:
         app()
-    except (Exception, Interrupted) as error:
+    except SystemExit as ended:
+        # Typer turns every KeyboardInterrupt into a silent exit; what interrupted it is the cause of its cause.
+        interrupted = getattr(ended.__context__, "__cause__", None)
+        sys.exit(_report(interrupted) if isinstance(interrupted, Interrupted) else ended.code)
+    except Exception as error:
         if os.environ.get("IDC_DEBUG") == "1":
             raise
         sys.exit(_report(error))

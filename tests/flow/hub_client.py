@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ def push(folder: str, repo_id: str, **options: Any) -> dict[str, Any]:
     """`idc push`."""
     from idc_hub.hub import push as hub
 
-    return hub.push(Path(folder), repo_id, **options)
+    return asdict(hub.push(Path(folder), repo_id, **options))
 
 
 def pull(repo_id: str, run_dir: str, **options: Any) -> dict[str, Any]:
     """`idc pull`."""
-    from idc_hub.hub import push as hub
+    from idc_hub.hub import pull as hub
 
-    return hub.pull(repo_id, Path(run_dir), **options)
+    return asdict(hub.pull(repo_id, Path(run_dir), **options))
 
 
 def load(repo_id: str, name: str | None = None, revision: str | None = None, streaming: bool = False) -> dict[str, Any]:

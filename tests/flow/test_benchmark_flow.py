@@ -10,10 +10,12 @@ import pytest
 from skimage import data
 
 import idc_hub
-from idc_hub import api
 from idc_hub.benchmarking import ladder as running
 from idc_hub.errors import ImageError, IncompleteError, RunError
 from idc_hub.images.files import write_png
+from idc_hub.recipe import Recipe
+from idc_hub.verbs import benchmark
+from idc_hub.verbs.select import SelectResult
 
 PLAN = """\
 name: tiny
@@ -43,19 +45,19 @@ class Selector:
     def __init__(self) -> None:
         self.calls: list[tuple[str, float, int, str]] = []
         self.repaired = False
-        self.real = api.select
+        self.real = idc_hub.select
 
-    def __call__(self, method: str, source: str, **settings: Any) -> dict[str, Any]:
-        self.calls.append((method, settings["ratio"], settings["seed"], settings["teacher"]))
-        if method == "dcsr" and not self.repaired:
+    def __call__(self, recipe: Recipe, **options: Any) -> SelectResult:
+        self.calls.append((recipe.method, recipe.patches.ratio, recipe.seed, recipe.teacher.network))
+        if recipe.method == "dcsr" and not self.repaired:
             raise RunError("The selector is broken.")
-        return self.real(method, source, **settings)
+        return self.real(recipe, **options)
 
 
 @pytest.fixture
 def selector(monkeypatch: pytest.MonkeyPatch) -> Selector:
     noting = Selector()
-    monkeypatch.setattr(api, "select", noting)
+    monkeypatch.setattr(benchmark, "select", noting)
     return noting
 
 
@@ -100,7 +102,7 @@ def test_a_benchmark_is_finished_in_two_goes(
 ) -> None:
     out = tmp_path / "ladder"
     before = idc_hub.benchmark(plan, out=out, dry_run=True)
-    assert (before["runs"], before["finished"]) == (7, 0)
+    assert (before.runs, before.finished) == (7, 0)
     assert not out.exists()
 
     with pytest.raises(IncompleteError) as caught:
@@ -126,7 +128,7 @@ def test_a_benchmark_is_finished_in_two_goes(
     assert trained == 5
     selector.repaired = True
     result = idc_hub.benchmark(plan, out=out, progress=False)
-    assert result["finished"] == 7
+    assert result.finished == 7
     assert set(counted[trained:]) == {
         "broken-0.1-s0/bicubic/edsr-small-s0",
         "broken-0.1-s0/bicubic/edsr-small-lr0.001-s0",
@@ -167,7 +169,7 @@ def test_figures_are_those_of_the_students_own_evaluation(small: Callable[..., A
     [row] = rows(tmp_path / "ladder")[1:]
     student = tmp_path / "ladder" / "students" / "random-0.1-s0" / "bicubic" / "edsr-small-s0"
     [result] = json.loads((student / "results.json").read_text())["results"]
-    rgb, luma = (result["protocols"][f"x4, {channel}, border 4, 8-bit"] for channel in ("RGB", "Y"))
+    rgb, luma = (result.protocols[f"x4, {channel}, border 4, 8-bit"] for channel in ("RGB", "Y"))
     assert row[6:] == [f"{value:.4f}" for value in (rgb["psnr"], luma["psnr"], rgb["ssim"])]
 
 

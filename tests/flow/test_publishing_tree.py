@@ -6,15 +6,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import idc_hub
 from idc_hub.dataset.check import check_repository
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.errors import RunError
 from tests.flow.hub_tools import make_tree
 
 
 def test_a_tree_as_documented_is_right(tmp_path: Path) -> None:
-    found = check_repository(make_tree(tmp_path / "repo", {"swinir-m": 1, "edsr": 0}))
-    assert (found["patches"], found["instances"], found["default"]) == (6, 3, "swinir-m")
-    assert found["hr_versions"] == ["edsr", "swinir-m"]
+    found = idc_hub.verify(make_tree(tmp_path / "repo", {"swinir-m": 1, "edsr": 0}))
+    assert (found.patches, found.instances, found.default) == (6, 3, "swinir-m")
+    assert found.hr_versions == ["edsr", "swinir-m"]
 
 
 def test_rows_that_are_missing(tmp_path: Path) -> None:
@@ -22,7 +24,7 @@ def test_rows_that_are_missing(tmp_path: Path) -> None:
     path = tree / "data/edsr/train-00001-of-00002.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(RunError, match=r"config edsr has 5 rows, idc.json says 6"):
-        check_repository(tree)
+        check_repository(CondensedSet(tree), again=True)
 
 
 def test_configs_that_are_not_the_hr_versions(tmp_path: Path) -> None:
@@ -30,17 +32,17 @@ def test_configs_that_are_not_the_hr_versions(tmp_path: Path) -> None:
     card = (tree / "README.md").read_text()
     (tree / "README.md").write_text(card.replace("default: true", "default: false"))
     with pytest.raises(RunError, match=r"README\.md are bicubic, edsr with the default \(none\)"):
-        check_repository(tree)
+        check_repository(CondensedSet(tree), again=True)
     (tree / "README.md").write_text("---\nconfigs: [\n---\n")
     with pytest.raises(RunError, match="YAML block at the top"):
-        check_repository(tree)
+        check_repository(CondensedSet(tree), again=True)
 
 
 def test_a_folder_without_its_facts(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "repo", {"edsr": 0, "bicubic": 1})
     shutil.rmtree(tree / "data" / "bicubic")
     with pytest.raises(RunError, match=r"holds the HR versions edsr, idc.json names bicubic, edsr"):
-        check_repository(tree)
+        check_repository(CondensedSet(tree), again=True)
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
@@ -50,4 +52,4 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (tree / "recipe.yaml").unlink()
     (tree / "recipe.yaml").symlink_to(secret)
     with pytest.raises(RunError, match="not a plain file"):
-        check_repository(tree)
+        check_repository(CondensedSet(tree), again=True)

@@ -43,7 +43,7 @@ def test_select_push_pull_regenerate_and_train(
     here = photographs.parent
     monkeypatch.chdir(here)
     made = idc("select", "k-center", "photos", "--ratio", 0.2, "--run-dir", "far", "--json", "-q", *SMALL)
-    assert made["patches"] == int(0.2 * made["windows"]) > 0
+    assert made["patches"] == int(0.2 * made["real_patches"]) > 0
     repo_id = "alice/far-apart"
     assert alice("push", folder=here / "far" / "repo", repo_id=repo_id, license="mit", public=True)["tag"] == "v1.0.0"
     assert len(alice("load", repo_id=repo_id, name="real")["keys"]) == made["patches"]

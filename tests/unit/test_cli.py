@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,13 +18,22 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+import idc_hub
 from idc_cli import output
 from idc_cli.condensing import Selection
 from idc_cli.main import app, main
-from idc_hub.errors import HubError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
+from idc_cli.output import Sink
+from idc_hub.errors import HubError, ImageError, IncompleteError, Interrupted, NetworkError, RecipeError, RunError
+from idc_hub.hub.pull import PullResult
+from idc_hub.hub.push import PushResult
 from idc_hub.recipe import Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes
-from idc_hub.runs.worker import Interrupted
+from idc_hub.verbs.condense import CondenseResult
+from idc_hub.verbs.quality import QualityResult
+from idc_hub.verbs.regenerate import RegenerateResult
+from idc_hub.verbs.select import SelectResult
+from idc_hub.verbs.status import StatusResult
+from idc_hub.verbs.verify import VerifyResult
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,24 +56,49 @@ def idc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def fill(kind: type[Any], **values: Any) -> Any:
+    """A result of a verb, with something of the right type in every field that is not given."""
+    samples = {str: "x", int: 3, float: 0.5, bool: True, dict: {}, list: []}
+    filled = {
+        name: samples[get_origin(hint) or hint] for name, hint in get_type_hints(kind).items() if name not in values
+    }
+    return kind(**filled, **values)
+
+
+RESULTS = {
+    "condense": fill(CondenseResult, run="runs/x"),
+    "select": fill(SelectResult, run="runs/x"),
+    "status": fill(StatusResult),
+    "verify": VerifyResult(photographs=2, finished=2),
+    "quality": fill(QualityResult),
+    "regenerate": fill(RegenerateResult),
+    "push": PushResult(
+        repo_id="org/x",
+        url="http://hub/org/x",
+        private=True,
+        files={"idc.json": 1200, "README.md": 5},
+        uploads=["idc.json"],
+        deletions=["lr/old"],
+        card_diff="+ new line",
+    ),
+    "pull": fill(PullResult),
+}
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replaces every verb of the API by one that notes its arguments and answers with its name."""
+    """Replaces every verb by one that notes its arguments and returns a result of the real type."""
     noted: dict[str, Any] = {}
 
-    def stand_in(verb: str) -> Callable[..., dict[str, Any]]:
-        def call(*args: object, **kwargs: object) -> dict[str, Any]:
+    def stand_in(verb: str) -> Callable[..., Any]:
+        def call(*args: object, **kwargs: object) -> Any:
             noted[verb] = args, kwargs
-            pushed = {"files": {"idc.json": 1200, "README.md": 5}, "uploads": ["idc.json"], "deletions": ["lr/old"]}
-            pushed |= {"card_diff": "+ new line", "commit": None, "tag": None, "pull_request": None}
-            pushed |= {"url": "http://hub/org/x", "private": True}
-            answer = {"verb": verb, "run": "runs/x", "shares": {"b": 2, "a": 1}, "instances": [], "warnings": []}
-            return answer | {"patches": 3} | (pushed if verb == "push" else {})
+            return RESULTS[verb]
 
         return call
 
-    for verb in ("condense", "select", "status", "verify", "quality", "regenerate", "push", "pull"):
-        monkeypatch.setattr(f"idc_hub.api.{verb}", stand_in(verb))
+    for verb in RESULTS:
+        monkeypatch.setattr(idc_hub, verb, stand_in(verb))
     return noted
 
 
@@ -209,7 +244,7 @@ class TestEndings:
             raise error
 
         monkeypatch.delenv("IDC_DEBUG", raising=False)
-        monkeypatch.setattr("idc_hub.api.status", fail)
+        monkeypatch.setattr(idc_hub, "status", fail)
         found, out, err = idc("status", "runs/x")
         assert (found, out) == (code, "")
         assert err.startswith(message)
@@ -239,40 +274,28 @@ class TestVerbs:
             "dry_run": True,
             "progress": False,
         }
-        assert out == "verb\tcondense\nrun\truns/x\nshares\t\n  b: 2\n  a: 1\ninstances\t-\npatches\t3\n"
+        assert out.splitlines()[:4] == ["run\truns/x", "photographs\t3", "real_patches\t3", "patches\t3"]
         assert err == ""
 
     def test_select(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         arguments = ["--ratio", "0.05", "--seed", "3", "--scale", "2", "--teacher", "bicubic", "--run-dir", "runs/x"]
         code, _, err = idc("select", "k-center", "photos", "patches.size=48", *arguments)
         assert code == 0
-        assert calls["select"] == (
-            ("k-center", "photos"),
-            {
-                "ratio": 0.05,
-                "seed": 3,
-                "scale": 2,
-                "teacher": "bicubic",
-                "run_dir": Path("runs/x"),
-                "overrides": ["patches.size=48"],
-                "progress": True,
-            },
-        )
+        (recipe,), options = calls["select"]
+        chosen = {"ratio": 0.05, "seed": 3, "scale": 2, "teacher": "bicubic", "overrides": ["patches.size=48"]}
+        assert recipe == idc_hub.selection_recipe("k-center", "photos", **chosen)
+        assert (recipe.patches.size, recipe.patches.complexity) == (48, "all")
+        assert options == {"run_dir": Path("runs/x"), "progress": True}
         assert "idc push runs/x YOUR_NAME/x --license LICENSE" in err
 
     def test_select_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc("select", "random", "photos", "--json", "--quiet")
         assert (code, err) == (0, "")
-        assert json.loads(out)["verb"] == "select"
-        assert calls["select"][1] == {
-            "ratio": 0.1,
-            "seed": 0,
-            "scale": 4,
-            "teacher": "real",
-            "run_dir": None,
-            "overrides": (),
-            "progress": False,
-        }
+        assert json.loads(out) == asdict(RESULTS["select"])
+        (recipe,), options = calls["select"]
+        assert (recipe.method, recipe.patches.ratio, recipe.seed, recipe.scale) == ("random", 0.1, 0, 4)
+        assert (recipe.name, recipe.teacher.network) == ("photos-random", "real")
+        assert options == {"run_dir": None, "progress": False}
 
     def test_the_selections_are_those_of_the_recipe(self, idc: Callable[..., Result]) -> None:
         assert ("idc", *get_args(Selection)) == get_args(Recipe.model_fields["method"].annotation)
@@ -339,15 +362,15 @@ class TestVerbs:
     def test_json(self, line: str, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc(*line.split())
         assert code == 0
-        assert json.loads(out)["verb"] == line.split()[0]
+        assert json.loads(out) == asdict(RESULTS[line.split()[0]])
         assert err == ""
 
     def test_status_is_a_table(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
         entry = {"id": "0001", "state": "failed", "patches": 15, "step": 400, "steps": 20000, "error": "no [memory]"}
-        monkeypatch.setattr("idc_hub.api.status", lambda run: {"run": str(run), "failed": 1, "instances": [entry]})
-        assert idc("status", "runs/x")[1].splitlines() == [
-            "run\truns/x",
-            "failed\t1",
+        monkeypatch.setattr(idc_hub, "status", lambda run: fill(StatusResult, run=str(run), instances=[entry]))
+        lines = idc("status", "runs/x")[1].splitlines()
+        assert lines[0] == "run\truns/x"
+        assert lines[-3:] == [
             "",
             "photograph\tstate\tpatches\tsteps\terror",
             "0001\tfailed\t15\t400/20000\tno [memory]",
@@ -356,24 +379,24 @@ class TestVerbs:
     def test_what_is_wrong_with_the_patches_is_told_on_stderr_and_is_no_failure(
         self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        result = {"run": "runs/x", "patches": 3, "quality": {"residual": {"set": 1}}, "warnings": ["too [red]: noise"]}
-        monkeypatch.setattr("idc_hub.api.condense", lambda *_, **__: result)
+        result = fill(CondenseResult, quality={"residual": {"set": 1}}, warnings=["too [red]: noise"])
+        monkeypatch.setattr(idc_hub, "condense", lambda *_, **__: result)
         code, out, err = idc("condense", "quickstart", "--quiet")
         assert (code, err) == (0, "warning: too [red]: noise.\n")
-        assert out == "run\truns/x\npatches\t3\n"
+        assert "residual" not in out
+        assert "red" not in out
         code, out, err = idc("condense", "quickstart", "--json")
         assert (code, err) == (0, "warning: too [red]: noise.\n")
-        assert json.loads(out) == result
+        assert json.loads(out) == asdict(result)
 
     def test_quality_is_a_table(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
         figures = {
             "held_out": {"set": 0.09, "real": 0.08, "real_range": [0.07, 0.09], "limit": 0.08, "passed": False},
             "copied": {"set": 0.5, "real": 0.0, "real_range": [0.0, 0.0], "limit": None, "passed": None},
         }
-        told = {"run": "runs/x", "hr_version": "v", "photographs": 2, "patches": 4, "draws": 4, "passed": False}
-        told |= {"warnings": ["too far"], "figures": figures, "spectra": {}, "gradient_norms": {}}
+        measured = fill(QualityResult, passed=False, warnings=["too far"], figures=figures)
         asked = []
-        monkeypatch.setattr("idc_hub.api.quality", lambda *args, **options: asked.append((args, options)) or told)
+        monkeypatch.setattr(idc_hub, "quality", lambda *args, **options: asked.append((args, options)) or measured)
         code, out, err = idc("quality", "runs/x", "--hr-version", "v", "--teacher", "t", "-q")
         assert (code, err) == (0, "warning: too far.\n")
         assert asked == [((Path("runs/x"),), {"hr_version": "v", "teacher": "t", "progress": False})]
@@ -391,9 +414,7 @@ class TestTerminal:
         monkeypatch.setattr(output, "stdout", Console(force_terminal=True, no_color=True, width=30, highlight=False))
 
     def test_facts_are_aligned_and_long_lists_cut(self, capsys: pytest.CaptureFixture[str]) -> None:
-        output.print_facts(
-            {"a": 1234567, "long": "x [y] " * 9, "b": 0.123456, "c": None, "d": True, "e": list(range(25))}
-        )
+        Sink().result({"a": 1234567, "long": "x [y] " * 9, "b": 0.123456, "c": None, "d": True, "e": list(range(25))})
         lines = [re.sub(r"\x1b\[\d*m", "", line) for line in capsys.readouterr().out.splitlines()]
         assert lines[:5] == ["a     1,234,567", "long  " + "x [y] " * 9, "b     0.1235", "c     -", "d     yes"]
         assert lines[5:7] == ["e     ", "  0"]
@@ -401,7 +422,7 @@ class TestTerminal:
         assert len(lines) == 27
 
     def test_tables_fold_and_keep_brackets(self, capsys: pytest.CaptureFixture[str]) -> None:
-        output.print_table(("id", "error"), [("0001", "CUDA out of [memory] once more")])
+        Sink().table(("id", "error"), [("0001", "CUDA out of [memory] once more")])
         out = capsys.readouterr().out
         assert "[memory]" in out
         assert "\t" not in out
@@ -638,7 +659,7 @@ class TestTraining:
             "train", "edsr-small", "--data", repo, "--hr-version", "w", "--out", tmp_path / "x", *settings
         )
         assert code == 1
-        assert "has no HR version w. Its HR versions: v." in err
+        assert "has no HR version 'w'. Its HR versions: v." in err
 
     def test_photographs_have_no_hr_version(
         self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]

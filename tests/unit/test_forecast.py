@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from idc_hub import api
+import idc_hub
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
 from idc_hub.runs import forecast
@@ -85,7 +85,7 @@ def test_a_dry_run_predicts_seconds_and_writes_nothing(tmp_path: Path) -> None:
 
     def predicted(steps: int) -> float:
         spec = recipe(tmp_path / "photographs", steps=steps)
-        return float(api.condense(spec, run_dir=run_dir, dry_run=True, progress=False)["predicted_seconds"])
+        return float(idc_hub.condense(spec, run_dir=run_dir, dry_run=True, progress=False).predicted_seconds)
 
     assert 0 < predicted(1000) < predicted(100_000)
     assert not run_dir.exists()
@@ -98,7 +98,7 @@ def test_workers_share_the_photographs_but_not_one_photograph(monkeypatch: pytes
     monkeypatch.setattr(forecast, "real_patches", lambda *ignored: (lr, places))
     monkeypatch.setattr(forecast, "open_source", lambda **ignored: None)
     monkeypatch.setattr(Sample, "take", lambda *ignored: Sample(0, 0, 0.01, 0, 0, 0.01))
-    shares: Any = [SimpleNamespace(count=1, instance=SimpleNamespace(patches=4)) for _ in range(3)]
+    shares: Any = [SimpleNamespace(count=1, patches=4) for _ in range(3)]
 
     def seconds(processes: int) -> float:
         return forecast.predict_seconds(recipe(), shares, torch.nn.Identity(), processes, torch.device("cpu"))

@@ -4,21 +4,23 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from idc_hub import api
+import idc_hub
 from idc_hub.dataset import gate
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import ImageError, RunError
 from idc_hub.images.figures import FIGURES
 from idc_hub.images.files import write_png
+from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
+from idc_hub.verbs.condense import CondenseResult
 
 
 def recipe(folder: Path, **optimizer: Any) -> Recipe:
@@ -51,28 +53,28 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bad(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def bad(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CondenseResult]:
     """A Run that has hardly left the noise it began with, and what `condense` returned."""
     run_dir = tmp_path_factory.mktemp("runs") / "bad"
     spec = recipe(photographs, initial="noise")
-    return run_dir, api.condense(spec, run_dir=run_dir, num_processes=1, progress=False)
+    return run_dir, idc_hub.condense(spec, run_dir=run_dir, num_processes=1, progress=False)
 
 
-def test_condense_says_which_figures_fail(bad: tuple[Path, dict[str, Any]]) -> None:
+def test_condense_says_which_figures_fail(bad: tuple[Path, CondenseResult]) -> None:
     result = bad[1]
-    failed = {key for key, figure in result["quality"].items() if figure["passed"] is False}
+    failed = {key for key, figure in result.quality.items() if figure["passed"] is False}
     assert {"chroma_over_luma", "spectrum_distance", "coverage"} <= failed
-    assert len(result["warnings"]) == len(failed)
-    assert any("the patches carry color noise" in warning for warning in result["warnings"])
-    assert result["quality"].keys() == FIGURES.keys()
-    assert result["quality"]["held_out"]["set"] == pytest.approx(result["held_out"])
-    assert result["quality"]["held_out"]["real"] == pytest.approx(result["held_out_random"])
+    assert len(result.warnings) == len(failed)
+    assert any("the patches carry color noise" in warning for warning in result.warnings)
+    assert result.quality.keys() == FIGURES.keys()
+    assert result.quality["held_out"]["set"] == pytest.approx(result.held_out)
+    assert result.quality["held_out"]["real"] == pytest.approx(result.held_out_random)
 
 
-def test_it_is_kept_with_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, dict[str, Any]]) -> None:
+def test_it_is_kept_with_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, CondenseResult]) -> None:
     run_dir, result = bad
     kept = json.loads((run_dir / "quality.json").read_text())["hr_versions"]["bicubic"]
-    assert kept["figures"] == result["quality"]
+    assert kept["figures"] == result.quality
     assert (kept["photographs"], kept["patches"], kept["draws"]) == (2, 32, 4)
     assert len(kept["spectra"]["set"]) == len(kept["spectra"]["real"]) == 8
     assert kept["gradient_norms"].keys() == {"gradient_instance", "gradient_group", "gradient_pair"}
@@ -80,91 +82,95 @@ def test_it_is_kept_with_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, di
     assert digest == {key: {side: figure[side] for side in ("set", "real")} for key, figure in kept["figures"].items()}
     card = (run_dir / "repo" / "README.md").read_text()
     assert f"The patches failed {len(result['warnings'])} of these checks" in card
-    assert api.verify(run_dir)["patches"] == 32
+    assert idc_hub.verify(run_dir).patches == 32
 
 
 def test_condensing_again_measures_nothing_again(
-    bad: tuple[Path, dict[str, Any]], photographs: Path, monkeypatch: pytest.MonkeyPatch
+    bad: tuple[Path, CondenseResult], photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(gate, "measure", refuse)
     spec = recipe(photographs, initial="noise")
-    again = api.condense(spec, run_dir=bad[0], num_processes=1, progress=False)
-    assert again["warnings"] == bad[1]["warnings"]
+    again = idc_hub.condense(spec, run_dir=bad[0], num_processes=1, progress=False)
+    assert again.warnings == bad[1].warnings
 
 
 def test_measuring_again_gives_the_same_and_further_versions_stand_beside_it(
-    bad: tuple[Path, dict[str, Any]],
+    bad: tuple[Path, CondenseResult],
 ) -> None:
     run_dir = bad[0]
     before = (run_dir / "quality.json").read_bytes()
-    assert api.quality(run_dir, progress=False)["figures"] == bad[1]["quality"]
+    assert idc_hub.quality(run_dir, progress=False).figures == bad[1].quality
     assert (run_dir / "quality.json").read_bytes() == before
     versions = Manifest.load(run_dir / "repo").hr_versions
-    api.regenerate(run_dir, teacher="edsr-small", name="sharper", set_default=False, progress=False)
+    idc_hub.regenerate(run_dir, teacher="edsr-small", name="sharper", set_default=False, progress=False)
     with pytest.raises(RunError, match=r"was made by edsr-small, not by bicubic.*--teacher"):
-        api.quality(run_dir, hr_version="sharper", progress=False)
-    sharper = api.quality(run_dir, hr_version="sharper", teacher="edsr-small", progress=False)
-    assert bad[1]["quality"]["residual"]["real"] == 0
-    assert sharper["figures"]["residual"]["real"] > 0
-    assert gate.recorded(Run.open(run_dir)).keys() == {"bicubic", "sharper"}
+        idc_hub.quality(run_dir, hr_version="sharper", progress=False)
+    sharper = idc_hub.quality(run_dir, hr_version="sharper", teacher="edsr-small", progress=False)
+    assert bad[1].quality["residual"]["real"] == 0
+    assert sharper.figures["residual"]["real"] > 0
+    assert gate.recorded(Run.open(run_dir), CondensedSet.open(run_dir)).keys() == {"bicubic", "sharper"}
     assert Manifest.load(run_dir / "repo").hr_versions["bicubic"] == versions["bicubic"]  # no new release of the pairs
     with pytest.raises(RunError, match="no HR version 'other'"):
-        api.quality(run_dir, hr_version="other")
+        idc_hub.quality(run_dir, hr_version="other")
 
 
 def test_the_real_patches_themselves_pass_and_count_as_copied(photographs: Path, tmp_path: Path) -> None:
     spec = recipe(photographs, initial="real", learning_rate=1e-9)
-    result = api.condense(spec, run_dir=tmp_path / "run", num_processes=1, progress=False)
-    assert result["warnings"] == []
-    found = {key: figure["set"] for key, figure in result["quality"].items()}
+    result = idc_hub.condense(spec, run_dir=tmp_path / "run", num_processes=1, progress=False)
+    assert result.warnings == []
+    found = {key: figure["set"] for key, figure in result.quality.items()}
     assert (found["copied"], found["nearest"], found["coverage"]) == (1, 0, 1)
     for key in ("luma_hf", "chroma_over_luma", "residual", "saturated"):
-        assert found[key] == pytest.approx(result["quality"][key]["real"]), key
+        assert found[key] == pytest.approx(result.quality[key]["real"]), key
     assert "Nothing is wrong with the patches" in (tmp_path / "run" / "repo" / "README.md").read_text()
 
 
-def test_a_set_without_its_photographs_is_a_sentence(bad: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_set_without_its_photographs_is_a_sentence(bad: tuple[Path, CondenseResult], tmp_path: Path) -> None:
     shutil.copytree(bad[0] / "repo", tmp_path / "repo")
     with pytest.raises(RunError, match=r"without its photographs.*on its card"):
-        api.quality(tmp_path)
+        idc_hub.quality(tmp_path)
     with pytest.raises(RunError, match="holds no condensed set"):
-        api.quality(tmp_path / "nowhere")
+        idc_hub.quality(tmp_path / "nowhere")
 
 
-def test_a_damaged_file_is_a_sentence(bad: tuple[Path, dict[str, Any]]) -> None:
+def test_a_damaged_file_is_a_sentence(bad: tuple[Path, CondenseResult]) -> None:
     path = bad[0] / "quality.json"
     before = path.read_bytes()
     try:
         for content, sentence in ((b"{", "is damaged"), (b'{"format": "idc-quality", "format_version": 2}', "format")):
             path.write_bytes(content)
             with pytest.raises(RunError, match=sentence):
-                gate.recorded(Run.open(bad[0]))
+                gate.recorded(Run.open(bad[0]), CondensedSet.open(bad[0]))
     finally:
         path.write_bytes(before)
 
 
-def test_photographs_that_are_gone_are_named(bad: tuple[Path, dict[str, Any]], photographs: Path) -> None:
+def test_photographs_that_are_gone_are_named(bad: tuple[Path, CondenseResult], photographs: Path) -> None:
     moved = photographs.with_name("moved")
     photographs.rename(moved)
     try:
         with pytest.raises(ImageError, match="no folder"):
-            api.quality(bad[0], progress=False)
+            idc_hub.quality(bad[0], progress=False)
     finally:
         moved.rename(photographs)
 
 
-def test_at_most_64_photographs_and_256_patches_are_looked_at() -> None:
-    shares = [SimpleNamespace(id=f"{number:03}", count=15 * (number != 3)) for number in range(100)]
-    run: Any = SimpleNamespace(instances=shares, recipe=SimpleNamespace(seed=0))
+def test_at_most_64_photographs_and_256_patches_are_looked_at(tmp_path: Path) -> None:
+    photographs = [
+        Instance(f"{number:03}", f"{number:03}.png", "0" * 64, 64, 64, 16, count=15 * (number != 3))
+        for number in range(100)
+    ]
+    spec = recipe(tmp_path)
+    run = Run(tmp_path, spec, photographs)
     chosen = gate._choose(run)
     assert len(chosen) == 64
     assert sum(len(numbers) for _, numbers in chosen) == 256
     assert all(len(set(numbers)) == 4 and max(numbers) < 15 for _, numbers in chosen)
-    assert gate._choose(run) == chosen
-    few: Any = SimpleNamespace(instances=shares[:4], recipe=run.recipe)
+    assert gate._choose(Run(tmp_path, spec, photographs)) == chosen
+    few = Run(tmp_path, spec, photographs[:4])
     assert [(instance.id, len(numbers)) for instance, numbers in gate._choose(few)] == [
         ("000", 15),
         ("001", 15),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, write_rows
-from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, write_report
+from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, draw_patches
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.images.files import encode_png
 from idc_hub.networks.teachers import Teacher
@@ -33,7 +34,7 @@ def test_the_sheet_shows_the_very_pixels_of_lr_and_of_every_version(
 ) -> None:
     regenerate(repo, make_teacher("repeat"), "nearest")
     regenerate(repo, make_teacher("invert"), "negative")
-    path = write_report(repo)
+    path = draw_patches(CondensedSet(repo))
     assert path == repo / "report" / "patches.png"
     picture = np.asarray(Image.open(path))
     shown = 0
@@ -49,22 +50,22 @@ def test_the_sheet_shows_the_very_pixels_of_lr_and_of_every_version(
 
 def test_one_version_gets_patches_side_by_side(repo: Path, make_teacher: MakeTeacher) -> None:
     regenerate(repo, make_teacher("repeat"), "nearest")
-    with Image.open(write_report(repo) or "") as one:
+    with Image.open(draw_patches(CondensedSet(repo)) or "") as one:
         assert one.width > 4 * 256
     regenerate(repo, make_teacher("invert"), "negative")
-    with Image.open(write_report(repo) or "") as two:
+    with Image.open(draw_patches(CondensedSet(repo)) or "") as two:
         assert 3 * 256 < two.width < 4 * 256
 
 
 def test_without_a_version_there_is_no_picture(repo: Path) -> None:
-    assert write_report(repo) is None
+    assert draw_patches(CondensedSet(repo)) is None
     assert not (repo / "report").exists()
 
 
 def test_the_same_tree_gives_the_same_bytes(repo: Path, make_teacher: MakeTeacher) -> None:
     regenerate(repo, make_teacher("repeat"), "nearest")
-    first = (write_report(repo) or Path()).read_bytes()
-    assert (write_report(repo) or Path()).read_bytes() == first
+    first = (draw_patches(CondensedSet(repo)) or Path()).read_bytes()
+    assert (draw_patches(CondensedSet(repo)) or Path()).read_bytes() == first
 
 
 def test_noise_that_no_png_shrinks_still_fits(repo: Path) -> None:
@@ -90,7 +91,7 @@ def test_noise_that_no_png_shrinks_still_fits(repo: Path) -> None:
     }
     manifest.default = "noise"
     manifest.save(repo)
-    path = write_report(repo)
+    path = draw_patches(CondensedSet(repo))
     assert path is not None
     assert path.stat().st_size <= MAX_BYTES
 

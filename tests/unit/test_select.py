@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 import idc_hub
-from idc_cli.training import _read_data
 from idc_hub.dataset.card import render_card
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, read_rows
 from idc_hub.errors import ImageError, NetworkError, RecipeError, RunError
@@ -21,6 +22,8 @@ from idc_hub.networks.teachers import load_teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
 from idc_hub.selection import pool as module
+from idc_hub.training.pairs import read_data
+from idc_hub.verbs.select import SelectResult
 
 # 46 HR and 23 LR pixels by 50 and 25: windows of 8 every 4, the last ones flush with the edge.
 SIZES = {"bridge": (46, 50), "cat": (46, 34), "tower": (80, 50)}
@@ -43,9 +46,11 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-def choose(photographs: Path, method: str = "random", *overrides: str, **options: Any) -> dict[str, Any]:
-    options = {"ratio": 0.2, "scale": 2, "run_dir": photographs.parent / "run", "progress": False} | options
-    return idc_hub.select(method, photographs, overrides=(*SMALL, *overrides), **options)
+def choose(photographs: Path, method: str = "random", *overrides: str, **options: Any) -> SelectResult:
+    run_dir = options.pop("run_dir", photographs.parent / "run")
+    options = {"ratio": 0.2, "scale": 2} | options
+    recipe = idc_hub.selection_recipe(method, photographs, overrides=(*SMALL, *overrides), **options)
+    return idc_hub.select(recipe, run_dir=run_dir, progress=False)
 
 
 def rows(run: Path, version: str) -> list[Row]:
@@ -61,13 +66,13 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
     result = choose(photographs, method)
     run = photographs.parent / "run"
     total = sum(WINDOWS.values())
-    assert result["windows"] == total == 104
-    assert result["patches"] == (total if method == "whole" else 20)
-    assert result["hr_version"] == "real"
+    assert result.real_patches == total == 104
+    assert result.patches == (total if method == "whole" else 20)
+    assert result.hr_version == "real"
     shares = {instance.id: instance for instance in Run.open(run).instances}
     chosen = {name: Run.open(run).read_facts(instance)["windows"] for name, instance in shares.items()}
     pairs = rows(run, "real")
-    assert len(pairs) == sum(map(len, chosen.values())) == result["patches"]
+    assert len(pairs) == sum(map(len, chosen.values())) == result.patches
     for pair in pairs:
         hr = read_image((photographs / f"{pair.instance_id}.png").read_bytes(), pair.instance_id).pixels
         lr = imresize(hr, 1 / 2)
@@ -79,8 +84,8 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
         assert len({tuple(place) for place in places}) == len(places)
         assert all(0 <= top <= height // 2 - 8 and 0 <= left <= width // 2 - 8 for top, left in places)
         assert places == sorted(places)
-    assert idc_hub.verify(run)["patches"] == result["patches"]
-    assert idc_hub.status(run)["finished"] == 3
+    assert idc_hub.verify(run).patches == result.patches
+    assert idc_hub.status(run).finished == 3
 
 
 def test_what_costs_more_than_choosing_is_measured_on_a_sample(
@@ -89,42 +94,42 @@ def test_what_costs_more_than_choosing_is_measured_on_a_sample(
     everything = choose(photographs, "random")
     monkeypatch.setattr(module, "MEASURED", 2)
     sampled = choose(photographs, "random", run_dir=photographs.parent / "sampled")
-    assert sampled["lr_digest"] == everything["lr_digest"]
+    assert sampled.lr_digest == everything.lr_digest
     run, whole = Run.open(photographs.parent / "sampled"), Run.open(photographs.parent / "run")
     measured = [facts for instance in run.instances if "held_out" in (facts := run.read_facts(instance))]
     assert len(measured) == 2
-    assert sampled["held_out"] == pytest.approx(np.mean([facts["held_out"] for facts in measured]))
+    assert sampled.held_out == pytest.approx(np.mean([facts["held_out"] for facts in measured]))
     every = [whole.read_facts(instance)["held_out"] for instance in whole.instances]
-    assert everything["held_out"] == pytest.approx(np.mean(every))
+    assert everything.held_out == pytest.approx(np.mean(every))
     assert {facts["held_out"] for facts in measured} < set(every)
-    assert sampled["quality"]["held_out"]["set"] == pytest.approx(sampled["held_out"])
+    assert sampled.quality["held_out"]["set"] == pytest.approx(sampled.held_out)
 
 
 def test_as_many_random_patches_as_there_are_have_the_figures_of_all_real_ones(photographs: Path) -> None:
     result = choose(photographs, "whole")
     # Random ones are then the same patches in another order, with the photographs' own HR as well.
     for figure in ("residual", "chroma_over_luma", "saturated", "color_distance", "spectrum_distance", "coverage"):
-        assert result["quality"][figure]["set"] == pytest.approx(result["quality"][figure]["real"], rel=1e-9)
+        assert result.quality[figure]["set"] == pytest.approx(result.quality[figure]["real"], rel=1e-9)
     kept = json.loads((photographs.parent / "run" / "quality.json").read_text())
-    assert kept["hr_versions"]["real"]["figures"] == result["quality"]
+    assert kept["hr_versions"]["real"]["figures"] == result.quality
 
 
 def test_cf_greedy_shares_as_condensing_does_and_lies_nearer_than_chance(photographs: Path) -> None:
     result = choose(photographs, "cf-greedy")
     # Cumulative floors of 0.2 x 30, 50 and 104.
     assert [instance.count for instance in Run.open(photographs.parent / "run").instances] == [6, 4, 10]
-    assert result["held_out"] < 0.8 * result["held_out_random"]
+    assert result.held_out < 0.8 * result.held_out_random
     choose(photographs, "cf-greedy", "patches.min_per_image=5", run_dir=photographs.parent / "more")
     assert [instance.count for instance in Run.open(photographs.parent / "more").instances] == [6, 5, 10]
 
 
 def test_a_photograph_may_be_left_without_patches_by_the_others(photographs: Path) -> None:
     result = choose(photographs, "random", ratio=0.01)
-    assert result["patches"] == 1
+    assert result.patches == 1
     shares = Run.open(photographs.parent / "run").instances
     assert sorted(instance.count for instance in shares) == [0, 0, 1]
     assert Manifest.load(photographs.parent / "run" / "repo").instances == 1
-    assert idc_hub.status(photographs.parent / "run")["finished"] == 3
+    assert idc_hub.status(photographs.parent / "run").finished == 3
 
 
 def test_held_out_figures_are_those_that_condensing_gives(photographs: Path) -> None:
@@ -157,7 +162,7 @@ def test_the_same_call_again_does_nothing_and_an_interrupted_one_is_continued(
         for name in ("_choose", "_finish", "real_patches"):
             patch.setattr(module, name, refuse)
         again = choose(photographs, "k-center")
-    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert replace(again, seconds=0) == replace(first, seconds=0)
     assert contents(run / "repo") | contents(run / "instances") == before
     (run / "instances" / "cat.safetensors").unlink()
     shutil.rmtree(run / "repo")
@@ -179,7 +184,7 @@ def test_another_selection_in_the_same_place_is_refused(photographs: Path) -> No
 
 
 def test_a_teacher_makes_hr_and_real_hr_can_follow(photographs: Path) -> None:
-    assert choose(photographs, teacher="bicubic")["hr_version"] == "bicubic"
+    assert choose(photographs, teacher="bicubic").hr_version == "bicubic"
     run = photographs.parent / "run"
     teacher = load_teacher("bicubic", scale=2)
     lr = np.stack([decode_png(row.lr_png).transpose(2, 0, 1) for row in rows(run, "bicubic")])
@@ -255,7 +260,7 @@ def test_the_name_and_the_place_are_made_of_source_and_method(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IDC_RUNS", str(photographs.parent / "here"))
-    assert choose(photographs, "random", run_dir=None)["run"] == str(photographs.parent / "here" / "my-photos-random")
+    assert choose(photographs, "random", run_dir=None).run == str(photographs.parent / "here" / "my-photos-random")
 
 
 def test_nothing_of_a_large_pool_stays_in_memory_but_descriptors(
@@ -293,17 +298,17 @@ def test_the_card_tells_what_it_is(photographs: Path) -> None:
     for override in SMALL[:6]:
         assert f" {override}" in command
     idc_hub.regenerate(repo.parent, teacher="bicubic", name="bicubic", progress=False)
-    both = render_card(repo)
+    both = render_card(CondensedSet(repo))
     assert "HR patches of `real` are the same pieces" in both
     assert "HR patches of the other versions are what the teacher makes of them" in both
     assert "machine-generated" in both
     (repo / "recipe.yaml").write_text("method: <script>\n")  # a foreign file
-    assert "<script>" not in render_card(repo)
+    assert "<script>" not in render_card(CondensedSet(repo))
 
 
 def test_a_network_trained_on_it_will_not_say_condensed(photographs: Path) -> None:
     choose(photographs, "random")
-    pairs, facts = _read_data(str(photographs.parent / "run"), 2, None)
+    pairs, facts = read_data(str(photographs.parent / "run"), 2)
     assert len(pairs) == 20
     assert facts["selection"] == "my-photos-random"
     assert "condensed_set" not in facts
