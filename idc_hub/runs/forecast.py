@@ -44,8 +44,8 @@ class Sample:
         draw: The real side at one draw.
         plain: A step with no tile paired.
         event: One event of the assignment.
-        partners: Rows of all real partners at one draw.
-        paired: A step with all tiles paired, whose partners' rows are at hand.
+        partners: Local features of all real partners at one draw.
+        paired: A step with all tiles paired and the features of their partners at hand.
     """
 
     fixed: float
