@@ -41,6 +41,10 @@ class NetworkError(IDCError):
     """A network or a teacher that cannot be made, loaded or applied."""
 
 
+class DivergedError(IDCError):
+    """An optimization or a training whose numbers became NaN or Inf; what was saved before that stays."""
+
+
 class RunError(IDCError):
     """A Run directory or a repository tree that is damaged, foreign or not what the command needs."""
 

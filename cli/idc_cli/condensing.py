@@ -186,5 +186,10 @@ def verify(
     import idc_hub
 
     sink = Sink(as_json)
-    sink.result(idc_hub.verify(path))
+    result = idc_hub.verify(path)
+    same = result.one_color or []
+    sink.result(result, leave_out=("one_color",))
+    if same:
+        more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+        sink.warn(f"Pairs of one single color: {', '.join(same[:3])}{more}. Do their photographs have such pieces?")
     sink.note("Everything is in order.")

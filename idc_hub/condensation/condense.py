@@ -19,7 +19,8 @@ from torch import Tensor
 
 from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, proportional_quotas
 from idc_hub.condensation.objective import Objective, weighted
-from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator
+from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator, non_finite_features
+from idc_hub.errors import DivergedError
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
@@ -72,6 +73,56 @@ class State:
         own = {name: tensor.clone().to("cpu" if name == "adam.step" else device) for name, tensor in tensors.items()}
         adam = {name.removeprefix("adam."): tensor for name, tensor in own.items() if name.startswith("adam.")}
         return cls(int(own["step"]), own["patches"], adam, Assignment(own["group"], own["partner"]))
+
+
+class Watch:
+    """Whether an optimization still consists of numbers: noted at every step on the device, asked for now and then.
+
+    Asking at every step would make the host wait for a GPU.
+
+    Args:
+        state: The state, before the next step.
+        recipe: The recipe.
+        instance_id: The photograph's id, for the sentence.
+    """
+
+    def __init__(self, state: State, recipe: Recipe, instance_id: str) -> None:
+        self.state, self.recipe, self.instance_id = state, recipe, instance_id
+        self.start = state.step
+        self.sound = torch.ones((), dtype=torch.bool, device=state.patches.device)
+        self.sound_steps = torch.zeros((), dtype=torch.int64, device=state.patches.device)
+
+    def note(self, loss: Tensor) -> None:
+        """Take in a step's loss and gradients, before the step is made of them."""
+        assert self.state.patches.grad is not None
+        for value in (loss.detach(), self.state.patches.grad):
+            self.sound &= value.isfinite().all()
+        self.sound_steps += self.sound
+
+    def check(self) -> None:
+        """Read what was noted, and look at the state itself: nothing that is not sound may be saved.
+
+        Raises:
+            DivergedError: Something is NaN or Inf.
+        """
+        state = self.state
+        moments = [state.adam[name] for name in ("exp_avg", "exp_avg_sq")]
+        sound = [tensor.detach().isfinite().all() for tensor in (state.patches, *moments)]
+        if not bool(torch.stack([self.sound, *sound]).all()):
+            # Adam's moments overflow without a gradient that does: then it is the last step that is known.
+            raise self.diverged(min(self.start + int(self.sound_steps) + 1, max(state.step, 1)))
+
+    def diverged(self, step: int) -> DivergedError:
+        """The sentence for a step, counted from 1."""
+        optimizer, every = self.recipe.optimizer, self.recipe.workers.checkpoint_every
+        fp32 = {"features": self.recipe.features.precision, "transform": self.recipe.transform.precision}
+        exact = [f"{section}.precision=fp32" for section, precision in fp32.items() if precision != "fp32"]
+        saved = max((step - 1) // every * every, self.start)
+        return DivergedError(
+            f"The optimization of {self.instance_id} has NaN or Inf from step {step} of {optimizer.steps} on.",
+            f"Nothing of it was saved after step {saved}; finished photographs stay. Condense into another --run-dir "
+            f"with {' and '.join([*exact, 'a lower optimizer.learning_rate'])} (it is {optimizer.learning_rate:g}).",
+        )
 
 
 @dataclass
@@ -128,7 +179,8 @@ def condense_instance(
 
     Raises:
         Stopped: When `should_stop` returned True, after `checkpoint` received the state.
-        ValueError: If a term of the loss is not finite when it is logged.
+        DivergedError: If the loss, a gradient or the state is NaN or Inf; `checkpoint` never receives such a state.
+        NetworkError: If the extractor returns NaN or Inf for the real patches or for the finished ones.
     """
     begun = time.monotonic()
     device = next(network.parameters()).device
@@ -139,15 +191,18 @@ def condense_instance(
     objective = Objective(real, grid, recipe)
     objective.take_partners(state.assignment)
     events = assignment_events(recipe)
+    watch = Watch(state, recipe, instance_id)
     norms: dict[str, list[float]] = {term: [] for term in TERMS}
     last: dict[str, float] = {}
 
     while state.step < recipe.optimizer.steps:
         if should_stop():
+            watch.check()
             checkpoint(state)
             raise Stopped
         step = state.step
         if step in events:
+            watch.check()
             update_assignment(state, real, grid, network, recipe, events[step])
             objective.take_partners(state.assignment)
         optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
@@ -155,15 +210,22 @@ def condense_instance(
         raw = extract(network, state.patches, recipe)
         terms = objective(raw, step)
         if (step + 1) % recipe.workers.log_every == 0:
+            watch.check()
             last = _measure(terms, state, recipe, norms)
+            if not all(map(math.isfinite, last.values())):
+                raise watch.diverged(step + 1)
             log({"step": step + 1, **last, "seconds": time.monotonic() - begun})
-        sum(weighted(terms, recipe).values()).backward()  # type: ignore[union-attr]
+        loss: Tensor = sum(weighted(terms, recipe).values())  # type: ignore[assignment]
+        loss.backward()
+        watch.note(loss)
         optimizer.step()
         state.patches.data.clamp_(0, 1)
         state.step = step + 1
         if state.step % recipe.workers.checkpoint_every == 0 and state.step < recipe.optimizer.steps:
+            watch.check()
             checkpoint(state)
 
+    watch.check()
     finished = (state.patches.detach() * 255).round().to(torch.uint8)
     held_out, held_out_random = held_out_discrepancies(real, finished, network)
     return Condensed(
@@ -194,11 +256,17 @@ def held_out_discrepancies(real: RealSide, patches: Tensor, network: torch.nn.Mo
 
     Returns:
         The distance of `patches`, and the mean of `RANDOM_SUBSETS` random real subsets of the same size.
+
+    Raises:
+        NetworkError: One of the distances is NaN or Inf.
     """
     names: list[object] = [f"held-out-{k}" for k in range(HELD_OUT_DRAWS)]
     subsets = [random_subset(real, len(patches), "held-out", k) for k in range(RANDOM_SUBSETS)]
     at_random = [real.discrepancy(real.lr[subset], network, names) for subset in subsets]
-    return real.discrepancy(patches, network, names), sum(at_random) / len(at_random)
+    found = real.discrepancy(patches, network, names), sum(at_random) / len(at_random)
+    if not all(map(math.isfinite, found)):
+        raise non_finite_features(real.instance_id, real.recipe, "the finished patches or random real ones")
+    return found
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -260,8 +328,6 @@ def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
 def _measure(terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]) -> dict[str, float]:
     """Values of the terms, and norms of the weighted terms' gradients in the pixels; one backward pass per term."""
     line = {term: float(value.detach()) for term, value in terms.items()}
-    if not all(map(math.isfinite, line.values())):
-        raise ValueError(f"The loss is not finite at step {state.step + 1}: {line}. Try a lower learning rate.")
     values = weighted(terms, recipe)
     for term in values:
         # The other terms get weight 0, so that the whole graph is walked and recomputed tensors are freed.

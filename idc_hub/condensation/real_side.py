@@ -20,6 +20,7 @@ from idc_hub.condensation.discrepancy import membership, set_distance, set_sums
 from idc_hub.condensation.pieces import piece_size, recomputed
 from idc_hub.condensation.subset import greedy_subset
 from idc_hub.condensation.transforms import draw_filters, local_features, pad, unfold_pixels
+from idc_hub.errors import NetworkError
 from idc_hub.images.patches import complexity
 from idc_hub.networks.extractors import feature_maps
 
@@ -43,6 +44,15 @@ _NORM_EPS = 1e-6
 _LENGTH_EPS = 1e-12
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def non_finite_features(instance_id: str, recipe: Recipe, what: str) -> NetworkError:
+    """The sentence where the extractor gives NaN or Inf for patches of a photograph; `what` says for which."""
+    exact = "features.precision=fp32, " if recipe.features.precision != "fp32" else ""
+    return NetworkError(
+        f"The extractor {recipe.features.network} gives NaN or Inf on {instance_id}, for {what}.",
+        f"Use {exact}another features.layer or another features.network.",
+    )
 
 
 def seed_of(*parts: object) -> int:
@@ -135,6 +145,9 @@ class RealSide:
         recipe: The recipe.
         instance_id: Identifies the photograph and seeds its own random draws.
 
+    Raises:
+        NetworkError: The features of a real patch, or their statistics, are NaN or Inf.
+
     Attributes:
         represented: int64, indices of the patches in use among all (`patches.complexity`); below, `N` counts these.
         lr: The real patches in use.
@@ -153,6 +166,7 @@ class RealSide:
         self.lr = lr[self.represented]
         self.features = self._extract_all(network)
         self.statistics = Statistics.of(self.features)
+        self._refuse_non_finite()
         height, width = (side - 2 * self.border for side in self.features.shape[2:])
         self.grid = TileGrid(len(self.lr), height, width, recipe.assignment.tile, recipe.transform.unfold)
         with torch.no_grad():
@@ -172,6 +186,18 @@ class RealSide:
         for number, piece in enumerate(pieces[1:], start=1):
             features[number * _CHUNK : (number + 1) * _CHUNK] = extract(network, piece, self.recipe)
         return features
+
+    def _refuse_non_finite(self) -> None:
+        """Features that are no numbers, or too large to be normalized, would make everything after them nothing."""
+        bad = torch.nonzero(torch.cat([~piece.isfinite().flatten(1).all(1) for piece in self.features.split(_CHUNK)]))
+        if len(bad):
+            first = int(self.represented[int(bad[0])])
+            what = f"{len(bad)} of the {len(self.lr)} real patches, number {first} first"
+        elif not (self.statistics.mean.isfinite().all() and self.statistics.std.isfinite().all()):
+            what = "the statistics of all real patches: single features are too large"
+        else:
+            return
+        raise non_finite_features(self.instance_id, self.recipe, what)
 
     @property
     def border(self) -> int:

@@ -4,6 +4,7 @@ Everything that comes out of idc.json and recipe.yaml was written by somebody el
 """
 
 import json
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -241,7 +242,13 @@ def _gates(quality: Any, versions: list[Version]) -> dict[str, dict[str, Any]]:
 
 
 def _figures(measured: dict[str, Any], side: str) -> dict[str, float]:
-    numbers = {key: _number(_lookup(measured, key, side)) for key in FIGURES}
+    """The numbers among the figures; null stands for one that was not finite, and never passes."""
+    found = {key: measured[key] for key in FIGURES if isinstance(measured.get(key), dict)}
+    numbers = {
+        key: math.nan if figure[side] is None else _number(figure[side])
+        for key, figure in found.items()
+        if side in figure
+    }
     return {key: number for key, number in numbers.items() if number is not None}
 
 

@@ -8,9 +8,12 @@ import datasets
 import yaml
 from huggingface_hub import DatasetCard
 
+from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import RunError, enumerated, one_line
+from idc_hub.images.files import decode_png
+from idc_hub.images.patches import is_one_color, is_wrongly_one_color
 
 _OURS = re.compile(
     r"README\.md|idc\.json|recipe\.yaml"
@@ -46,14 +49,18 @@ def own_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_repository(condensed: CondensedSet, *, again: bool = False) -> None:
+def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[str]:
     """Hold a set to its idc.json as a consumer will see it: `load_dataset` of every config.
 
-    Each config is loaded in a fresh temporary cache, which takes about as much room as its parquet files.
+    Each config is loaded in a fresh temporary cache, which takes about as much room as its parquet files. HR patches of
+    one color are held to their LR patches: those that are not of that color come from a teacher that failed.
 
     Args:
         condensed: The set.
         again: Load and read also what this process has checked already and what has not changed since.
+
+    Returns:
+        Names of the pairs whose LR and HR are both of the same single color, as pieces of a black border are.
 
     Raises:
         RunError: Something is missing, damaged, or not what idc.json or the card says.
@@ -73,6 +80,7 @@ def check_repository(condensed: CondensedSet, *, again: bool = False) -> None:
         )
     _check_configs(folder / CARD, manifest)
     condensed.check_lr(again=again)
+    one_color: set[str] = set()
     for version in sorted(versions):
         if condensed.is_checked(version) and not again:
             continue
@@ -82,7 +90,9 @@ def check_repository(condensed: CondensedSet, *, again: bool = False) -> None:
                 f"{folder}: config {version} has {rows} rows, {MANIFEST} says {manifest.patches}.",
                 "Run `idc regenerate` for this HR version again.",
             )
+        one_color.update(_check_colors(condensed.data(version), manifest))
         condensed.note_checked(version)
+    return sorted(one_color)
 
 
 def _check_configs(card: Path, manifest: Manifest) -> None:
@@ -99,6 +109,30 @@ def _check_configs(card: Path, manifest: Manifest) -> None:
             f"{enumerated(manifest.hr_versions)} with the default {manifest.default}.",
             "Run `idc regenerate` again: it writes the card.",
         )
+
+
+def _check_colors(folder: Path, manifest: Manifest) -> list[str]:
+    """No HR patch of an HR version may be of one color that its LR patch is not; returns the pairs of one color.
+
+    Every row is looked at, but only what is small enough for one color is decoded: PNG takes .4 % of such pixels.
+    """
+    largest = 200 + (manifest.patch_size * manifest.scale) ** 2 * 3 // 100
+    bad, one_color = [], []
+    for row in parquet.read_rows(folder):
+        if len(row.hr_png) <= largest:
+            name = f"patch_index {row.patch_index} of instance_id {row.instance_id}"
+            lr, hr = (decode_png(png, f"{folder}: {name}").transpose(2, 0, 1)[None] for png in (row.lr_png, row.hr_png))
+            if is_wrongly_one_color(lr, hr).any():
+                bad.append(name)
+            elif (is_one_color(lr) & is_one_color(hr)).any():
+                one_color.append(name)
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise RunError(
+            f"{folder}: HR is of one color, and LR is not, in {', '.join(bad[:3])}{more}; the teacher failed there.",
+            f"Delete {folder} and run `idc regenerate --name {folder.name}`, with another teacher if need be.",
+        )
+    return one_color
 
 
 def _count_rows(folder: Path, version: str) -> int:

@@ -25,7 +25,8 @@ from idc_hub.runs.worker import real_patches
 
 FILE_NAME = "quality.json"
 FORMAT = "idc-quality"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had other limits and figures: what was measured then is measured again."""
 MAX_PATCHES = 256
 MAX_DRAWS = 4
 
@@ -62,6 +63,7 @@ def measure(
     Raises:
         ImageError: A photograph is gone or has changed.
         RunError: The HR version is damaged.
+        NetworkError: The teacher gave NaN or Inf for a real patch.
     """
     recipe = run.recipe
     photographs = open_source(**recipe.source.model_dump())
@@ -119,6 +121,8 @@ def recorded(run: Run, condensed: CondensedSet) -> dict[str, dict[str, Any]]:
         return {}
     try:
         state = json.loads(path.read_bytes())
+        if (state["format"], state["format_version"]) == (FORMAT, 1):
+            return {}
         if (state["format"], state["format_version"]) == (FORMAT, FORMAT_VERSION):
             digest = condensed.manifest.lr_digest
             return {name: found for name, found in state["hr_versions"].items() if found["lr_digest"] == digest}

@@ -94,11 +94,12 @@ def regenerate(
     Raises:
         RecipeError: A name that is not allowed or is taken by another teacher, or a teacher of another scale.
         RunError: The repository is damaged, or its LR patches are not those that idc.json names.
-        NetworkError: The teacher gave something else than HR patches, or a patch does not fit into memory.
+        NetworkError: The teacher gave NaN, Inf or something else than HR patches, or a patch does not fit into memory.
     """
     _check_request(condensed.manifest, source, name)
     taken = condensed.manifest.hr_versions.get(name)
-    if taken and not same_teacher(taken["teacher"], source):
+    # A version whose folder somebody deleted, since it was bad, may be made by another teacher.
+    if taken and condensed.data(name).is_dir() and not same_teacher(taken["teacher"], source):
         raise RecipeError(
             f"{condensed.folder} already has an HR version {name!r}, made by {taken['teacher']['name']}.",
             "Published versions stay as they are: choose another name.",

@@ -166,6 +166,8 @@ def _trained(training: dict[str, Any]) -> str:
         data["hub"] = f"[{data['hub']}]({page_of(data['hub'], 'dataset')})"
     made = {"data": ", ".join(f"{key} {value}" for key, value in data.items())}
     made |= {key: training[key] for key in ("seconds", "device") if key in training}
+    rates = training.get("learning_rates", {})
+    made["learning rate"] = ", ".join(f"{rate} from step {step} on" for step, rate in rates.items())
     made["packages"] = ", ".join(f"{name} {number}" for name, number in training.get("packages", {}).items())
     rows = "\n".join(f"| {key} | {value} |" for key, value in made.items() if value)
     recipe = yaml.safe_dump(training.get("recipe", {}), sort_keys=False, allow_unicode=True).rstrip()

@@ -8,6 +8,7 @@ patches of the same photographs through the same teacher; what is natural is wha
 All patches are uint8 RGB `[n, 3, h, w]`; all figures are for pixels in [0, 1].
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from idc_hub.images.patches import is_one_color, is_wrongly_one_color
 from idc_hub.images.resize import imresize
 
 COPIED = 0.02
@@ -29,6 +31,13 @@ _NEIGHBOURHOODS = 2048
 _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 _ROUNDING = 1 / 255**2 / 12  # variance of rounding to 8 bits; less power than that says nothing
 _SLACK = 1e-9  # a sum in another order is no failure
+_ROUNDED_HF = 6e-4
+"""Mean checkerboard response, of Y as of Cb and Cr, that rounding to 8 bits makes by itself.
+
+The response has the variance of one pixel's error, that is 1/12 of a squared gray level in each of R, G and B times
+the squares of the weights of Y, .45, or of Cb and Cr, .41 on average; its mean absolute value is sqrt(2 / pi) of the
+root: 6.0e-4 for Y, 5.8e-4 for Cb and Cr.
+"""
 
 
 def high_frequency(patches: np.ndarray) -> tuple[float, float]:
@@ -218,6 +227,8 @@ class Quality:
             "color_distance": color_distance(lr, reference),
             "sliced_distance": sliced_distance(lr, reference),
             "coverage": coverage(lr, reference),
+            "flat": float(is_one_color(lr).mean()),
+            "flat_hr": float(is_wrongly_one_color(lr, hr).mean()),
             "spectrum": spectrum(lr),
             "real_spectrum": spectrum(reference),
         }
@@ -229,7 +240,9 @@ class Quality:
         """The figures of all that was added, by the keys of `FIGURES`; `held_out` is not among them."""
         mean = self._means()
         found = {key: float(mean[key]) for key in FIGURES.keys() & mean.keys()}
-        found["chroma_over_luma"] = float(mean["chroma_hf"] / max(mean["luma_hf"], 1e-6))
+        # A ratio of what rounding makes is no color noise.
+        chroma = mean["chroma_hf"] if mean["chroma_hf"] > _ROUNDED_HF else 0.0
+        found["chroma_over_luma"] = float(chroma / max(mean["luma_hf"], _ROUNDED_HF))
         found["spectrum_distance"] = spectrum_distance(mean["spectrum"], mean["real_spectrum"])
         nearest = np.concatenate(self._nearest)
         if np.isfinite(nearest).all():
@@ -252,72 +265,133 @@ class Figure:
 
     Attributes:
         label: What messages and tables call it.
-        meaning: What it means that the figure fails; empty where none is asked for.
+        too_high: What it means that the figure is above its upper limit.
+        too_low: What it means that it is below its lower limit.
         at_most: Greatest multiple of the real patches' figure that passes; None: no upper limit.
         at_least: Smallest multiple that passes; None: no lower limit.
         margin: Added to the upper limit.
+        rounding: A difference from the real patches' figure that is no larger is rounding, and passes: a ratio of two
+            figures near 0 says nothing.
     """
 
     label: str
-    meaning: str = ""
+    too_high: str = ""
+    too_low: str = ""
     at_most: float | None = None
     at_least: float | None = None
     margin: float = 0.0
+    rounding: float = 0.0
 
-    def limit(self, real: float) -> float | None:
-        """The value that the figure must not pass; None where it is told and not judged."""
-        if self.at_most is not None:
-            return self.at_most * real + self.margin
-        return None if self.at_least is None else self.at_least * real
+    def limits(self, real: float) -> tuple[float | None, float | None]:
+        """The values that the figure must not fall below and not pass; None where there is no such limit."""
+        lower = None if self.at_least is None else self.at_least * real
+        upper = None if self.at_most is None else self.at_most * real + self.margin
+        if self.rounding:
+            lower = None if lower is None else min(lower, real - self.rounding)
+            upper = None if upper is None else max(upper, real + self.rounding)
+        return lower, upper
 
     def passes(self, value: float, real: float) -> bool | None:
-        """Whether a value passes beside that of real patches; None where it is not judged."""
-        limit = self.limit(real)
-        if limit is None:
+        """Whether a value passes beside that of real patches; None where it is told and not judged.
+
+        What is NaN or Inf never passes.
+        """
+        if not (math.isfinite(value) and math.isfinite(real)):
+            return False
+        lower, upper = self.limits(real)
+        if lower is None and upper is None:
             return None
-        return value <= limit + _SLACK if self.at_most is not None else value >= limit - _SLACK
+        return (lower is None or value >= lower - _SLACK) and (upper is None or value <= upper + _SLACK)
 
     def sentence(self, value: float, real: float) -> str:
         """What to say of a value that fails."""
+        if not (math.isfinite(value) and math.isfinite(real)):
+            whose = "that of random real patches" if math.isfinite(value) else "it"
+            return f"{self.label} cannot be judged: {whose} is not a finite number"
         natural = (
             f"{value / real:.2g} times that of random real patches ({real:.2g})"
             if real
             else "random real patches have 0"
         )
-        return f"{self.label} is {value:.2g}, {natural}: {self.meaning}"
+        upper = self.limits(real)[1]
+        meaning = self.too_high if upper is not None and value > upper else self.too_low
+        return f"{self.label} is {value:.2g}, {natural}: {meaning}"
 
 
 FIGURES = {
-    # Random real patches are free: a condensation that ends farther away has failed at its own aim.
+    # Random real patches are free: a condensation that ends farther away has failed at its own aim. Equal sets are 1e-6
+    # apart, where `cf_distance` guards its square root; sums over 1,024 rows in float32 add sqrt(1024) * 2**-24 = 2e-6.
     "held_out": Figure(
-        "held-out discrepancy", "the patches are no closer to all real ones than random ones are", at_most=1
+        "held-out discrepancy",
+        too_high="the patches are no closer to all real ones than random ones are",
+        at_most=1,
+        rounding=3e-6,
     ),
     # The pilot's failed sets had 3.5 to 4 times the natural ratio and cost a student 0.3 dB and more; a third of that
     # came back when only their chroma was blurred. Single draws of random patches stay within 1.15 times their mean.
-    "chroma_over_luma": Figure("chroma HF / luma HF", "the patches carry color noise", at_most=1.5),
+    "chroma_over_luma": Figure("chroma HF / luma HF", too_high="the patches carry color noise", at_most=1.5),
     # The pilot's failed sets had 0.4 to 0.6 of the natural residual: no edges for the teacher, easy tasks for students.
+    # Good sets, which have edges, go up to 1.8 times; HR that is black or white all over has 6 times and more. HR and
+    # the enlargement are rounded to gray levels: half a level each, so that one level says nothing.
     "residual": Figure(
-        "99.5 % residual of the teacher", "strong edges are missing, the teacher adds little to them", at_least=0.75
+        "99.5 % residual of the teacher",
+        too_high="HR patches show something else than their LR patches",
+        too_low="strong edges are missing, the teacher adds little to them",
+        at_most=3,
+        at_least=0.75,
+        margin=0.1,
+        rounding=1 / 255,
     ),
     # Values pressed against black and white are what an optimizer does with a photograph that has none.
     "saturated": Figure(
-        "share of saturated values", "the optimization ran into the bounds of the pixels", at_most=1, margin=0.02
+        "share of saturated values",
+        too_high="the optimization ran into the bounds of the pixels",
+        at_most=1,
+        margin=0.02,
+    ),
+    # NaN in a patch becomes black; a photograph without any flat patch gives none. As many are left to chance as above.
+    "flat": Figure(
+        "share of LR patches of one color",
+        too_high="patches are black or another single color, as a failed optimization leaves them",
+        at_most=1,
+        margin=0.02,
+    ),
+    # Of no teacher and no photograph: one such patch is one too many.
+    "flat_hr": Figure(
+        "share of HR patches of one color that their LR patches are not",
+        too_high="the teacher failed on them",
+        at_most=0,
     ),
     # Both distances were smaller than those of random patches in all of the pilot's sets, good and bad: a set that
-    # does not get there has gone astray. The margin is what 2,048 neighborhoods leave to chance.
-    "color_distance": Figure("color distance", "the patches have other colors than their photographs", at_most=1),
+    # does not get there has gone astray. The margin is what 2,048 neighborhoods leave to chance; rounding moves a
+    # value by half a gray level at most.
+    "color_distance": Figure(
+        "color distance",
+        too_high="the patches have other colors than their photographs",
+        at_most=1,
+        rounding=0.5 / 255,
+    ),
     "sliced_distance": Figure(
         "sliced distance of 7x7 pixels",
-        "small structures are distributed otherwise than in their photographs",
+        too_high="small structures are distributed otherwise than in their photographs",
         at_most=1,
         margin=0.005,
     ),
     # Draws of random patches differ by 1 dB, blur or luma noise that can be seen by far more.
     "spectrum_distance": Figure(
-        "distance of the spectrum (dB)", "detail of some size is far too weak or too strong", at_most=1, margin=2
+        "distance of the spectrum (dB)",
+        too_high="detail of some size is far too weak or too strong",
+        at_most=1,
+        margin=2,
     ),
-    # Patches that look like nothing in the photographs cover none; equal ones cover what one covers.
-    "coverage": Figure("coverage", "few real patches have one of the set near them", at_least=0.5),
+    # Patches that look like nothing in the photographs cover none; equal ones cover what one covers. It is a share of
+    # real patches and so 1 at most; one of them more or less says nothing.
+    "coverage": Figure(
+        "coverage",
+        too_low="few real patches have one of the set near them",
+        at_least=0.5,
+        rounding=1 / REFERENCE_PATCHES,
+    ),
     "luma_hf": Figure("luma HF"),
     # How much is copied is no fault: a condensation may begin at real patches, and a selection consists of them.
     "nearest": Figure("RMS distance to the nearest real patch"),
@@ -335,7 +409,8 @@ def judge(of_set: Mapping[str, float], of_real: Sequence[Mapping[str, float]]) -
 
     Returns:
         `passed`; `warnings`, a sentence for each figure that fails; `figures`: for each `set`, `real` (mean of the
-        draws), `real_range` (their least and greatest), `limit` and `passed` (both None where it is not judged).
+        draws), `real_range` (their least and greatest), `at_least` and `at_most` (None where there is no such limit)
+        and `passed` (None where it is not judged). What is NaN or Inf fails, and is None in `figures`.
     """
     figures: dict[str, dict[str, Any]] = {}
     warnings = []
@@ -345,19 +420,26 @@ def judge(of_set: Mapping[str, float], of_real: Sequence[Mapping[str, float]]) -
             continue
         value, real = of_set[key], float(np.mean(draws))
         passed = figure.passes(value, real)
-        figures[key] = {"set": value, "real": real, "real_range": [min(draws), max(draws)]}
-        figures[key] |= {"limit": figure.limit(real), "passed": passed}
+        lower, upper = figure.limits(real)
+        numbers = {"set": value, "real": real, "at_least": lower, "at_most": upper}
+        figures[key] = {name: _if_finite(number) for name, number in numbers.items()}
+        figures[key] |= {"real_range": [_if_finite(bound(draws)) for bound in (min, max)], "passed": passed}
         if passed is False:
             warnings.append(figure.sentence(value, real))
     return {"passed": not warnings, "warnings": warnings, "figures": figures}
+
+
+def _if_finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
     """The figures of `judge` as rows of words: figure, the set, random real patches, what is wanted, the verdict."""
     rows = []
     for key, found in figures.items():
-        side = "at most" if FIGURES[key].at_most is not None else "at least"
-        wanted = "" if found["limit"] is None else f"{side} {found['limit']:.3g}"
+        ours, theirs = ("not a number" if found[side] is None else f"{found[side]:.3g}" for side in ("set", "real"))
+        limits = {"at least": found["at_least"], "at most": found["at_most"]}
+        wanted = ", ".join(f"{side} {limit:.3g}" for side, limit in limits.items() if limit is not None)
         verdict = {True: "passed", False: "failed", None: ""}[found["passed"]]
-        rows.append((FIGURES[key].label, f"{found['set']:.3g}", f"{found['real']:.3g}", wanted, verdict))
+        rows.append((FIGURES[key].label, ours, theirs, wanted, verdict))
     return rows

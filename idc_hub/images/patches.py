@@ -12,6 +12,10 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_NEAR_COLOUR = 8
+"""Gray levels that a teacher may take away from a flat patch: noise that it smooths."""
+_REACH = 2
+"""LR pixels that bicubic downscaling looks beyond: so near to its edge, LR shows what lies outside of its HR box."""
 
 
 def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
@@ -98,6 +102,28 @@ def complexity(patches: np.ndarray) -> np.ndarray:
         smooth = correlate1d(luma(patches), [1, 2, 1], axis=along, mode="mirror")
         strength += 0.5 * np.abs(correlate1d(smooth, [-1, 0, 1], axis=across, mode="mirror")).mean((1, 2))
     return strength
+
+
+def is_one_color(patches: np.ndarray) -> np.ndarray:
+    """Which of uint8 patches `[n, 3, h, w]` have the same value in all pixels, channel by channel: bool `[n]`."""
+    return (patches == patches[:, :, :1, :1]).all(axis=(1, 2, 3))
+
+
+def is_wrongly_one_color(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+    """Which HR patches are of one color although their LR patches are not, or not of that color.
+
+    No teacher and no photograph makes such pairs; NaN that was written as pixels does.
+
+    Args:
+        lr: uint8 `[n, 3, h, w]`.
+        hr: uint8 `[n, 3, s*h, s*w]`.
+
+    Returns:
+        bool `[n]`.
+    """
+    inside = lr[:, :, _REACH:-_REACH, _REACH:-_REACH] if min(lr.shape[2:]) > 2 * _REACH else lr
+    away = np.abs(inside.astype(int) - hr[:, :, :1, :1]).max(axis=(1, 2, 3))
+    return is_one_color(hr) & (away > _NEAR_COLOUR)
 
 
 def luma(patches: np.ndarray) -> np.ndarray:

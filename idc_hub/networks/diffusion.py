@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from idc_hub.errors import NetworkError
-from idc_hub.networks.foreign import package, read_json, told, weights_digest
-from idc_hub.networks.registry import PIPELINE
+from idc_hub.networks.foreign import infinite_as_nan, package, read_json, told, weights_digest
+from idc_hub.networks.registry import PIPELINE, refuse_non_finite
 
 LATENT, STABLE = "LDMSuperResolutionPipeline", "StableDiffusionUpscalePipeline"
 STEPS = {LATENT: 100, STABLE: 75}
@@ -90,7 +90,8 @@ def load_diffusion(
         seed: Seed for all noise.
 
     Raises:
-        NetworkError: It isn't such a pipeline, can't be loaded, doesn't take such a setting, or a package is missing.
+        NetworkError: It isn't such a pipeline, can't be loaded, doesn't take such a setting, has weights that are NaN
+            or Inf, or a package is missing.
     """
     name = _check_index(spec, folder)
     if name == LATENT and (guidance is not None or prompt):
@@ -109,6 +110,12 @@ def load_diffusion(
         )
     except Exception as error:  # the library can raise anything on a damaged folder
         raise NetworkError(f"{spec} can't be loaded as {name} ({told(error)}).") from error
+    for part, network in pipeline.components.items():
+        if isinstance(network, nn.Module):
+            refuse_non_finite(network, f"The {part} of {spec}")
+    if name == LATENT:
+        pipeline.vqvae.quantize.register_forward_hook(_keep_nan)
+    infinite_as_nan((pipeline.vae if name == STABLE else pipeline.vqvae).decoder)
     pipeline.set_progress_bar_config(disable=True)
     settings = {
         "pipeline": name,
@@ -122,6 +129,11 @@ def load_diffusion(
     scale = 2 ** (len((pipeline.vae if name == STABLE else pipeline.vqvae).config.block_out_channels) - 1)
     halvings = len(pipeline.unet.config.block_out_channels) - 1
     return Diffusion(pipeline.to(device), scale, max(scale, 2**halvings), settings)
+
+
+def _keep_nan(module: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Any, Any]) -> tuple[Tensor, Any, Any]:
+    """What is NaN or Inf stays NaN through a quantizer, which would take any of its codes for it."""
+    return output[0].where(inputs[0].isfinite(), torch.nan), *output[1:]
 
 
 def _check_index(spec: str | Path, folder: Path) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from idc_hub.errors import NetworkError
-from idc_hub.networks.registry import CONFIG, HUB_ID, NETWORKS, PIPELINE, WEIGHTS, download
+from idc_hub.networks.registry import CONFIG, HUB_ID, NETWORKS, PIPELINE, WEIGHTS, download, refuse_non_finite
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt")
 SWIN2SR = "Swin2SRForImageSuperResolution"
@@ -96,14 +96,16 @@ def load_foreign(kind: str, spec: str | Path, path: Path, *, scale: int, device:
         device: Where to run it.
 
     Raises:
-        NetworkError: It can't be loaded, is unsafe to load, or needs a package that isn't installed.
+        NetworkError: It can't be loaded, is unsafe to load, has weights that are NaN or Inf, or needs a package that
+            isn't installed.
     """
     if kind == "spandrel":
-        foreign = _load_checkpoint(path)
+        foreign, origin = _load_checkpoint(path), path
     elif kind == "transformers":
-        foreign = _load_swin2sr(str(spec), path)
+        foreign, origin = _load_swin2sr(str(spec), path), path / WEIGHTS
     else:
-        foreign = _load_module(str(spec), scale)
+        foreign, origin = _load_module(str(spec), scale), Path(spec)
+    refuse_non_finite(foreign.network, origin)
     foreign.network.eval().requires_grad_(False).to(device)
     return foreign
 
@@ -121,6 +123,17 @@ def package(name: str, *, extra: str, purpose: str | Path) -> Any:
             f"{purpose} needs {name}, which can't be imported ({error}).",
             hint=f"Install it with: pip install 'idc-hub[{extra}]'",
         ) from error
+
+
+def infinite_as_nan(module: nn.Module) -> None:
+    """Have a module give NaN where it would give Inf: who clamps its output to [0, 1] later makes white of Inf,
+    which nobody could tell from a white that is meant, while NaN stays NaN. Finite numbers stay as they are.
+    """
+
+    def mark(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return output.where(output.isfinite(), torch.nan) if isinstance(output, Tensor) else output
+
+    module.register_forward_hook(mark)
 
 
 def told(error: Exception) -> str:
@@ -210,6 +223,8 @@ def _load_checkpoint(path: Path) -> Foreign:
         raise NetworkError(f"spandrel can't load {path} ({told(error)}).") from error
     if not isinstance(model, spandrel.ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
         raise NetworkError(f"{path} isn't an RGB-to-RGB network, but a {type(model).__name__}.")
+
+    infinite_as_nan(model.model)
 
     def enlarge(lr: Tensor) -> Tensor:
         # One at a time, since spandrel guarantees no more. It pads for the network and crops the result.

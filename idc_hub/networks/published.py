@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from idc_hub.errors import NetworkError
-from idc_hub.networks.registry import CONFIG, WEIGHTS, create, save
+from idc_hub.networks.registry import CONFIG, WEIGHTS, create, refuse_non_finite, save
 
 WRAPPERS = ("params_ema", "params")
 """Keys that BasicSR and its descendants wrap the weights in. They evaluate the averaged ones, so those come first."""
@@ -29,8 +29,8 @@ def import_weights(file: str | Path, name: str, folder: str | Path, *, scale: in
         **info: Extra facts for `config.json`, such as `license`.
 
     Raises:
-        NetworkError: The file is missing or damaged, contains code, or doesn't fit the network; or the folder
-            already contains a network.
+        NetworkError: The file is missing or damaged, contains code, doesn't fit the network, or has weights that are
+            NaN or Inf; or the folder already contains a network.
     """
     file, folder = Path(file), Path(folder)
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
@@ -43,6 +43,7 @@ def import_weights(file: str | Path, name: str, folder: str | Path, *, scale: in
         raise NetworkError(
             f"{file} doesn't fit {name} x{scale}: {first}", hint="Check the network's name and --scale."
         ) from error
+    refuse_non_finite(network, file)
     save(network, folder, **info)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
+from torch import nn
 
 from idc_hub.errors import HubError, NetworkError
 from idc_hub.networks.edsr import EDSR
@@ -79,7 +80,7 @@ def load(spec: str | Path, *, scale: int | None = 4) -> Network:
             scale; feature extractors use that.
 
     Raises:
-        NetworkError: The network is unknown, damaged, incomplete, or made for another scale.
+        NetworkError: The network is unknown, damaged, incomplete or made for another scale, or a weight is NaN or Inf.
         HubError: The Hub can't be reached.
     """
     folder = locate(spec, scale=scale)
@@ -107,8 +108,12 @@ def save(network: Network, folder: str | Path, **info: Any) -> None:
         network: The network to save.
         folder: Created if it doesn't exist.
         **info: Extra facts for `config.json`, such as `license`.
+
+    Raises:
+        NetworkError: A weight is NaN or Inf; nothing is written.
     """
     folder = Path(folder)
+    refuse_non_finite(network, f"The network for {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     config = info | {
         "architecture": type(network).__name__,
@@ -129,6 +134,28 @@ def weights_sha256(spec: str | Path, *, scale: int | None = 4) -> str:
     """Hex SHA-256 of the network's `model.safetensors`, as the Hub shows it."""
     with (locate(spec, scale=scale) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_non_finite(network: nn.Module, origin: str | Path) -> None:
+    """Refuse a network with weights that are no numbers: its output, or parts of it, would be none either.
+
+    Parameters must be finite. Buffers must not be NaN, but may hold -Inf, as attention masks do.
+
+    Args:
+        network: The network, its weights loaded.
+        origin: The file that they come from, or what else to call them; the sentence begins with it.
+
+    Raises:
+        NetworkError: Some are not; the first of these tensors are named.
+    """
+    bad = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
+    bad += [name for name, buffer in network.named_buffers() if buffer.isnan().any()]
+    if bad:
+        more = f" and {len(bad) - 3} more tensors" if len(bad) > 3 else ""
+        raise NetworkError(
+            f"{origin} has weights that are NaN or Inf, in {', '.join(bad[:3])}{more}.",
+            hint="Fetch the weights again, or take those of an earlier step of their training.",
+        )
 
 
 def locate(spec: str | Path, *, scale: int | None = 4) -> Path:
@@ -245,3 +272,4 @@ def _load_weights(network: Network, path: Path) -> None:
             hint=f"{CONFIG} and {WEIGHTS} must come from the same network.",
         )
     network.load_state_dict(weights)
+    refuse_non_finite(network, path)

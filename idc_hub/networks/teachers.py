@@ -43,6 +43,26 @@ MATLAB's `imresize`. On 60 photo patches, the outer 8 HR pixels are then as good
 """
 
 
+class NonFiniteError(NetworkError):
+    """What a network made of some images of a batch has NaN or Inf in it.
+
+    Attributes:
+        images: Which images of the batch.
+    """
+
+    def __init__(self, images: list[int]) -> None:
+        super().__init__(f"The network's output has NaN or Inf in it for {len(images)} images of the batch.")
+        self.images = images
+
+    def told_of(self, network: str, names: Sequence[str]) -> NetworkError:
+        """The sentence for a user, with the network's name and the images'."""
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return NetworkError(
+            f"{network} gave NaN or Inf for {listed}.",
+            hint="Computing in float16 overflows like that: use float32, or choose another network.",
+        )
+
+
 @dataclass
 class Teacher:
     """Generates HR from LR: maps uint8 `[B, 3, h, w]` to uint8 `[B, 3, scale*h, scale*w]`.
@@ -67,22 +87,32 @@ class Teacher:
     settings: dict[str, Any] = field(default_factory=dict)
     largest_batch: int | None = field(default=None, init=False)
 
-    def __call__(self, lr: Tensor) -> Tensor:
+    def __call__(self, lr: Tensor, names: Sequence[str] | None = None) -> Tensor:
         """HR patches, on the CPU. If a batch doesn't fit into memory, this and later batches are halved.
 
+        Args:
+            lr: uint8 `[B, 3, h, w]`.
+            names: What to call the patches in an error; None: by their number.
+
         Raises:
-            NetworkError: `lr` isn't uint8 `[B, 3, h, w]`, the result has the wrong shape or dtype, or even a single
-                patch doesn't fit into memory.
+            NetworkError: `lr` isn't uint8 `[B, 3, h, w]`, the result has the wrong shape or dtype or contains NaN or
+                Inf, or even a single patch doesn't fit into memory.
         """
         if lr.dtype != torch.uint8 or lr.ndim != 4 or lr.shape[1] != 3:
             raise NetworkError(
                 f"A teacher takes uint8 patches [B, 3, h, w], not {lr.dtype} {list(lr.shape)}.",
                 hint="Round the patches to uint8 first, so that HR matches the LR that users load.",
             )
+        names = names or [f"patch {number}" for number in range(len(lr))]
         done: list[Tensor] = []
         while len(lr) or not done:
             batch = lr[: self.largest_batch]
-            hr = self._attempt(batch)
+            try:
+                hr = self._attempt(batch)
+            except NonFiniteError as error:
+                begun = len(names) - len(lr)
+                bad = [names[begun + image] for image in error.images]
+                raise error.told_of(f"The teacher {self.name}", bad) from error
             if hr is None:
                 self.largest_batch = len(batch) // 2
                 torch.cuda.empty_cache()
@@ -114,8 +144,12 @@ class Teacher:
         return hr
 
     def make_hr(self, keys: Sequence[tuple[str, int]], lr: Tensor) -> Tensor:
-        """HR patches. The keys don't matter: a teacher only looks at LR."""
-        return self(lr)
+        """HR patches. A teacher only looks at LR; the keys name the patches in an error.
+
+        Raises:
+            NetworkError: As for a call.
+        """
+        return self(lr, [f"patch_index {index} of instance_id {instance_id}" for instance_id, index in keys])
 
     def describe(self) -> dict[str, Any]:
         """Facts for `idc.json`."""
@@ -183,6 +217,9 @@ def upscale(
 
     Returns:
         uint8 `[B, 3, scale*h, scale*w]` on the CPU, clamped, with halves rounded up.
+
+    Raises:
+        NonFiniteError: It contains NaN or Inf.
     """
     if device is None and isinstance(network, nn.Module):
         device = next(network.parameters()).device
@@ -193,6 +230,9 @@ def upscale(
     scale = hr.shape[2] // x.shape[2]
     top, height, width = (pixels * scale for pixels in (margin, *lr.shape[2:]))
     hr = hr[:, :, top : top + height, top : top + width]
+    finite = hr.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise NonFiniteError(torch.nonzero(~finite).flatten().tolist())
     return (hr.clamp(0, 1) * 255 + 0.5).floor().byte().cpu()
 
 
@@ -208,16 +248,15 @@ def _mirror(x: Tensor, margin: int, multiple: int) -> Tensor:
 
 def _diffuse(diffusion: Diffusion, lr: Tensor, *, device: torch.device) -> Tensor:
     # On the CPU, batches save no time, and single patches keep even rounding independent of the others.
-    answers = [
-        upscale(
-            partial(diffusion, generators=diffusion.generators(patches)),
-            patches,
-            margin=MARGIN,
-            multiple=diffusion.multiple,
-            device=device,
-        )
-        for patches in lr.split(1 if device.type == "cpu" else max(1, len(lr)))
-    ]
+    size = 1 if device.type == "cpu" else max(1, len(lr))
+    answers = []
+    for number, patches in enumerate(lr.split(size)):
+        network = partial(diffusion, generators=diffusion.generators(patches))
+        try:
+            hr = upscale(network, patches, margin=MARGIN, multiple=diffusion.multiple, device=device)
+        except NonFiniteError as error:
+            raise NonFiniteError([number * size + image for image in error.images]) from error
+        answers.append(hr)
     return torch.cat(answers)
 
 
@@ -237,7 +276,7 @@ def _check_scale(spec: str | Path, found: int, wanted: int) -> None:
 def _try(teacher: Teacher, spec: str | Path) -> None:
     """Try a third-party function on one patch now, rather than fail after hours of condensation."""
     try:
-        teacher(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        teacher(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a black patch"])
     except NetworkError:
         raise
     except Exception as error:

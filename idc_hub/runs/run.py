@@ -237,11 +237,14 @@ class Run:
         if not path.is_file():
             return None
         try:
-            return self._read(path, instance)[0]
+            tensors = self._read(path, instance)[0]
         except RunError:
-            # Damaged, or left by another recipe: the photograph begins anew, nothing finished is lost.
-            path.unlink()
-            return None
+            tensors = {}
+        if tensors and all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            return tensors
+        # Damaged, not finite, or left by another recipe: the photograph begins anew, nothing finished is lost.
+        path.unlink()
+        return None
 
     def write_partial(self, instance: Instance, tensors: dict[str, Tensor]) -> None:
         """Keep the state of an optimization under way, atomically."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from idc_hub.condensation.condense import held_out_discrepancies
-from idc_hub.condensation.real_side import RealSide, extract, generator
+from idc_hub.condensation.real_side import RealSide, extract, generator, non_finite_features
 from idc_hub.errors import RecipeError
 from idc_hub.images.patches import complexity, synthetic_counts
 from idc_hub.images.sources import Instance, Source, open_source
@@ -188,7 +188,10 @@ def _described(
         source = open_source(**recipe.source.model_dump())
         for done, instance in enumerate(instances, start=1):
             lr, _ = real_patches(instance, source, recipe)
-            yield describe(lr)
+            described = describe(lr)
+            if not np.isfinite(described).all():
+                raise non_finite_features(instance.id, recipe, "some of its real patches")
+            yield described
             if progress:
                 progress(done, len(instances))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from idc_hub.images.metrics import Protocol, psnr, ssim
 from idc_hub.networks import weights_sha256
-from idc_hub.networks.teachers import Teacher, upscale
+from idc_hub.networks.teachers import NonFiniteError, Teacher, upscale
 from idc_hub.networks.tiling import tiled
 from idc_hub.training.pairs import read_pairs
 
@@ -46,16 +46,20 @@ def evaluate(
 
     Raises:
         ImageError: There is no such test set, or an image does not fit.
+        NetworkError: What was made of an image has NaN or Inf in it.
     """
     pairs = read_pairs(testset, protocols[0].scale, lr_location=lr_location)
-    enlarge: Callable[[Tensor], Tensor] = upscaler
     if not isinstance(upscaler, Teacher):
         network = partial(tiled, upscaler, tile=tile, overlap=TILE_OVERLAP) if tile else upscaler
-        enlarge = partial(upscale, network, device=next(upscaler.parameters()).device)
+        enlarge: Callable[[Tensor], Tensor] = partial(upscale, network, device=next(upscaler.parameters()).device)
     scores: dict[str, dict[str, tuple[float, float]]] = {str(protocol): {} for protocol in protocols}
     for name, (lr, hr) in pairs.items():
         batch = torch.from_numpy(lr).permute(2, 0, 1)[None]
-        sr = enlarge(batch)[0].permute(1, 2, 0).numpy()
+        try:
+            enlarged = upscaler(batch, [name]) if isinstance(upscaler, Teacher) else enlarge(batch)
+        except NonFiniteError as error:
+            raise error.told_of(f"The network {getattr(upscaler, 'name', '')}".rstrip(), [name]) from error
+        sr = enlarged[0].permute(1, 2, 0).numpy()
         for protocol in protocols:
             scores[str(protocol)][name] = psnr(sr, hr, protocol), ssim(sr, hr, protocol)
     return {

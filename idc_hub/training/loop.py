@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.optim import Adam
 
-from idc_hub.errors import ImageError, NetworkError, RecipeError
+from idc_hub.errors import DivergedError, ImageError, NetworkError, RecipeError
 from idc_hub.networks import save
 from idc_hub.networks.registry import WEIGHTS, Network
 from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
@@ -52,10 +52,10 @@ def train(
 ) -> Network:
     """Train `network`, save the averaged weights in `folder`, and return the network that has them.
 
-    A folder that holds a checkpoint is continued, bit for bit on a CPU with the same number of threads. Under
-    Accelerate's launcher the processes share each batch. `metrics.jsonl` gets a line every `log_every` steps:
-    step, mean loss since the line before, learning rate, seconds so far; the trackers get the same. At the end
-    `training.yaml` says how the weights were made. Torch's global generator is seeded anew at every step.
+    A folder that holds a checkpoint is continued, bit for bit on a CPU with the same number of threads; its learning
+    rate may be lowered. Under Accelerate's launcher the processes share each batch. `metrics.jsonl` gets a line every
+    `log_every` steps: step, mean loss since the line before, learning rate, seconds so far; the trackers get the same.
+    At the end `training.yaml` says how the weights were made. Torch's global generator is seeded anew at every step.
 
     Args:
         network: The network to start from, fresh or trained. It is changed.
@@ -67,7 +67,8 @@ def train(
         progress: Called with the step and the loss whenever a line of metrics is written.
 
     Raises:
-        NetworkError: The folder holds a finished network or another training, or the loss is not finite.
+        NetworkError: The folder holds a finished network or another training.
+        DivergedError: The loss, a gradient or a weight is NaN or Inf; the checkpoint before that stays.
         ImageError: A pair does not fit the scale or is smaller than the crop.
         RecipeError: There is no such tracker, or it is not installed, or the batch cannot be shared equally.
     """
@@ -79,6 +80,7 @@ def train(
     state = _State(network, pairs, recipe)
     start, seconds = state.resume(folder)
     reports = _Reports(folder, recipe, accelerator, trackers, start, progress)
+    watch = _Watch(state, start, accelerator)
     model = accelerator.prepare(network)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     draw = partial(draw_batch, pairs, recipe, network.scale, share=share, pinned=device.type == "cuda")
@@ -89,11 +91,15 @@ def train(
         state.optimizer.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
         state.optimizer.zero_grad()
         loss = _backward(model, batch, recipe, accelerator)
+        watch.note(loss)
         state.optimizer.step()
         state.follow(step)
         seconds = time.monotonic() - began
+        saving = step % recipe.checkpoint_every == 0 and step < recipe.steps
+        if saving or step % recipe.log_every == 0 or step == recipe.steps:
+            watch.check(folder, step)
         reports.add(step, loss, rate, seconds)
-        if accelerator.is_main_process and step % recipe.checkpoint_every == 0 and step < recipe.steps:
+        if saving and accelerator.is_main_process:
             state.write(folder, step, seconds)
 
     if accelerator.is_main_process:
@@ -208,21 +214,12 @@ class _Reports:
             accelerator.init_trackers("idc-hub", config, init_kwargs={"trackio": name, "wandb": name})
 
     def add(self, step: int, loss: Tensor, rate: float, seconds: float) -> None:
-        """Note a step's loss; on every `log_every`th, tell the mean since the last time.
-
-        Raises:
-            NetworkError: The mean is not finite.
-        """
+        """Note a step's loss; on every `log_every`th, tell the mean since the last time."""
         self.losses.append(loss)
         if step % self.recipe.log_every and step != self.recipe.steps:
             return
         mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         self.losses.clear()
-        if not math.isfinite(mean):
-            raise NetworkError(
-                f"The loss is {mean} at step {step}: the training diverged.",
-                hint="Train again with a lower learning rate.",
-            )
         values = {"loss": mean, "learning_rate": rate, "seconds": round(seconds, 1)}
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
@@ -232,18 +229,61 @@ class _Reports:
                 self.progress(step, mean)
 
 
+class _Watch:
+    """Whether a training still consists of numbers: noted at every step on the device, asked for now and then.
+
+    All processes ask at the same steps and get the same answer, so that they stop together.
+    """
+
+    def __init__(self, state: "_State", start: int, accelerator: Accelerator) -> None:
+        self.state, self.start, self.accelerator = state, start, accelerator
+        self.sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
+        self.sound_steps = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+
+    def note(self, loss: Tensor) -> None:
+        """Take in a step's loss and gradients, before the step is made of them."""
+        gradients = [weight.grad for weight in self.state.network.parameters() if weight.grad is not None]
+        # Two norms that overflow are as good as Inf: Adam squares what they are made of.
+        self.sound &= torch.stack([loss, *torch._foreach_norm(gradients)]).isfinite().all()
+        self.sound_steps += self.sound
+
+    def check(self, folder: Path, step: int) -> None:
+        """Read what was noted, and look at the weights: nothing that is not sound may be saved.
+
+        Raises:
+            DivergedError: Something is NaN or Inf, in whichever process.
+        """
+        sound = torch.stack([self.sound, *(tensor.isfinite().all() for tensor in self.state.floats())]).all()
+        answers = self.accelerator.gather(torch.stack([sound.long(), self.sound_steps])).view(-1, 2)
+        if bool(answers[:, 0].all()):
+            return
+        step = min(self.start + int(answers[:, 1].min()) + 1, step)
+        every, rate = self.state.recipe.checkpoint_every, self.state.recipe.learning_rate
+        saved = max((step - 1) // every * every, self.start)
+        where = f"continues from the checkpoint of step {saved} (or remove that, to start again)"
+        raise DivergedError(
+            f"The training into {folder} diverged: NaN or Inf from step {step} on.",
+            f"The same command with a lower learning_rate (it is {rate:g}) {where if saved else 'starts again'}.",
+        )
+
+
 class _State:
-    """What a training needs to go on: the weights, their average, Adam's moments, and the step."""
+    """What a training needs to go on: the weights, their average, Adam's moments, and the step.
+
+    Attributes:
+        learning_rates: The recipe's learning rate by the step from which it holds; several where it was lowered.
+    """
 
     def __init__(self, network: Network, pairs: Sequence[Pair], recipe: TrainingRecipe) -> None:
         self.network, self.recipe = network, recipe
         self.average = deepcopy(network).eval().requires_grad_(False)
         self.optimizer = Adam(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
+        self.learning_rates = {1: recipe.learning_rate}
         digest = hashlib.sha256()
         for image in itertools.chain.from_iterable(pairs):
             digest.update(repr(image.shape).encode())
             digest.update(np.ascontiguousarray(image).data)
-        self.identity = {  # what a checkpoint must agree with to be continued
+        self.identity: dict[str, Any] = {  # what a checkpoint must agree with to be continued
             "network": network.arguments | {"architecture": type(network).__name__, "scale": network.scale},
             "pairs": digest.hexdigest(),
             "recipe": recipe.model_dump(mode="json"),
@@ -258,6 +298,11 @@ class _State:
         current = [parameter.detach() for parameter in self.network.parameters()]
         torch._foreach_lerp_(list(self.average.parameters()), current, weight)  # one kernel for hundreds of tensors
 
+    def floats(self) -> list[Tensor]:
+        """All tensors that must be finite: the weights, their average and Adam's moments."""
+        moments = [value for entry in self.optimizer.state.values() for key, value in entry.items() if key != "step"]
+        return [*(weight.detach() for weight in self.network.parameters()), *self.average.parameters(), *moments]
+
     def write(self, folder: Path, step: int, seconds: float) -> None:
         """Write the folder's checkpoint; a reader sees the old one or the new one, never a part."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
@@ -265,7 +310,7 @@ class _State:
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         tensors = {key: value.contiguous() for key, value in tensors.items()}
-        facts = self.identity | {"step": step, "seconds": seconds}
+        facts = self.identity | {"step": step, "seconds": seconds, "learning_rates": self.learning_rates}
         temporary = folder / (CHECKPOINT + ".tmp")
         save_file(tensors, temporary, metadata={"idc": json.dumps(facts, sort_keys=True)})
         temporary.replace(folder / CHECKPOINT)
@@ -278,12 +323,24 @@ class _State:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["idc"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        before, now = (settings["recipe"].get("learning_rate") for settings in (facts, self.identity))
+        lowered = before is not None and now < before
+        if lowered:
+            facts["recipe"]["learning_rate"] = now
         differing = [key for key in self.identity if facts[key] != self.identity[key]]
         if differing:
             raise NetworkError(
                 f"{path} belongs to another training: another {', another '.join(differing)}.",
-                hint="Choose another folder, or remove the checkpoint to start again.",
+                hint="Choose another folder, or remove the checkpoint to start again. "
+                "Of the recipe, only the learning rate may be another one: a lower one.",
             )
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise DivergedError(
+                f"{path} has NaN or Inf in it: the training had diverged when it was saved.",
+                hint="Remove it to start again, with a lower learning rate.",
+            )
+        rates = {int(step): rate for step, rate in facts.get("learning_rates", {"1": before}).items()}
+        self.learning_rates = rates | ({facts["step"] + 1: now} if lowered else {})
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
@@ -305,6 +362,7 @@ class _State:
             "scale": self.network.scale,
             "data": data | {"sha256": self.identity["pairs"]},
             "recipe": self.identity["recipe"],
+            **({"learning_rates": self.learning_rates} if len(self.learning_rates) > 1 else {}),
             "seconds": round(seconds, 1),
             "device": f"{accelerator.num_processes} x {device}",
             "packages": {package: version(package) for package in ("idc-hub", "torch", "accelerate")},

@@ -12,6 +12,7 @@ from idc_hub.dataset.manifest import MANIFEST
 from idc_hub.dataset.parquet import read_rows
 from idc_hub.errors import HubError, ImageError, RecipeError, one_line
 from idc_hub.images.files import read_image
+from idc_hub.images.patches import is_wrongly_one_color
 from idc_hub.images.resize import imresize, mod_crop
 from idc_hub.images.sources import MAX_THREADS, PACKAGE_PREFIX, Entry, open_source
 
@@ -133,12 +134,18 @@ def _decode(rows: Iterable[tuple[bytes, bytes]]) -> list[Pair]:
     """Pairs from the bytes of their image files; the decoder works in several threads at once.
 
     Raises:
-        ImageError: An image is damaged.
+        ImageError: An image is damaged, or HR is of one color that LR is not.
     """
 
     def decode(row: tuple[int, tuple[bytes, bytes]]) -> Pair:
         number, (lr, hr) = row
-        return read_image(lr, f"LR of row {number}").pixels, read_image(hr, f"HR of row {number}").pixels
+        pair = read_image(lr, f"LR of row {number}").pixels, read_image(hr, f"HR of row {number}").pixels
+        if is_wrongly_one_color(*(image.transpose(2, 0, 1)[None] for image in pair)).any():
+            raise ImageError(
+                f"HR of row {number} is of one color, and its LR is not: the teacher failed there.",
+                "`idc verify` names all such patches.",
+            )
+        return pair
 
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         return list(pool.map(decode, enumerate(rows)))

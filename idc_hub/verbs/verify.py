@@ -24,6 +24,7 @@ class VerifyResult:
         patches: Number of LR patches.
         default: The HR version that `load_dataset` gives without a config name.
         hr_versions: Names of all HR versions, each of which was loaded.
+        one_color: Names of the pairs whose LR and HR are both of one and the same color, as in a black border.
     """
 
     photographs: int | None = None
@@ -34,6 +35,7 @@ class VerifyResult:
     patches: int | None = None
     default: str | None = None
     hr_versions: list[str] | None = None
+    one_color: list[str] | None = None
 
 
 def verify(path: str | Path) -> VerifyResult:
@@ -60,7 +62,7 @@ def verify(path: str | Path) -> VerifyResult:
         if not (run.repo / MANIFEST).is_file():
             return VerifyResult(photographs, finished)
     condensed = CondensedSet.open(path)
-    check_repository(condensed, again=True)
+    one_color = check_repository(condensed, again=True)
     manifest = condensed.manifest
     return VerifyResult(
         photographs,
@@ -71,4 +73,5 @@ def verify(path: str | Path) -> VerifyResult:
         manifest.patches,
         manifest.default,
         sorted(manifest.hr_versions),
+        one_color,
     )

@@ -391,8 +391,22 @@ class TestVerbs:
 
     def test_quality_is_a_table(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
         figures = {
-            "held_out": {"set": 0.09, "real": 0.08, "real_range": [0.07, 0.09], "limit": 0.08, "passed": False},
-            "copied": {"set": 0.5, "real": 0.0, "real_range": [0.0, 0.0], "limit": None, "passed": None},
+            "held_out": {
+                "set": 0.09,
+                "real": 0.08,
+                "real_range": [0.07, 0.09],
+                "at_least": None,
+                "at_most": 0.08,
+                "passed": False,
+            },
+            "copied": {
+                "set": 0.5,
+                "real": 0.0,
+                "real_range": [0.0, 0.0],
+                "at_least": None,
+                "at_most": None,
+                "passed": None,
+            },
         }
         measured = fill(QualityResult, passed=False, warnings=["too far"], figures=figures)
         asked = []

@@ -20,6 +20,7 @@ from idc_hub.condensation.condense import (
 )
 from idc_hub.condensation.objective import Objective, weighted
 from idc_hub.condensation.real_side import RealSide, Statistics, extract
+from idc_hub.errors import DivergedError
 from idc_hub.recipe import Recipe
 
 SIZE, STRIDE = 16, 8
@@ -368,7 +369,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_not_a_picture() -> None:
             return super().features(lr, layer) * (float("nan") if lr.requires_grad else 1)
 
     patches = photograph()
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(DivergedError, match="NaN or Inf from step 1 of 20 on"):
         condense_instance(patches, 2, Broken(), recipe(), "broken")
 
 

@@ -140,10 +140,15 @@ def test_a_damaged_file_is_a_sentence(bad: tuple[Path, CondenseResult]) -> None:
     path = bad[0] / "quality.json"
     before = path.read_bytes()
     try:
-        for content, sentence in ((b"{", "is damaged"), (b'{"format": "idc-quality", "format_version": 2}', "format")):
+        for content, sentence in ((b"{", "is damaged"), (b'{"format": "idc-quality", "format_version": 3}', "format")):
             path.write_bytes(content)
             with pytest.raises(RunError, match=sentence):
                 gate.recorded(Run.open(bad[0]), CondensedSet.open(bad[0]))
+        older = json.loads(before) | {"format_version": 1}
+        path.write_text(json.dumps(older))
+        assert gate.recorded(Run.open(bad[0]), CondensedSet.open(bad[0])) == {}, (
+            "what was held to other limits is measured again"
+        )
     finally:
         path.write_bytes(before)
 

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
 
 from idc_hub import networks
-from idc_hub.errors import ImageError, NetworkError, RecipeError
+from idc_hub.errors import DivergedError, ImageError, NetworkError, RecipeError
 from idc_hub.images.resize import imresize
 from idc_hub.networks.edsr import EDSR
 from idc_hub.training import loop as training
@@ -27,6 +29,7 @@ from idc_hub.training.launch import train_network
 from idc_hub.training.loop import learning_rate, train
 from idc_hub.training.pairs import Pair, map_pixels, write_pixels
 from idc_hub.training.recipe import TrainingRecipe
+from tests.unit.test_pieces import Asked
 
 
 def tiny(seed: int = 0) -> EDSR:
@@ -390,9 +393,112 @@ def test_pairs_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: 
 
 
 def test_a_training_that_diverges_says_so(photograph: list[Pair], tmp_path: Path) -> None:
-    with pytest.raises(NetworkError, match="the training diverged"):
+    with pytest.raises(DivergedError, match=r"diverged: NaN or Inf from step 2 on.*\(it is 1e\+30\) starts again"):
         train(tiny(), photograph, tmp_path, recipe(learning_rate=1e30))
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def sick(step: int, value: float = math.nan) -> EDSR:
+    """The tiny network, whose output passes a gradient of NaN back from one step on."""
+    network, steps = tiny(), iter(range(1, 100))
+
+    def spoil(module: Any, inputs: Any, output: Tensor) -> None:
+        if next(steps) >= step:
+            output.register_hook(lambda gradient: gradient * value)
+
+    # Not a subclass: the checkpoint is one of the healthy network.
+    network.register_forward_hook(spoil)
+    return network
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_training_that_diverges_keeps_its_checkpoint_and_continues_with_a_lower_rate(
+    value: float, photograph: list[Pair], tmp_path: Path
+) -> None:
+    settings = recipe(checkpoint_every=5, log_every=50)
+    with pytest.raises(Interrupted):
+        train(tiny(), photograph, tmp_path / "good", recipe(checkpoint_every=5, log_every=6), progress=interrupt_at(6))
+    folder = tmp_path / "out"
+    sentence = r"diverged: NaN or Inf from step 8 on\..* a lower learning_rate \(it is 0\.001\) continues from the "
+    with pytest.raises(DivergedError, match=sentence + r"checkpoint of step 5 "):
+        train(sick(8, value), photograph, folder, settings)
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "metrics.jsonl"}
+    good, kept = (load_file(each / "checkpoint.safetensors") for each in (tmp_path / "good", folder))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in good.items())
+
+    sentence = "another recipe.* only the learning rate may be another one: a lower one"
+    for other in ({"learning_rate": 2e-3}, {"learning_rate": 5e-4, "seed": 1}):
+        with pytest.raises(NetworkError, match=sentence):
+            train(tiny(), photograph, folder, recipe(checkpoint_every=5, log_every=50, **other))
+    lower = recipe(checkpoint_every=5, log_every=50, learning_rate=5e-4)
+    trained = train(tiny(seed=3), photograph, folder, lower)
+    facts = yaml.safe_load((folder / "training.yaml").read_text())
+    assert facts["learning_rates"] == {1: 1e-3, 6: 5e-4}
+    assert facts["recipe"]["learning_rate"] == 5e-4
+    # The same by a milestone after 5 of 12 steps.
+    halved = train(tiny(), photograph, tmp_path / "halved", recipe(milestones=(0.41,), gamma=0.5))
+    for name, weight in weights(halved).items():
+        assert torch.allclose(trained.state_dict()[name], weight, atol=1e-6)
+
+
+def test_a_rate_lowered_twice_is_told_twice_and_an_unchanged_one_not_at_all(
+    photograph: list[Pair], tmp_path: Path
+) -> None:
+    def stop(rate: float, step: int) -> None:
+        with pytest.raises(Interrupted):
+            train(tiny(), photograph, tmp_path / "out", recipe(checkpoint_every=3, learning_rate=rate),
+                  progress=interrupt_at(step))  # fmt: skip
+
+    stop(1e-3, 4)
+    stop(5e-4, 5)  # before its first checkpoint: it holds from step 4 on all the same, the next time
+    stop(5e-4, 7)
+    with pytest.raises(NetworkError, match="another recipe"):
+        stop(1e-3, 8)
+    train(tiny(), photograph, tmp_path / "out", recipe(checkpoint_every=3, learning_rate=1e-4))
+    facts = yaml.safe_load((tmp_path / "out" / "training.yaml").read_text())
+    assert facts["learning_rates"] == {1: 1e-3, 4: 5e-4, 7: 1e-4}
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "out")]
+    assert rates == [1e-3] * 3 + [5e-4] * 3 + [1e-4] * 6
+    train(tiny(), photograph, tmp_path / "plain", recipe(steps=1))
+    assert "learning_rates" not in yaml.safe_load((tmp_path / "plain" / "training.yaml").read_text())
+
+
+@pytest.mark.parametrize("step", [11, 12])
+def test_divergence_at_the_end_saves_no_network(step: int, photograph: list[Pair], tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=f"NaN or Inf from step {step} on"):
+        train(sick(step), photograph, tmp_path, recipe(log_every=50, checkpoint_every=5))
+    assert not (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_continued(photograph: list[Pair], tmp_path: Path) -> None:
+    settings, path = recipe(checkpoint_every=2), tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        train(tiny(), photograph, tmp_path, settings, progress=interrupt_at(3))
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    next(tensor for name, tensor in tensors.items() if name.startswith("average.")).view(-1)[0] = math.nan
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(DivergedError, match=r"checkpoint\.safetensors has NaN or Inf in it.*Remove it"):
+        train(tiny(), photograph, tmp_path, settings)
+
+
+def test_watching_a_training_asks_the_device_for_nothing_between_two_looks(photograph: list[Pair]) -> None:
+    network = tiny()
+    state = training._State(network, photograph, recipe())
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda tensor: tensor)
+    watch = training._Watch(state, 0, accelerator)
+    loss = network(torch.rand(1, 3, 8, 8)).mean()
+    loss.backward()
+    with Asked() as asked:
+        watch.note(loss.detach())
+    assert asked.found == []
+    watch.check(Path("out"), 1)
+    # What another process has seen counts as well.
+    accelerator.gather = lambda tensor: torch.cat([tensor, torch.tensor([0, 0])])
+    with pytest.raises(DivergedError, match="from step 1 on"):
+        watch.check(Path("out"), 1)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(photograph: list[Pair], tmp_path: Path) -> None:
