@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 from idc_hub.dataset.card import BEGIN, END, merge_card, render_card, write_card
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, write_rows
 from idc_hub.dataset.regenerate import regenerate
@@ -55,8 +56,8 @@ Trailing   spaces.\x20\x20
 @pytest.fixture
 def published(repo: Path, make_teacher: MakeTeacher) -> Path:
     """A tree with two HR versions: `nearest`, the default, and the newer `negative`."""
-    regenerate(repo, make_teacher("repeat"), "nearest", date="2026-11-01")
-    regenerate(repo, make_teacher("invert"), "negative", date="2026-11-02", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-11-01")
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", date="2026-11-02", set_default=False)
     return repo
 
 
@@ -77,7 +78,7 @@ def to_html(card: str) -> str:
 
 
 def test_the_metadata_has_what_the_hub_looks_for(published: Path) -> None:
-    data = metadata(render_card(published, license="cc-by-4.0"))
+    data = metadata(render_card(CondensedSet(published), license="cc-by-4.0"))
     assert data["license"] == "cc-by-4.0"
     assert data["task_categories"] == ["image-to-image"]
     assert {"super-resolution", "dataset-condensation", "dataset-distillation", "x2"} <= set(data["tags"])
@@ -88,11 +89,11 @@ def test_the_metadata_has_what_the_hub_looks_for(published: Path) -> None:
 
 
 def test_without_a_license_none_is_claimed(published: Path) -> None:
-    assert "license" not in metadata(render_card(published))
+    assert "license" not in metadata(render_card(CondensedSet(published)))
 
 
 def test_every_version_is_a_config_with_true_counts_and_one_is_the_default(published: Path) -> None:
-    data = metadata(render_card(published))
+    data = metadata(render_card(CondensedSet(published)))
     assert data["configs"] == [
         {
             "config_name": "nearest",
@@ -116,18 +117,18 @@ def test_every_version_is_a_config_with_true_counts_and_one_is_the_default(publi
 )
 def test_the_size_category_follows_the_number_of_pairs(repo: Path, rows: int, category: str) -> None:
     change(repo, patches=rows)
-    assert metadata(render_card(repo))["size_categories"] == [category]
+    assert metadata(render_card(CondensedSet(repo)))["size_categories"] == [category]
 
 
 def test_without_an_hr_version_there_is_nothing_to_load(repo: Path) -> None:
-    card = render_card(repo)
+    card = render_card(CondensedSet(repo))
     assert "configs" not in metadata(card)
     assert "load_dataset(" not in card
     assert "No HR version" in card
 
 
 def test_the_facts_stand_on_the_page(published: Path) -> None:
-    card = render_card(published, repo_id="ada/bridges")
+    card = render_card(CondensedSet(published), repo_id="ada/bridges")
     for fact in (
         "6 pairs",
         "120 patches of 3 photographs",
@@ -161,7 +162,7 @@ def test_the_facts_stand_on_the_page(published: Path) -> None:
 
 
 def test_the_versions_table_marks_the_default(published: Path) -> None:
-    html = to_html(render_card(published))
+    html = to_html(render_card(CondensedSet(published)))
     rows = re.findall(r"<tr>\n<td>.*?</tr>", html, flags=re.DOTALL)
     assert [re.findall(r"<code>([\w-]+)</code>", row)[0] for row in rows] == ["nearest", "negative"]
     assert ["(default)" in row for row in rows] == [True, False]
@@ -170,7 +171,7 @@ def test_the_versions_table_marks_the_default(published: Path) -> None:
 def test_a_measured_result_replaces_the_warning(published: Path) -> None:
     results = [{"set": "this", "Set14 PSNR (Y, border 2)": 27.04}, {"set": "whole | all"}]
     change(published, condensation={"results": results, "held_out": 0.0482, "held_out_random": 0.137})
-    card = render_card(published)
+    card = render_card(CondensedSet(published))
     assert "Not measured yet" not in card
     assert "27.04" in to_html(card)
     assert "<td>whole | all</td>" in to_html(card)
@@ -179,11 +180,11 @@ def test_a_measured_result_replaces_the_warning(published: Path) -> None:
 
 
 def test_the_gate_is_told_in_plain_words_and_a_table_for_each_version_that_was_measured(published: Path) -> None:
-    assert "### Quality" not in render_card(published)
+    assert "### Quality" not in render_card(CondensedSet(published))
     good = {"held_out": {"set": 0.0155, "real": 0.0532}, "copied": {"set": 0.25, "real": 0.0}}
     bad = {"chroma_over_luma": {"set": 0.59, "real": 0.26}, "residual": {"set": 0.2, "real": 0.2}}
     change(published, condensation={"quality": {"nearest": good, "negative": bad, "unknown": bad}})
-    card = render_card(published)
+    card = render_card(CondensedSet(published))
     assert re.findall("^### (.*)$", card, flags=re.MULTILINE) == ["Quality of `nearest`", "Quality of `negative`"]
     assert "**Nothing is wrong with the patches as far as these figures can tell**" in card
     assert "**The patches failed 1 of these checks.**" in card
@@ -212,22 +213,22 @@ def test_the_gate_is_told_in_plain_words_and_a_table_for_each_version_that_was_m
     ],
 )
 def test_figures_that_are_none_are_not_told(published: Path, quality: object) -> None:
-    plain = render_card(published)
+    plain = render_card(CondensedSet(published))
     change(published, condensation=Manifest.load(published).condensation | {"quality": quality})
-    assert render_card(published) == plain
+    assert render_card(CondensedSet(published)) == plain
 
 
 def test_pictures_are_shown_where_they_are(published: Path) -> None:
-    assert "![" not in render_card(published)
+    assert "![" not in render_card(CondensedSet(published))
     (published / "report").mkdir()
     for name in ("patches.png", "a b](x).png", "notes.txt"):
         (published / "report" / name).touch()
-    assert re.findall(r"!\[.*?\]\((.*?)\)", render_card(published)) == ["report/patches.png"]
+    assert re.findall(r"!\[.*?\]\((.*?)\)", render_card(CondensedSet(published))) == ["report/patches.png"]
 
 
 def test_a_place_on_the_authors_machine_is_not_told(published: Path) -> None:
     (published / "recipe.yaml").write_text("source: {path: /home/ada/secret-project/photos}\n")
-    card = render_card(published)
+    card = render_card(CondensedSet(published))
     assert "secret-project" not in card
     assert "photos" in card
 
@@ -240,7 +241,7 @@ def test_a_card_is_made_with_the_same_bytes_again_and_without_any_network(
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert render_card(published) == render_card(published)
+    assert render_card(CondensedSet(published)) == render_card(CondensedSet(published))
 
 
 HOSTILE = (
@@ -249,8 +250,10 @@ HOSTILE = (
 
 
 def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: Path, make_teacher: MakeTeacher) -> None:
-    plain = render_card(published)
-    regenerate(published, make_teacher("repeat", name=HOSTILE, license=HOSTILE, weights_sha256="3" * 64), "third")
+    plain = render_card(CondensedSet(published))
+    regenerate(
+        CondensedSet(published), make_teacher("repeat", name=HOSTILE, license=HOSTILE, weights_sha256="3" * 64), "third"
+    )
     change(
         published,
         default="nearest",
@@ -260,7 +263,7 @@ def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: P
     )
     recipe = {"preset": HOSTILE, "source": {"path": HOSTILE}, "features": {"network": HOSTILE}, "patches": HOSTILE}
     (published / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    card = render_card(published)
+    card = render_card(CondensedSet(published))
     assert metadata(card).keys() == metadata(plain).keys()
     assert metadata(card)["configs"][0]["config_name"] == "nearest"
     assert (card.count(f"\n{BEGIN}\n"), card.count(f"\n{END}\n")) == (1, 1)
@@ -274,7 +277,7 @@ def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: P
 
 
 def test_a_hostile_repository_id_stays_inside_its_string(published: Path) -> None:
-    card = render_card(published, repo_id='a"b; rm -rf ~\n```\n# h')
+    card = render_card(CondensedSet(published), repo_id='a"b; rm -rf ~\n```\n# h')
     html = to_html(card)
     assert html.count("<h1>") == 1
     assert r'load_dataset("a\"b; rm -rf ~\n```\n# h", split="train")' in card
@@ -282,12 +285,12 @@ def test_a_hostile_repository_id_stays_inside_its_string(published: Path) -> Non
 
 
 def test_a_pretty_name_of_the_users_is_the_heading(published: Path) -> None:
-    card = render_card(published, existing=USER_CARD)
+    card = render_card(CondensedSet(published), existing=USER_CARD)
     assert "\n# Bridges: a set\n" in card
 
 
 def test_what_the_user_wrote_survives_letter_by_letter(published: Path) -> None:
-    merged = render_card(published, existing=USER_CARD)
+    merged = render_card(CondensedSet(published), existing=USER_CARD)
     for text in (
         "# The license was agreed with the photographers.\nlicense: cc-by-4.0\n",
         "language:\n- no          # Norwegian captions; YAML takes this word for a boolean\n",
@@ -303,7 +306,7 @@ def test_what_the_user_wrote_survives_letter_by_letter(published: Path) -> None:
 
 
 def test_our_keys_are_brought_up_to_date_and_tags_are_united(published: Path) -> None:
-    before, after = metadata(USER_CARD), metadata(render_card(published, existing=USER_CARD))
+    before, after = metadata(USER_CARD), metadata(render_card(CondensedSet(published), existing=USER_CARD))
     assert [config["config_name"] for config in after["configs"]] == ["nearest", "negative"]
     assert after["tags"][:2] == ["bridges", "x2"]
     assert "super-resolution" in after["tags"]
@@ -314,7 +317,7 @@ def test_our_keys_are_brought_up_to_date_and_tags_are_united(published: Path) ->
 
 
 def test_a_license_that_is_given_replaces_the_one_there(published: Path) -> None:
-    merged = render_card(published, existing=USER_CARD, license="mit")
+    merged = render_card(CondensedSet(published), existing=USER_CARD, license="mit")
     assert metadata(merged)["license"] == "mit"
     assert "cc-by" not in merged
 
@@ -339,7 +342,7 @@ EXISTING = {
 
 @pytest.mark.parametrize("existing", EXISTING.values(), ids=EXISTING.keys())
 def test_merging_keeps_foreign_keys_and_prose_and_twice_is_once(published: Path, existing: str) -> None:
-    ours = render_card(published)
+    ours = render_card(CondensedSet(published))
     merged = merge_card(existing, ours)
     assert merge_card(merged, ours) == merged
     unix = existing.removeprefix("\ufeff").replace("\r\n", "\n")
@@ -356,19 +359,19 @@ def test_merging_keeps_foreign_keys_and_prose_and_twice_is_once(published: Path,
 
 
 def test_a_card_without_marks_gets_our_section_first(published: Path) -> None:
-    merged = render_card(published, existing="# A title\n\nSome words.\n")
+    merged = render_card(CondensedSet(published), existing="# A title\n\nSome words.\n")
     assert merged.index(END) < merged.index("# A title")
 
 
 @pytest.mark.parametrize("marks", [[BEGIN], [END], [END, BEGIN], [BEGIN, BEGIN, END], [BEGIN, END, BEGIN, END]])
 def test_marks_that_do_not_match_are_refused_before_words_are_lost(published: Path, marks: list[str]) -> None:
     with pytest.raises(RunError, match="Leave one of each"):
-        render_card(published, existing="\n\nwords\n\n".join(["", *marks, ""]))
+        render_card(CondensedSet(published), existing="\n\nwords\n\n".join(["", *marks, ""]))
 
 
 def test_marks_inside_a_sentence_are_words(published: Path) -> None:
     words = f"Delete {BEGIN} and {END} to write all of it yourself.\n"
-    assert render_card(published, existing=words).endswith(words)
+    assert render_card(CondensedSet(published), existing=words).endswith(words)
 
 
 @pytest.mark.parametrize(
@@ -385,27 +388,27 @@ def test_marks_inside_a_sentence_are_words(published: Path) -> None:
 )
 def test_metadata_that_cannot_be_taken_apart_is_a_sentence(published: Path, front: str, sentence: str) -> None:
     with pytest.raises(RunError, match=sentence):
-        render_card(published, existing=f"---\n{front}\n---\n")
+        render_card(CondensedSet(published), existing=f"---\n{front}\n---\n")
 
 
 def test_a_version_with_other_rows_than_idc_json_says_is_refused(published: Path) -> None:
     write_rows(published / "data" / "negative", [Row("cat", 0, b"x", b"x")])
     with pytest.raises(RunError, match="1 rows, not 6"):
-        render_card(published)
+        render_card(CondensedSet(published))
 
 
 @pytest.mark.parametrize(("recipe", "sentence"), [("a: [", "is not YAML"), ("- a", "is not a recipe")])
 def test_a_damaged_recipe_is_a_sentence(published: Path, recipe: str, sentence: str) -> None:
     (published / "recipe.yaml").write_text(recipe)
     with pytest.raises(RunError, match=sentence):
-        render_card(published)
+        render_card(CondensedSet(published))
 
 
 def test_writing_the_card_keeps_what_stands_in_the_tree(published: Path) -> None:
-    write_card(published, license="mit")
+    write_card(CondensedSet(published), license="mit")
     path = published / "README.md"
     path.write_text(path.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
-    write_card(published, repo_id="ada/bridges")
+    write_card(CondensedSet(published), repo_id="ada/bridges")
     card = path.read_text(encoding="utf-8")
     assert card.endswith(f"{END}\n\nMine.\n")
     assert metadata(card)["license"] == "mit"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError
 from idc_hub.networks.teachers import load_teacher
@@ -92,7 +93,7 @@ def test_a_checkpoint_is_a_teacher_through_spandrel(tmp_path: Path) -> None:
 
 def test_a_checkpoint_makes_an_hr_version_through_spandrel(repo: Path, tmp_path: Path) -> None:
     spandrel_swinir(tmp_path / "net.pth")
-    assert regenerate(repo, load_teacher(tmp_path / "net.pth", scale=2), "swin")["patches"] == 6
+    assert regenerate(CondensedSet(repo), load_teacher(tmp_path / "net.pth", scale=2), "swin").patches == 6
 
 
 def test_an_architecture_that_spandrel_does_not_know_is_said_to_be_so(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError, RecipeError
@@ -115,11 +116,11 @@ def test_a_pipeline_makes_an_hr_version_whose_bytes_never_change(
     for version, batch_size in (("one", 4), ("again", 4), ("alone", 1)):
         torch.manual_seed(batch_size)  # the global generator must not matter
         teacher = load_teacher(pipelines[name], scale=2, steps=2)
-        assert regenerate(repo, teacher, version, batch_size=batch_size)["patches"] == 6
+        assert regenerate(CondensedSet(repo), teacher, version, batch_size=batch_size).patches == 6
     one, again, alone = (contents(repo / "data" / version) for version in ("one", "again", "alone"))
     assert one == again == alone
     other = load_teacher(pipelines[name], scale=2, steps=2, seed=1)
-    regenerate(repo, other, "other")
+    regenerate(CondensedSet(repo), other, "other")
     assert contents(repo / "data" / "other") != one
 
 
@@ -127,7 +128,7 @@ def test_idc_json_tells_how_it_was_made_and_another_making_is_another_version(
     repo: Path, pipelines: dict[str, Path]
 ) -> None:
     teacher = load_teacher(pipelines["stable"], scale=2, steps=2, prompt="cat", seed=3)
-    regenerate(repo, teacher, "cats")
+    regenerate(CondensedSet(repo), teacher, "cats")
     recorded = Manifest.load(repo).hr_versions["cats"]["teacher"]
     assert recorded == {
         "name": "stable",
@@ -142,13 +143,13 @@ def test_idc_json_tells_how_it_was_made_and_another_making_is_another_version(
         "guidance": 9.0,
         "seed": 3,
     }
-    assert not regenerate(repo, load_teacher(pipelines["stable"], scale=2, steps=2, prompt="cat", seed=3), "cats")[
-        "written"
-    ]
+    assert not regenerate(
+        CondensedSet(repo), load_teacher(pipelines["stable"], scale=2, steps=2, prompt="cat", seed=3), "cats"
+    )["written"]
     for change in ({"seed": 4}, {"steps": 3}, {"guidance": 2.0}):
         settings: dict[str, Any] = {"steps": 2, "prompt": "cat", "seed": 3} | change
         with pytest.raises(RecipeError, match="choose another name"):
-            regenerate(repo, load_teacher(pipelines["stable"], scale=2, **settings), "cats")
+            regenerate(CondensedSet(repo), load_teacher(pipelines["stable"], scale=2, **settings), "cats")
 
 
 def test_the_defaults_are_those_of_diffusers(pipelines: dict[str, Path]) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import NetworkError
 from idc_hub.images.metrics import Protocol
@@ -216,7 +217,7 @@ def test_swin2sr_is_a_teacher(tmp_path: Path, upsampler: str) -> None:
 
 def test_swin2sr_makes_an_hr_version(repo: Path, tmp_path: Path) -> None:
     swin2sr(tmp_path / "net")
-    assert regenerate(repo, load_teacher(tmp_path / "net", scale=2), "swin2sr")["patches"] == 6
+    assert regenerate(CondensedSet(repo), load_teacher(tmp_path / "net", scale=2), "swin2sr").patches == 6
 
 
 def test_swin2sr_of_another_scale_or_without_safetensors_is_refused(tmp_path: Path) -> None:

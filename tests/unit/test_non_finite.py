@@ -14,22 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from idc_hub.dataset.version_pairs import read_version
-from idc_hub.hub.network_release import NetworkRelease
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from idc_hub import api, networks
-from idc_hub.condensation.condense import MOMENTS, State, Watch, condense_instance
+import idc_hub
+from idc_hub import networks
+from idc_hub.condensation.condense import State, Watch, condense_instance
 from idc_hub.condensation.real_side import RealSide
 from idc_hub.dataset import gate
 from idc_hub.dataset.card import write_card
 from idc_hub.dataset.check import check_repository
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import read_rows, write_rows
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import DivergedError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
+from idc_hub.hub.releases import NetworkRelease
 from idc_hub.images.figures import FIGURES, judge, table
 from idc_hub.images.files import decode_png, encode_png, write_png
 from idc_hub.images.metrics import Protocol
@@ -42,6 +43,7 @@ from idc_hub.networks.teachers import Teacher, load_teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
 from idc_hub.training.evaluation import evaluate
+from idc_hub.training.pairs import read_version
 from tests.unit.test_condense import SmallNetwork, photograph, recipe
 from tests.unit.test_gate import recipe as gate_recipe
 from tests.unit.test_pieces import Asked
@@ -150,19 +152,19 @@ def test_a_margin_that_is_cut_off_need_not_be_finite() -> None:
 
 
 def test_an_hr_version_that_fails_leaves_the_tree_as_it_was(repo: Path, module: str) -> None:
-    regenerate(repo, load_teacher("bicubic", scale=2), "bicubic")
+    regenerate(CondensedSet(repo), load_teacher("bicubic", scale=2), "bicubic")
     before = {path: path.read_bytes() for path in repo.rglob("*") if path.is_file()}
     with pytest.raises(NetworkError, match=r"gave NaN or Inf for patch_index \d of instance_id "):
-        regenerate(repo, load_teacher(f"{module}:build_nan", scale=2), "overflowing")
+        regenerate(CondensedSet(repo), load_teacher(f"{module}:build_nan", scale=2), "overflowing")
     assert {path: path.read_bytes() for path in repo.rglob("*") if path.is_file()} == before
 
 
 def test_a_bad_version_that_was_deleted_may_be_made_by_another_teacher(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "mine")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "mine")
     with pytest.raises(RecipeError, match="choose another name"):
-        regenerate(repo, make_teacher("invert"), "mine")
+        regenerate(CondensedSet(repo), make_teacher("invert"), "mine")
     shutil.rmtree(repo / "data" / "mine")
-    assert regenerate(repo, make_teacher("invert"), "mine")["teacher"]["name"] == "invert"
+    assert regenerate(CondensedSet(repo), make_teacher("invert"), "mine").written
 
 
 def test_what_is_clamped_elsewhere_keeps_its_inf_as_nan() -> None:
@@ -311,7 +313,7 @@ class Sick(SmallNetwork):
 def test_a_gradient_that_is_not_finite_fails_the_photograph_and_spoils_no_checkpoint(
     step: int, kept: list[int], value: float
 ) -> None:
-    patches, places = photograph()
+    patches = photograph()
     saved: list[dict[str, Tensor]] = []
 
     def keep(state: State) -> None:
@@ -320,7 +322,7 @@ def test_a_gradient_that_is_not_finite_fails_the_photograph_and_spoils_no_checkp
     # A log line at step 50 never comes, so that nothing but the checkpoints and the end can notice.
     spec = recipe(workers__log_every=50, loss__group_weight=0, loss__pair_weight=0)
     with pytest.raises(DivergedError, match=f"of photo has NaN or Inf from step {step} of 20 on") as caught:
-        condense_instance(patches, places, 2, Sick(step, value), spec, "photo", checkpoint=keep)
+        condense_instance(patches, 2, Sick(step, value), spec, "photo", checkpoint=keep)
     assert f"after step {kept[-1] if kept else 0}" in str(caught.value)
     assert "a lower optimizer.learning_rate (it is 0.01)" in str(caught.value)
     assert [int(state["step"]) for state in saved] == kept
@@ -328,22 +330,22 @@ def test_a_gradient_that_is_not_finite_fails_the_photograph_and_spoils_no_checkp
 
 
 def test_with_events_and_log_lines_the_step_is_the_same_and_nothing_else_is_raised() -> None:
-    patches, places = photograph()
+    patches = photograph()
     for step in (1, 3, 5, 12):
         with pytest.raises(DivergedError, match=f"from step {step} of 20 on"):
-            condense_instance(patches, places, 2, Sick(step), recipe(assignment__pairing="hungarian"), "photo")
+            condense_instance(patches, 2, Sick(step), recipe(), "photo")
     exact = recipe(features__precision="bf16")
     with pytest.raises(DivergedError, match=r"with features\.precision=fp32 and a lower"):
-        condense_instance(patches, places, 2, Sick(3), exact, "photo")
+        condense_instance(patches, 2, Sick(3), exact, "photo")
 
 
 def test_stopping_saves_no_state_that_is_not_finite() -> None:
-    patches, places = photograph()
+    patches = photograph()
     saved: list[State] = []
     asked = iter([False] * 5 + [True])
     with pytest.raises(DivergedError):
         condense_instance(
-            patches, places, 2, Sick(3), recipe(workers__log_every=50), "photo",
+            patches, 2, Sick(3), recipe(workers__log_every=50), "photo",
             checkpoint=saved.append, should_stop=lambda: next(asked),
         )  # fmt: skip
     assert saved == []
@@ -351,11 +353,11 @@ def test_stopping_saves_no_state_that_is_not_finite() -> None:
 
 def test_moments_that_overflow_are_noticed() -> None:
     """A gradient of 1e25 is finite; its square is not, and Adam would never move again."""
-    patches, places = photograph()
+    patches = photograph()
     spec = recipe(loss__group_weight=0, loss__pair_weight=0, loss__instance_weight=1e30, workers__log_every=50)
     saved: list[State] = []
     with pytest.raises(DivergedError, match="from step 7 of 20 on"):
-        condense_instance(patches, places, 2, SmallNetwork(), spec, "photo", checkpoint=saved.append)
+        condense_instance(patches, 2, SmallNetwork(), spec, "photo", checkpoint=saved.append)
     assert saved == []
 
 
@@ -367,7 +369,7 @@ def test_watching_asks_the_device_for_nothing_between_two_looks() -> None:
         watch.note(torch.zeros(()))
     assert asked.found == []
     watch.check()
-    state.moments[f"patches.{MOMENTS[1]}"][0, 0, 0, 0] = math.inf
+    state.adam["exp_avg_sq"][0, 0, 0, 0] = math.inf
     with pytest.raises(DivergedError):
         watch.check()
 
@@ -381,14 +383,14 @@ def test_features_of_real_patches_that_are_not_finite_name_the_patch() -> None:
             features[lr.amax((1, 2, 3)) < 0.86] = self.value
             return features
 
-    patches, places = photograph()
+    patches = photograph()
     patches[4] = patches[4].clamp(max=200)
     patches[:4], patches[5:] = patches[:4].clamp(min=230), patches[5:].clamp(min=230)
-    with pytest.raises(NetworkError, match=r"on photo, for 1 of the 9 real patches, first the one at \(8, 8\)\."):
-        RealSide(patches, places, Overflows(), recipe(), "photo")
+    with pytest.raises(NetworkError, match=r"on photo, for 1 of the 9 real patches, number 4 first\."):
+        RealSide(patches, Overflows(), recipe(), "photo")
     Overflows.value = 1e30
     with pytest.raises(NetworkError, match="the statistics of all real patches: single features are too large"):
-        RealSide(patches, places, Overflows(), recipe(), "photo")
+        RealSide(patches, Overflows(), recipe(), "photo")
 
 
 def test_a_discrepancy_that_is_not_finite_is_not_recorded() -> None:
@@ -397,10 +399,10 @@ def test_a_discrepancy_that_is_not_finite_is_not_recorded() -> None:
             # Two finished patches at a time, without a gradient: only at the very end.
             return super().features(lr, layer) * (math.nan if len(lr) == 2 and not lr.requires_grad else 1)
 
-    patches, places = photograph()
+    patches = photograph()
     spec = recipe(loss__group_weight=0, loss__pair_weight=0)
     with pytest.raises(NetworkError, match="NaN or Inf on photo, for the finished patches or random"):
-        condense_instance(patches, places, 2, Fails(), spec, "photo")
+        condense_instance(patches, 2, Fails(), spec, "photo")
 
 
 def test_a_run_names_the_photograph_and_the_next_run_begins_where_numbers_were(
@@ -412,7 +414,7 @@ def test_a_run_names_the_photograph_and_the_next_run_begins_where_numbers_were(
     values["workers"] |= {"log_every": 50, "checkpoint_every": 2}
     late = Recipe.from_dict(values)
     with pytest.raises(IncompleteError, match=r"coffee: DivergedError: .* has NaN or Inf from step 4 of 5 on"):
-        api.condense(late, run_dir=tmp_path / "run", num_processes=1, progress=False)
+        idc_hub.condense(late, run_dir=tmp_path / "run", num_processes=1, progress=False)
     partial = load_file(tmp_path / "run" / "partial" / "coffee.safetensors")
     assert int(partial["step"]) == 2
     assert partial["patches"].isfinite().all()
@@ -434,14 +436,10 @@ def test_descriptors_that_are_not_finite_choose_nothing(module: str, photographs
         "def build(scale):\n    return Blind()\n"
     )
     with pytest.raises(NetworkError, match="blind:build gives NaN or Inf on coffee"):
-        api.select(
-            "herding",
-            photographs,
-            ratio=0.5,
-            overrides=["patches.size=16", "patches.stride=16", "features.network=blind:build", "features.layer=conv"],
-            run_dir=tmp_path / "run",
-            progress=False,
-        )
+        sizes = ["patches.size=16", "patches.stride=16"]
+        overrides = [*sizes, "features.network=blind:build", "features.layer=conv"]
+        chosen = idc_hub.selection_recipe("herding", photographs, ratio=0.5, overrides=overrides)
+        idc_hub.select(chosen, run_dir=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -482,9 +480,9 @@ def test_rounding_is_no_color_noise() -> None:
 def test_black_patches_fail_on_either_side(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN as it was written before: every figure but those of the pixels' own range once let it pass."""
     spec = gate_recipe(photographs, initial="real", learning_rate=1e-9)
-    api.condense(spec, run_dir=tmp_path / "run", num_processes=1, progress=False)
+    idc_hub.condense(spec, run_dir=tmp_path / "run", num_processes=1, progress=False)
     run, bicubic = Run.open(tmp_path / "run"), load_teacher("bicubic", scale=4)
-    assert gate.measure(run, "bicubic", bicubic)["passed"]
+    assert gate.measure(run, CondensedSet(run.repo), "bicubic", bicubic)["passed"]
     folder = run.repo / "data" / "bicubic"
     rows = list(read_rows(folder))
 
@@ -492,34 +490,34 @@ def test_black_patches_fail_on_either_side(photographs: Path, tmp_path: Path, mo
         return encode_png(np.zeros_like(decode_png(png)))
 
     write_rows(folder, [*rows[:-1], replace(rows[-1], hr_png=black(rows[-1].hr_png))])
-    failed = gate.measure(run, "bicubic", bicubic)
+    failed = gate.measure(run, CondensedSet(run.repo), "bicubic", bicubic)
     assert failed["warnings"][0].startswith(f"{FIGURES['residual'].label} is ")
     assert failed["warnings"][0].endswith("HR patches show something else than their LR patches")
     assert not failed["figures"]["flat_hr"]["passed"]
     assert failed["figures"]["flat_hr"]["set"] == 1 / 16
     name = f"patch_index {rows[-1].patch_index} of instance_id coffee"
     with pytest.raises(RunError, match=f"HR is of one color, and LR is not, in {name}; the teacher failed there"):
-        check_repository(run.repo)
+        check_repository(CondensedSet(run.repo), again=True)
     with pytest.raises(ImageError, match=f"HR of row {len(rows) - 1} is of one color, and its LR is not"):
-        read_version(run.repo, 4)
+        read_version(CondensedSet(run.repo), 4)
 
     blackened = [replace(row, lr_png=black(row.lr_png), hr_png=black(row.hr_png)) for row in rows[:2]]
     write_rows(folder, [*blackened, *rows[2:]])
-    failed = gate.measure(run, "bicubic", bicubic)
+    failed = gate.measure(run, CondensedSet(run.repo), "bicubic", bicubic)
     assert failed["figures"]["flat"]["real"] == 0
     assert failed["figures"]["flat"]["set"] == 2 / 16
     assert not failed["figures"]["flat"]["passed"]
-    assert check_repository(run.repo)["one_color"] == [
+    assert check_repository(CondensedSet(run.repo), again=True) == [
         f"patch_index {row.patch_index} of instance_id coffee" for row in rows[:2]
     ]
 
 
 def test_a_figure_that_was_not_finite_fails_on_the_card_too(repo: Path) -> None:
-    regenerate(repo, load_teacher("bicubic", scale=2), "bicubic")
+    regenerate(CondensedSet(repo), load_teacher("bicubic", scale=2), "bicubic")
     manifest = Manifest.load(repo)
     manifest.condensation["quality"] = {"bicubic": {"held_out": {"set": None, "real": 0.1}}}
     manifest.save(repo)
-    write_card(repo)
+    write_card(CondensedSet(repo))
     card = (repo / "README.md").read_text()
     assert "failed 1 of these checks" in card
     assert "held-out discrepancy cannot be judged" in card

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from idc_hub.dataset.card import write_card
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import read_keys, read_rows
 from idc_hub.dataset.regenerate import regenerate
@@ -31,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_rows_hold_the_lr_patches_and_the_teachers_answers(
     repo: Path, make_teacher: MakeTeacher, instances: dict[str, np.ndarray], batch_size: int
 ) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest", batch_size=batch_size)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", batch_size=batch_size)
     rows = list(read_rows(repo / "data" / "nearest"))
     expected = [(name, index) for name in ("bridge", "cat", "tower") for index in range(len(instances[name]))]
     assert [(row.instance_id, row.patch_index) for row in rows] == expected
@@ -42,14 +43,14 @@ def test_rows_hold_the_lr_patches_and_the_teachers_answers(
 
 
 def test_the_bytes_do_not_depend_on_the_batch_size(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "one", batch_size=1)
-    regenerate(repo, make_teacher("repeat"), "four", batch_size=4)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "one", batch_size=1)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "four", batch_size=4)
     assert contents(repo / "data" / "one") == contents(repo / "data" / "four")
 
 
 def test_idc_json_names_teacher_digest_date_and_counts(repo: Path, make_teacher: MakeTeacher) -> None:
     before = Manifest.load(repo)
-    result = regenerate(repo, make_teacher("repeat"), "nearest", date="2026-02-03")
+    result = regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-02-03")
     after = Manifest.load(repo)
     assert after.hr_versions == {
         "nearest": {
@@ -66,29 +67,29 @@ def test_idc_json_names_teacher_digest_date_and_counts(repo: Path, make_teacher:
             "bytes": sum(len(data) for data in contents(repo / "data" / "nearest").values()),
         }
     }
-    assert after.default == result["default"] == "nearest"
-    assert (result["written"], result["patches"]) == (True, 6)
+    assert after.default == result.default == "nearest"
+    assert (result.written, result.patches) == (True, 6)
 
 
 def test_without_a_date_it_is_today(repo: Path, make_teacher: MakeTeacher) -> None:
     days = {datetime.now(UTC).date().isoformat()}
-    regenerate(repo, make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     days.add(datetime.now(UTC).date().isoformat())
     assert Manifest.load(repo).hr_versions["nearest"]["date"] in days
 
 
 def test_a_second_version_leaves_lr_and_the_first_one_as_they_are(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", set_default=False)
     assert Manifest.load(repo).default == "nearest"  # there must be exactly one
     before = contents(repo)
-    regenerate(repo, make_teacher("invert"), "negative", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", set_default=False)
     after = contents(repo)
     assert {path for path in after if after[path] != before.get(path)} == {
         "idc.json",
         "data/negative/train-00000-of-00001.parquet",
     }
     assert Manifest.load(repo).default == "nearest"
-    regenerate(repo, make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
     assert Manifest.load(repo).default == "negative"
     assert read_keys(repo / "data" / "nearest") == read_keys(repo / "data" / "negative")
 
@@ -106,32 +107,32 @@ def test_progress_counts_patches(repo: Path, make_teacher: MakeTeacher) -> None:
 
 
 def test_the_same_call_again_writes_nothing_and_asks_no_teacher(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     before = contents(repo)
 
     def refuse(_: Tensor) -> Tensor:
         raise AssertionError("the teacher was asked")
 
-    result = regenerate(repo, make_teacher("repeat", upscale=refuse, name="a copy elsewhere"), "nearest")
-    assert result["written"] is False
+    result = regenerate(CondensedSet(repo), make_teacher("repeat", upscale=refuse, name="a copy elsewhere"), "nearest")
+    assert result.written is False
     assert contents(repo) == before
 
 
 def test_a_version_that_lost_a_file_is_written_again(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest", date="2026-02-03")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-02-03")
     before = contents(repo)
     (repo / "data" / "nearest" / "train-00000-of-00001.parquet").unlink()
-    assert regenerate(repo, make_teacher("repeat"), "nearest", date="2026-02-03")["written"]
+    assert regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-02-03").written
     assert contents(repo) == before
 
 
 def test_a_name_that_another_teacher_has_is_refused(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     before = contents(repo)
     with pytest.raises(RecipeError, match="choose another name"):
-        regenerate(repo, make_teacher("invert"), "nearest")
+        regenerate(CondensedSet(repo), make_teacher("invert"), "nearest")
     with pytest.raises(RecipeError, match="choose another name"):
-        regenerate(repo, make_teacher("repeat", weights_sha256=None), "nearest")
+        regenerate(CondensedSet(repo), make_teacher("repeat", weights_sha256=None), "nearest")
     assert contents(repo) == before
 
 
@@ -139,13 +140,13 @@ def test_a_name_that_another_teacher_has_is_refused(repo: Path, make_teacher: Ma
 def test_names_that_are_not_allowed_are_refused(repo: Path, make_teacher: MakeTeacher, name: str) -> None:
     before = contents(repo.parent)
     with pytest.raises(RecipeError, match=re.escape(repr(name))):
-        regenerate(repo, make_teacher("repeat"), name)
+        regenerate(CondensedSet(repo), make_teacher("repeat"), name)
     assert contents(repo.parent) == before
 
 
 def test_a_teacher_of_another_scale_is_refused(repo: Path, make_teacher: MakeTeacher) -> None:
     with pytest.raises(RecipeError, match="3 times, not 2 times"):
-        regenerate(repo, make_teacher("repeat", scale=3), "nearest")
+        regenerate(CondensedSet(repo), make_teacher("repeat", scale=3), "nearest")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_teacher_that_gives_something_else_is_refused(
     repo: Path, make_teacher: MakeTeacher, upscale: Callable[[Tensor], Tensor]
 ) -> None:
     with pytest.raises(NetworkError, match=r"not uint8 \[4, 3, 16, 16\]"):
-        regenerate(repo, make_teacher("repeat", upscale=upscale), "nearest", batch_size=4)
+        regenerate(CondensedSet(repo), make_teacher("repeat", upscale=upscale), "nearest", batch_size=4)
     assert not Manifest.load(repo).hr_versions
 
 
@@ -171,12 +172,12 @@ def test_damaged_lr_is_found_before_the_teacher_starts(repo: Path, make_teacher:
         raise AssertionError("the teacher was asked")
 
     with pytest.raises(RunError, match="digest differs"):
-        regenerate(repo, make_teacher("repeat", upscale=refuse), "nearest")
+        regenerate(CondensedSet(repo), make_teacher("repeat", upscale=refuse), "nearest")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()])
 def test_an_interruption_leaves_the_tree_as_it_was(repo: Path, make_teacher: MakeTeacher, error: BaseException) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     before = contents(repo)
     calls = []
 
@@ -188,35 +189,35 @@ def test_an_interruption_leaves_the_tree_as_it_was(repo: Path, make_teacher: Mak
 
     teacher = make_teacher("invert", upscale=break_down)
     with pytest.raises(type(error)):
-        regenerate(repo, teacher, "negative", batch_size=1)
+        regenerate(CondensedSet(repo), teacher, "negative", batch_size=1)
     assert contents(repo) == before
     assert [path.name for path in (repo / "data").iterdir()] == ["nearest"]
-    regenerate(repo, teacher, "negative", batch_size=1)
+    regenerate(CondensedSet(repo), teacher, "negative", batch_size=1)
     assert len(read_keys(repo / "data" / "negative")) == 6
 
 
 def test_a_version_that_another_process_adds_meanwhile_is_kept(repo: Path, make_teacher: MakeTeacher) -> None:
     def upscale(lr: Tensor) -> Tensor:
-        regenerate(repo, make_teacher("repeat"), "nearest", set_default=False)
+        regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", set_default=False)
         return make_teacher("invert")(lr)
 
-    regenerate(repo, make_teacher("invert", upscale=upscale), "negative", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("invert", upscale=upscale), "negative", set_default=False)
     assert sorted(Manifest.load(repo).hr_versions) == ["nearest", "negative"]
 
 
 def test_versions_with_similar_names_can_be_made_at_the_same_time(repo: Path, make_teacher: MakeTeacher) -> None:
     def upscale(lr: Tensor) -> Tensor:
-        regenerate(repo, make_teacher("repeat"), "near")
+        regenerate(CondensedSet(repo), make_teacher("repeat"), "near")
         return make_teacher("invert")(lr)
 
-    regenerate(repo, make_teacher("invert", upscale=upscale), "near-m")
+    regenerate(CondensedSet(repo), make_teacher("invert", upscale=upscale), "near-m")
     assert read_keys(repo / "data" / "near") == read_keys(repo / "data" / "near-m")
 
 
 def test_a_real_teacher(repo: Path) -> None:
     teacher = load_teacher("bicubic", scale=2)
-    assert regenerate(repo, teacher, "bicubic")["written"]
-    assert not regenerate(repo, teacher, "bicubic")["written"]
+    assert regenerate(CondensedSet(repo), teacher, "bicubic").written
+    assert not regenerate(CondensedSet(repo), teacher, "bicubic").written
     row = next(read_rows(repo / "data" / "bicubic"))
     lr = torch.from_numpy(decode_png(row.lr_png)).permute(2, 0, 1)[None]
     assert np.array_equal(decode_png(row.hr_png), teacher(lr)[0].permute(1, 2, 0).numpy())
@@ -230,9 +231,9 @@ def test_consumers_load_every_version_whole_and_streaming(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    regenerate(repo, make_teacher("repeat"), "nearest")
-    regenerate(repo, make_teacher("invert"), "negative", set_default=False)
-    write_card(repo)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", set_default=False)
+    write_card(CondensedSet(repo))
     cache = str(tmp_path / "cache")
     assert sorted(datasets.get_dataset_config_names(str(repo))) == ["nearest", "negative"]
     assert datasets.get_dataset_default_config_name(str(repo)) == "nearest"

@@ -32,8 +32,8 @@ def enlarge(image: np.ndarray, times: int) -> np.ndarray:
 def test_the_sheet_shows_the_very_pixels_of_lr_and_of_every_version(
     repo: Path, make_teacher: MakeTeacher, instances: dict[str, np.ndarray]
 ) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest")
-    regenerate(repo, make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
     path = draw_patches(CondensedSet(repo))
     assert path == repo / "report" / "patches.png"
     picture = np.asarray(Image.open(path))
@@ -49,10 +49,10 @@ def test_the_sheet_shows_the_very_pixels_of_lr_and_of_every_version(
 
 
 def test_one_version_gets_patches_side_by_side(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     with Image.open(draw_patches(CondensedSet(repo)) or "") as one:
         assert one.width > 4 * 256
-    regenerate(repo, make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
     with Image.open(draw_patches(CondensedSet(repo)) or "") as two:
         assert 3 * 256 < two.width < 4 * 256
 
@@ -63,7 +63,7 @@ def test_without_a_version_there_is_no_picture(repo: Path) -> None:
 
 
 def test_the_same_tree_gives_the_same_bytes(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(repo, make_teacher("repeat"), "nearest")
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     first = (draw_patches(CondensedSet(repo)) or Path()).read_bytes()
     assert (draw_patches(CondensedSet(repo)) or Path()).read_bytes() == first
 
