@@ -435,10 +435,9 @@ def test_descriptors_that_are_not_finite_choose_nothing(module: str, photographs
         "    def forward(self, x):\n        return self.conv(torch.where(x.std() > 0, torch.nan, x))\n"
         "def build(scale):\n    return Blind()\n"
     )
+    overrides = ["patches.size=16", "patches.stride=16", "features.network=blind:build", "features.layer=conv"]
+    chosen = idc_hub.selection_recipe("herding", photographs, ratio=0.5, overrides=overrides)
     with pytest.raises(NetworkError, match="blind:build gives NaN or Inf on coffee"):
-        sizes = ["patches.size=16", "patches.stride=16"]
-        overrides = [*sizes, "features.network=blind:build", "features.layer=conv"]
-        chosen = idc_hub.selection_recipe("herding", photographs, ratio=0.5, overrides=overrides)
         idc_hub.select(chosen, run_dir=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
