@@ -145,7 +145,7 @@ def test_idc_json_tells_how_it_was_made_and_another_making_is_another_version(
     }
     assert not regenerate(
         CondensedSet(repo), load_teacher(pipelines["stable"], scale=2, steps=2, prompt="cat", seed=3), "cats"
-    )["written"]
+    ).written
     for change in ({"seed": 4}, {"steps": 3}, {"guidance": 2.0}):
         settings: dict[str, Any] = {"steps": 2, "prompt": "cat", "seed": 3} | change
         with pytest.raises(RecipeError, match="choose another name"):

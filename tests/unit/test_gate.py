@@ -81,7 +81,7 @@ def test_it_is_kept_with_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, Co
     digest = Manifest.load(run_dir / "repo").condensation["quality"]["bicubic"]
     assert digest == {key: {side: figure[side] for side in ("set", "real")} for key, figure in kept["figures"].items()}
     card = (run_dir / "repo" / "README.md").read_text()
-    assert f"The patches failed {len(result['warnings'])} of these checks" in card
+    assert f"The patches failed {len(result.warnings)} of these checks" in card
     assert idc_hub.verify(run_dir).patches == 32
 
 

@@ -130,11 +130,11 @@ def test_a_patch_that_is_not_finite_is_named_with_its_teacher(build: str, module
     assert teacher(batch(100, 90)).float().mean() == pytest.approx(95)
     keys = [("bridge", 0), ("bridge", 1), ("cat", 0)]
     with pytest.raises(NetworkError, match=r"The teacher overflowing-build-.* gave NaN or Inf for patch_index 1 of "):
-        teacher.answer(keys, batch(10, 200, 20))
+        teacher.make_hr(keys, batch(10, 200, 20))
     with pytest.raises(
         NetworkError, match=r"for patch_index 1 of instance_id bridge, patch_index 0 of instance_id cat\."
     ):
-        teacher.answer(keys, batch(10, 200, 220))
+        teacher.make_hr(keys, batch(10, 200, 220))
     with pytest.raises(NetworkError, match=r"for patch 0, patch 1, patch 2 and 2 more\."):
         teacher(batch(*[200] * 5))
     teacher.largest_batch = 2  # as after a batch that did not fit into memory

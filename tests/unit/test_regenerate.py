@@ -97,7 +97,7 @@ def test_a_second_version_leaves_lr_and_the_first_one_as_they_are(repo: Path, ma
 def test_progress_counts_patches(repo: Path, make_teacher: MakeTeacher) -> None:
     seen: list[tuple[int, int]] = []
     regenerate(
-        repo,
+        CondensedSet(repo),
         make_teacher("repeat"),
         "nearest",
         batch_size=4,
