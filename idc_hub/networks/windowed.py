@@ -56,11 +56,11 @@ class WindowAttention(nn.Module):
         # Rolling brings opposite edges of the image together in the last row and column of windows. Only those
         # windows need a mask, and there are just four different ones, so memory doesn't grow with the image.
         qkv = torch.roll(qkv, (-self.shift, -self.shift), (1, 2))
-        ends = list(enumerate((slice(None, -self.window), slice(-self.window, None))))
+        height, width = (size - self.window for size in qkv.shape[1:3])
         bands = []
-        for bottom, rows in ends:
-            parts = [(right, qkv[:, rows, columns]) for right, columns in ends]
-            # A single row or column of windows leaves the other part empty.
+        # A single row or column of windows leaves the other part empty.
+        for bottom, rows in enumerate(qkv.split([height, self.window], dim=1)):
+            parts = enumerate(rows.split([width, self.window], dim=2))
             band = [self._attend(part, bias + self._mask(bottom, right, bias)) for right, part in parts if part.numel()]
             bands += [torch.cat(band, dim=2)] if band else []
         return torch.roll(self.proj(torch.cat(bands, dim=1)), (self.shift, self.shift), (1, 2))
