@@ -14,6 +14,7 @@ from idc_hub.benchmarking import ladder as running
 from idc_hub.errors import ImageError, IncompleteError, RunError
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
+from idc_hub.runs.progress import Progress
 from idc_hub.verbs import benchmark
 from idc_hub.verbs.select import SelectResult
 
@@ -142,7 +143,7 @@ def test_a_benchmark_is_finished_in_two_goes(
     assert files(out / "sets") | files(out / "students") == everything
     assert [(out / name).read_bytes() for name in ("ladder.csv", "ladder.md")] == tables
     states = idc_hub.benchmark(plan, out=out, dry_run=True)
-    assert states["finished"] == 7
+    assert states.finished == 7
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def small(plan: Path, selector: Selector, tmp_path: Path) -> Callable[..., dict[
     text = (text[:start] + text[end:]).replace("hr: [bicubic, real]", "hr: [bicubic]")
     text = text.replace("learning_rates: [0.001]\n", "")
 
-    def run(*changes: tuple[str, str], dry_run: bool = False) -> dict[str, Any]:
+    def run(*changes: tuple[str, str], dry_run: bool = False) -> Any:
         changed = text
         for old, new in changes:
             assert old in changed
@@ -169,7 +170,7 @@ def test_figures_are_those_of_the_students_own_evaluation(small: Callable[..., A
     [row] = rows(tmp_path / "ladder")[1:]
     student = tmp_path / "ladder" / "students" / "random-0.1-s0" / "bicubic" / "edsr-small-s0"
     [result] = json.loads((student / "results.json").read_text())["results"]
-    rgb, luma = (result.protocols[f"x4, {channel}, border 4, 8-bit"] for channel in ("RGB", "Y"))
+    rgb, luma = (result["protocols"][f"x4, {channel}, border 4, 8-bit"] for channel in ("RGB", "Y"))
     assert row[6:] == [f"{value:.4f}" for value in (rgb["psnr"], luma["psnr"], rgb["ssim"])]
 
 
@@ -177,8 +178,8 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
     small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*arguments: Any, **settings: Any) -> None:
-        def stop(step: int, loss: float) -> None:
-            if step == 2:
+        def stop(progress: Progress) -> None:
+            if progress.done == 2:
                 raise KeyboardInterrupt
 
         real(*arguments, **settings, progress=stop)
@@ -187,14 +188,14 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
     monkeypatch.setattr(running, "train_network", killed)
     with pytest.raises(KeyboardInterrupt):
         small()
-    [state] = small(dry_run=True)["states"].values()
+    [state] = small(dry_run=True).states.values()
     assert state == {"set": "done", "hr": "done", "student": "begun", "evaluation": "to do"}
 
     steps: list[int] = []
     monkeypatch.setattr(
-        running, "train_network", lambda *a, **s: real(*a, **s, progress=lambda step, loss: steps.append(step))
+        running, "train_network", lambda *a, **s: real(*a, **s, progress=lambda event: steps.append(event.done))
     )
-    assert small()["finished"] == 1
+    assert small().finished == 1
     assert steps == [2, 3]
 
 
@@ -202,7 +203,7 @@ def test_a_new_test_set_costs_an_evaluation_only(small: Callable[..., Any], coun
     small()
     (tmp_path / "More").mkdir()
     write_png(tmp_path / "More" / "rocket.png", data.rocket()[:64, 300:364])
-    assert small(("/../Five]", f"/../Five, {tmp_path / 'More'}]"))["finished"] == 1
+    assert small(("/../Five]", f"/../Five, {tmp_path / 'More'}]")).finished == 1
     assert [row[5] for row in rows(tmp_path / "ladder")[1:]] == ["Five", "More"]
     assert len(counted) == 1
 
@@ -210,7 +211,7 @@ def test_a_new_test_set_costs_an_evaluation_only(small: Callable[..., Any], coun
 def test_a_student_that_was_trained_otherwise_is_not_taken(small: Callable[..., Any]) -> None:
     small()
     change = ("steps: 3", "steps: 4")
-    [state] = small(change, dry_run=True)["states"].values()
+    [state] = small(change, dry_run=True).states.values()
     assert "was trained otherwise: steps 3 instead of 4. Remove it to train again" in state["problem"]
     with pytest.raises(IncompleteError, match="trained otherwise"):
         small(change)
@@ -219,7 +220,7 @@ def test_a_student_that_was_trained_otherwise_is_not_taken(small: Callable[..., 
 def test_a_set_of_other_photographs_is_not_taken(small: Callable[..., Any], tmp_path: Path) -> None:
     small()
     write_png(tmp_path / "photographs" / "coffee.png", data.coffee()[16:400, :384])
-    [state] = small(dry_run=True)["states"].values()
+    [state] = small(dry_run=True).states.values()
     assert f"is another set: other photographs than {tmp_path / 'photographs'}" in state["problem"]
 
 
