@@ -2,27 +2,31 @@
 
     python benchmarks/data_loading.py [--batch-size 16] [--step-milliseconds 5]
 
-Samples a second of training steps whose batches are drawn as `idc train` draws them, from photographs of DIV2K's size,
-against the same steps on one batch that is held in memory. On a GPU a step is one of edsr-baseline in bf16. Without one
-the device is a clock: like a GPU it takes its steps from a queue, needs some milliseconds for each, and the program
-waits only where the queue is full. A ratio of 1 means that the device never waits for data.
+Samples a second of training steps whose batches are drawn as `idc train` draws them, from a pixel file of photographs
+of DIV2K's size, against the same steps on one batch in memory. On a GPU a step is one of edsr-baseline in bf16. Without
+one the device is a clock: like a GPU it takes steps from a queue, needs some milliseconds for each, and the program
+waits only when the queue is full. A ratio of 1 means that the device never waits for data.
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import l1_loss
 
 from idc_hub.networks import create
-from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
+from idc_hub.training.crops import Batch, draw_batch, turned
+from idc_hub.training.pixels import PixelFile
+from idc_hub.training.prefetch import prefetch
 from idc_hub.training.recipe import TrainingRecipe
 
-PHOTOGRAPHS, HEIGHT, WIDTH, SCALE = 16, 1356, 2040, 4
+HEIGHT, WIDTH, SCALE = 1356, 2040, 4
 
 
 def real_step() -> Callable[[Batch], None]:
@@ -80,14 +84,21 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=48, help="LR pixels")
     parser.add_argument("--step-milliseconds", type=float, default=5.0, help="of the clock, where there is no GPU")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--photographs", type=int, default=100)
     arguments = parser.parse_args()
 
     gpu = torch.cuda.is_available()
     recipe = TrainingRecipe(batch_size=arguments.batch_size, crop=arguments.crop)
     random = np.random.default_rng(0)
-    sizes = [(HEIGHT // SCALE, WIDTH // SCALE, 3), (HEIGHT, WIDTH, 3)]
-    pairs = [tuple(random.integers(0, 256, size, dtype=np.uint8) for size in sizes) for _ in range(PHOTOGRAPHS)]
-    draw = partial(draw_batch, pairs, recipe, SCALE, pinned=gpu)
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name, "pixels")
+    height, width = HEIGHT // SCALE, WIDTH // SCALE
+    with path.open("wb") as file:
+        for _ in range(arguments.photographs):
+            file.write(random.integers(0, 256, height * width * 3 * (1 + SCALE**2), dtype=np.uint8).data)
+    sizes = {f"{number:04}": (height, width) for number in range(arguments.photographs)}
+    pairs = PixelFile(str(path), SCALE, sizes, sha256="").map()
+    draw = partial(draw_batch, pairs, tuple(pairs), recipe, SCALE, pinned=gpu)
     step = real_step() if gpu else Clock(arguments.step_milliseconds / 1000)
     device = torch.cuda.get_device_name() if gpu else f"{arguments.step_milliseconds} ms of a clock"
     held = samples_a_second(repeat(draw(1), arguments.steps), step)

@@ -18,10 +18,8 @@ from pathlib import Path
 
 import torch
 
-from idc_hub.dataset.hr_version import repository
-from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.regenerate import regenerate
-from idc_hub.dataset.shards import iterate_lr
 from idc_hub.networks import create, save
 from idc_hub.networks.teachers import MARGIN, load_teacher
 
@@ -37,9 +35,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(run: Path, name: str, repeats: int, device: str) -> dict[str, float]:
     """Median seconds of the three, and the throughput of `regenerate` over that of the bare network."""
-    tree = repository(run)
-    scale = Manifest.load(tree).scale
-    lr = torch.cat([patches for _, patches in iterate_lr(tree / "lr")])
+    condensed = CondensedSet.open(run)
+    scale = condensed.manifest.scale
+    lr = torch.cat([patches for _, patches in condensed.patches()])
     times: dict[str, list[float]] = {"regenerate": [], "mirrored": [], "plain": []}
     with tempfile.TemporaryDirectory() as scratch:
         save(create(name, scale=scale), Path(scratch) / "network")
@@ -55,10 +53,10 @@ def measure(run: Path, name: str, repeats: int, device: str) -> dict[str, float]
         teacher(lr[:1])
         for number in range(repeats):
             repo = Path(scratch) / str(number)
-            shutil.copytree(tree, repo)
+            shutil.copytree(condensed.folder, repo)
             times["mirrored"].append(seconds(lambda: bare(MARGIN)))
             times["regenerate"].append(
-                seconds(lambda repo=repo: regenerate(repo, teacher, "timed", batch_size=BATCH))  # type: ignore[misc]
+                seconds(lambda repo=repo: regenerate(CondensedSet(repo), teacher, "timed", batch_size=BATCH))  # type: ignore[misc]
             )
             times["plain"].append(seconds(lambda: bare(0)))
     found = {key: statistics.median(values) for key, values in times.items()}

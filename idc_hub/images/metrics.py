@@ -19,14 +19,19 @@ class Protocol:
             the weights of MATLAB's `rgb2ycbcr`, kept as a float (not rounded to 8 bits again).
         border: Pixels left out on all four sides.
         scale: The super-resolution scale that the numbers are about.
+        lr_given: LR images come with the test set; otherwise they are HR, downscaled with `imresize`.
+        upscaling: How SR was made, unless a network saw the whole LR image and nothing else.
     """
 
     channel: Literal["rgb", "y"]
     border: int
     scale: int
+    lr_given: bool = False
+    upscaling: str = ""
 
     def __str__(self) -> str:
-        return f"x{self.scale}, {self.channel.upper()}, border {self.border}, 8-bit"
+        parts = [f"x{self.scale}", self.channel.upper(), f"border {self.border}", "8-bit"]
+        return ", ".join(parts + ["given LR"] * self.lr_given + [self.upscaling] * bool(self.upscaling))
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, protocol: Protocol) -> float:

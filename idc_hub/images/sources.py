@@ -1,7 +1,7 @@
 """The photographs to condense: from a folder, a zip, an installed Python package or a Hub dataset.
 
-A `Source` lists its photographs and reads their bytes; `survey` looks at every one of them once and tells all
-that is wrong before any work starts; `load_hr` and `load_lr_patches` give the pixels of one instance.
+A `Source` lists its photographs and reads their bytes. `survey` decodes each of them once and reports every problem
+before any work starts. `load_hr` and `load_lr_patches` give the pixels of one instance.
 """
 
 import fnmatch
@@ -10,29 +10,28 @@ import importlib.util
 import os
 import re
 import unicodedata
+import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from idc_hub.errors import HubError, ImageError
-from idc_hub.images.files import MAX_FILE_BYTES, read_file, read_image, too_many_bytes
+from idc_hub.errors import ImageError, LeftOutWarning
+from idc_hub.images import layouts
+from idc_hub.images.files import FORMATS, MAX_FILE_BYTES, SUFFIXES, image_size, read_file, read_image, too_many_bytes
 from idc_hub.images.patches import cut, windows
 from idc_hub.images.resize import imresize, mod_crop
 
-if TYPE_CHECKING:
-    import datasets
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PACKAGE_PREFIX = "package:"
 MAX_ID_BYTES = 200
 MAX_THREADS = 8
+_OF_THE_SYSTEM = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Instance:
         patches: Number of its real LR patches.
         count: Patches that stand for it in the set, synthetic or chosen; 0 before they are counted, and where the
             ratio leaves it none.
-        notes: One sentence for each thing that reading the file changed.
+        notes: A phrase for each conversion that reading the file took, as `Photograph.notes`.
     """
 
     id: str
@@ -82,15 +81,26 @@ class Source:
         location: What the user called it.
         entries: Its photographs, sorted by id.
         reader: Gives the bytes of the photograph of a name.
+        left_out: Names of the files that are no photographs by their suffix, sorted; hidden files do not count.
     """
 
     location: str
     entries: tuple[Entry, ...]
     reader: Callable[[str], bytes]
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(entry.name for entry in self.entries)
+
+    def warn_of_left_out(self) -> None:
+        """Warn of the files that are left out: how many, and at most five names."""
+        count = len(self.left_out)
+        if count:
+            what = "1 file is not a photograph and is" if count == 1 else f"{count} files are not photographs and are"
+            more = f" and {count - 5} more" if count > 5 else ""
+            sentence = f"{what} left out of {self.location}: {', '.join(self.left_out[:5])}{more}."
+            warnings.warn(sentence, LeftOutWarning, stacklevel=2)
 
     def read(self, photograph: Entry | Instance) -> bytes:
         """The bytes of one photograph's file.
@@ -103,54 +113,118 @@ class Source:
         return self.reader(photograph.name)
 
 
+def count_conversions(instances: Iterable[Instance]) -> dict[str, int]:
+    """How many photographs took each conversion, by the phrases of `Instance.notes`, the most frequent first."""
+    return dict(Counter(note for instance in instances for note in instance.notes).most_common())
+
+
 def open_source(
     path: str,
     *,
     include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    config: str | None = None,
     split: str = "train",
     column: str | None = None,
     revision: str | None = None,
     limit: int | None = None,
+    lr_allowed: bool = False,
 ) -> Source:
-    """List the photographs of a source. No photograph is opened yet.
+    """List the photographs of a source. Images are opened only where their names suggest that some are LR versions.
 
-    Files that are not named as PNG, JPEG or WebP, and hidden files and folders, are passed over.
+    Hidden files and folders are ignored; other files without the suffix of a photograph are in `Source.left_out`.
 
     Args:
         path: A folder (searched with its subfolders), a zip, `package:NAME/SUBFOLDER` for a folder inside an
             installed Python package, or a Hub dataset id `org/name`. What exists on this machine comes first.
         include: Glob patterns for names inside the source, of which one must fit; `*` also spans `/`.
+        exclude: Glob patterns for names inside the source, of which none may fit.
+        config: Config of a Hub dataset; may be left out where there is only one.
         split: Split of a Hub dataset.
         column: Image column of a Hub dataset; may be left out where there is only one.
         revision: Branch, tag or commit of a Hub dataset.
         limit: Take only the first so many photographs, in the order of their ids.
+        lr_allowed: Accept LR images beside HR images: for a source of LR, of which names tell later what is what.
 
     Returns:
         The source, its entries sorted by id.
 
     Raises:
-        ImageError: No such source, no photographs in it, or a pattern that fits none.
+        ImageError: No such source, no photographs in it, a pattern that fits none, or LR images beside HR images.
         HubError: The Hub dataset exists but cannot be loaded.
     """
     local = Path(path).expanduser()
     if path.startswith(PACKAGE_PREFIX):
         folder = _package_folder(path)
-        entries, reader = _folder_entries(folder), _folder_reader(folder)
+        names, reader = list(_walk(folder)), _folder_reader(folder)
     elif local.is_dir():
-        entries, reader = _folder_entries(local), _folder_reader(local)
+        names, reader = list(_walk(local)), _folder_reader(local)
     elif local.is_file():
-        entries, reader = _open_zip(local)
+        names, reader = _open_zip(local)
     elif re.fullmatch(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", path, re.ASCII):
-        entries, reader = _open_hub_dataset(path, split, column, revision)
+        from idc_hub.images.hub_dataset import open_hub_dataset
+
+        entries, reader = open_hub_dataset(path, config=config, split=split, column=column, revision=revision)
+        return _source(path, entries, [], reader, include, exclude, limit, lr_allowed)
     else:
         raise ImageError(
             f"There is no folder, zip or Hub dataset {path}.",
             "Check the path; a Hub dataset is named org/name.",
         )
-    chosen = sorted(_choose(entries, include, path), key=lambda entry: (entry.id, entry.name))
+    visible = [name for name in names if not _is_hidden(name)]
+    entries = [Entry(PurePosixPath(name).stem, name) for name in visible if _is_photograph(name)]
+    others = [name for name in visible if not _is_photograph(name)]
+    return _source(path, entries, others, reader, include, exclude, limit, lr_allowed)
+
+
+def _source(
+    location: str,
+    entries: list[Entry],
+    others: list[str],
+    reader: Callable[[str], bytes],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    limit: int | None,
+    lr_allowed: bool,
+) -> Source:
+    """The source of the entries that are chosen, if they are photographs and not LR images beside them."""
+    chosen = _choose(entries, others, include, exclude, location)
     if not chosen:
-        raise ImageError(f"{path} holds no photographs.", "Put PNG, JPEG or WebP files there.")
-    return Source(path, tuple(chosen[:limit]), reader)
+        found = f" ({len(others)} other files, such as {sorted(others)[0]})" if others else ""
+        raise ImageError(f"{location} holds no photographs{found}.", f"Put {FORMATS} files there.")
+    if not lr_allowed:
+        _refuse_lr_beside_hr(location, sorted(entry.name for entry in chosen), reader)
+    chosen.sort(key=lambda entry: (entry.id, entry.name))
+    left_out = sorted(name for name in others if (not include or _fits(name, include)) and not _fits(name, exclude))
+    return Source(location, tuple(chosen[:limit]), reader, tuple(left_out))
+
+
+def _refuse_lr_beside_hr(location: str, names: list[str], reader: Callable[[str], bytes]) -> None:
+    """Refuse a source that has the LR version of an image beside it, and say how to choose HR."""
+
+    def is_smaller(one: str, other: str) -> bool:
+        try:
+            (width, height), (full_width, full_height) = (image_size(reader(name), name) for name in (one, other))
+        except ImageError:  # the survey says what is wrong with it
+            return False
+        return full_width >= 1.5 * width and abs(full_width / width - full_height / height) < 0.2
+
+    pair = layouts.find_pair(names, is_smaller)
+    if pair:
+        what = f"{location} holds LR images beside their HR images ({pair.lr} beside {pair.hr})"
+        folder = layouts.hr_folder(pair)
+        if folder and Path(location).expanduser().is_dir():
+            raise ImageError(f"{what}: give the folder of the HR images, {Path(location, folder)}.")
+        chosen = f"{folder}/*" if folder else layouts.hr_ending(pair)
+        if chosen:
+            raise ImageError(f"{what}: choose HR with source.include={chosen} (or --include '{chosen}').")
+        pattern = layouts.lr_pattern(pair)
+        raise ImageError(f"{what}: leave LR out with source.exclude={pattern} (or --exclude '{pattern}').")
+    scales = layouts.find_scales(names, is_smaller)
+    if scales:
+        raise ImageError(
+            f"{location} holds the same photographs at several scales ({' and '.join(scales)}): give the folder of one."
+        )
 
 
 def survey(
@@ -280,30 +354,35 @@ def _shared_ids(entries: Iterable[Entry]) -> list[str]:
     ]
 
 
-def _choose(entries: list[Entry], include: Sequence[str], location: str) -> list[Entry]:
-    if not include:
-        return entries
-    chosen: set[Entry] = set()
-    for pattern in include:
-        fitting = {entry for entry in entries if fnmatch.fnmatchcase(entry.name, pattern)}
-        if not fitting:
-            raise ImageError(
-                f"No photograph of {location} fits the pattern {pattern} of source.include.",
-                "Patterns are for paths inside the source, and upper and lower case differ.",
-            )
-        chosen |= fitting
-    return list(chosen)
+def _choose(
+    entries: list[Entry], others: list[str], include: Sequence[str], exclude: Sequence[str], location: str
+) -> list[Entry]:
+    names = [entry.name for entry in entries]
+    for key, patterns, choice in (("include", include, names), ("exclude", exclude, [*names, *others])):
+        for pattern in patterns:
+            if not fnmatch.filter(choice, pattern):
+                raise ImageError(
+                    f"No photograph of {location} fits the pattern {pattern} of source.{key}.",
+                    "Patterns are for paths inside the source, and upper and lower case differ.",
+                )
+    included = [entry for entry in entries if not include or _fits(entry.name, include)]
+    chosen = [entry for entry in included if not _fits(entry.name, exclude)]
+    if included and not chosen:
+        raise ImageError(f"source.exclude leaves no photograph of {location}.", "Give narrower patterns.")
+    return chosen
 
 
-def _entry_of_path(name: str) -> Entry | None:
-    """The entry for a relative path, or None where it is hidden or not named as a photograph."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
-    return None if hidden or path.suffix.lower() not in SUFFIXES else Entry(path.stem, name)
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _folder_entries(root: Path) -> list[Entry]:
-    return [entry for name in _walk(root) if (entry := _entry_of_path(name))]
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return any((part.startswith(".") and part != "..") or part in _OF_THE_SYSTEM for part in parts)
+
+
+def _is_photograph(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _folder_reader(root: Path) -> Callable[[str], bytes]:
@@ -341,8 +420,8 @@ def _package_folder(location: str) -> Path:
     raise ImageError(f"The Python package {package} has no folder {subfolder!r} for {location}.")
 
 
-def _open_zip(path: Path) -> tuple[list[Entry], Callable[[str], bytes]]:
-    """Entries and reader of a zip. Members are read into memory; their names never become paths."""
+def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """Names and reader of a zip. Members are read into memory; their names never become paths."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
@@ -360,65 +439,4 @@ def _open_zip(path: Path) -> tuple[list[Entry], Callable[[str], bytes]]:
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise ImageError(f"{name} cannot be unpacked ({error}): make the zip anew.") from error
 
-    names = (info.filename for info in archive.infolist() if not info.is_dir())
-    return [entry for name in names if (entry := _entry_of_path(name))], read
-
-
-def _open_hub_dataset(
-    repo_id: str, split: str, column: str | None, revision: str | None
-) -> tuple[list[Entry], Callable[[str], bytes]]:
-    """Entries and reader of a Hub dataset; named after its files if every file has a name of its own."""
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(repo_id, split=split, revision=revision)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise ImageError(
-            f"There is no folder or zip {repo_id} here, and on the Hub no such dataset that you may read.",
-            "Check the name and the revision; for a private dataset log in first (hf auth login).",
-        ) from error
-    except Exception as error:  # network, split, broken files: the library has no common class for them
-        reason = " ".join(str(error).split())
-        raise HubError(f"The Hub dataset {repo_id} cannot be loaded: {reason}") from error
-    column = _image_column(dataset.features, column, repo_id)
-    stored = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    files = [PurePosixPath(path or "").name for path in stored.flatten()[f"{column}.path"]]
-    entries = [Entry(PurePosixPath(file).stem, file) for file in files]
-    unique = len({entry.id.casefold() for entry in entries}) == len(entries)
-    if not unique or not all(is_instance_id(entry.id) for entry in entries):
-        digits = max(4, len(str(len(entries))))
-        entries = [Entry(f"{row:0{digits}}", f"row {row}") for row in range(len(entries))]
-    rows = {entry.name: row for row, entry in enumerate(entries)}
-    return entries, lambda name: _stored_bytes(stored[rows[name]][column], name)
-
-
-def _image_column(features: "datasets.Features", column: str | None, repo_id: str) -> str:
-    import datasets
-
-    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if column is not None and column in columns:
-        return column
-    if column is None and len(columns) == 1:
-        return columns[0]
-    problem = f"no image column {column!r}" if column else f"{len(columns)} image columns"
-    raise ImageError(
-        f"The Hub dataset {repo_id} has {problem}; its image columns: {', '.join(columns) or 'none'}.",
-        "Name one of them as source.column.",
-    )
-
-
-def _stored_bytes(cell: dict | None, name: str) -> bytes:
-    """The bytes of an undecoded image cell: embedded, or in a file that was downloaded with the dataset."""
-    import datasets
-    from huggingface_hub import constants
-
-    if not cell or (cell["bytes"] is None and cell["path"] is None):
-        raise ImageError(f"{name} has no image: leave it out.")
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    path = Path(cell["path"]).resolve()
-    config = datasets.config
-    caches = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
-    if not any(path.is_relative_to(Path(cache).resolve()) for cache in caches):
-        raise ImageError(f"{name} has no bytes and names a file outside the download cache: leave it out.")
-    return read_file(path, name)
+    return [info.filename for info in archive.infolist() if not info.is_dir()], read

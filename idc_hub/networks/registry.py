@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import nn
 
+from idc_hub.atomic import write_bytes_atomically, write_text_atomically
 from idc_hub.errors import HubError, NetworkError
 from idc_hub.networks.edsr import EDSR
 from idc_hub.networks.mambairv2 import MambaIRv2
@@ -121,13 +122,11 @@ def save(network: Network, folder: str | Path, **info: Any) -> None:
         "name": network.name,
         "scale": network.scale,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     # At most one metadata key: the order of two, and so the bytes, would vary between runs.
     # We avoid safetensors' save_file because only the owner can read the files it writes.
-    temporary = folder / (WEIGHTS + ".tmp")
-    temporary.write_bytes(serialize(weights, metadata={"format": "pt"}))
-    temporary.replace(folder / WEIGHTS)
+    write_text_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_bytes_atomically(folder / WEIGHTS, serialize(weights, metadata={"format": "pt"}))
 
 
 def weights_sha256(spec: str | Path, *, scale: int | None = 4) -> str:

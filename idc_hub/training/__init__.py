@@ -1,5 +1,6 @@
-"""Training networks on pairs and measuring them.
+"""Training networks on LR/HR pairs, and measuring them.
 
-`recipe` says how, `pairs` reads LR and HR, `crops` draws what a step sees, `loop` trains, `launch` starts processes,
+`recipe` is how to train; `pairs` reads LR and HR, `pairing` finds which files belong together, `pixels` puts them in
+one file; `crops` draws what a step sees, `prefetch` ahead of time; `loop` trains, `launch` starts processes;
 `evaluation` measures.
 """

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,79 +12,126 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from idc_hub.atomic import write_text_atomically
+from idc_hub.errors import RecipeError
 from idc_hub.images.metrics import Protocol, psnr, ssim
 from idc_hub.networks import weights_sha256
-from idc_hub.networks.teachers import NonFiniteError, Teacher, upscale
+from idc_hub.networks.foreign import Foreign
+from idc_hub.networks.teachers import MARGIN, NonFiniteError, Teacher, upscale
 from idc_hub.networks.tiling import tiled
-from idc_hub.training.pairs import read_pairs
+from idc_hub.recipe import Source
+from idc_hub.training.pairing import set_name
+from idc_hub.training.pairs import location_of, read_pairs
+from idc_hub.training.pixels import pixels_sha256
 
 RESULTS = "results.json"
-TILE_OVERLAP = 32  # LR pixels; a multiple of every window, so that tiles of such sides keep the image's windows
+TILE_OVERLAP = 32  # LR pixels; a multiple of our networks' windows, so that tiles and image have the same windows
+
+Upscaler = nn.Module | Foreign | Teacher
 
 
 def evaluate(
-    upscaler: nn.Module | Teacher,
-    testset: str | Path,
+    upscaler: Upscaler,
+    testset: str | Path | Source,
     protocols: Sequence[Protocol],
     *,
     lr_location: str | Path | None = None,
     tile: int | None = None,
 ) -> dict[str, Any]:
-    """Upscale every LR image of a test set and compare it with its HR image.
+    """Upscale every LR image of a test set, and compare it with its HR image.
 
-    A network sees the whole LR image and nothing around it, in float32, as the literature evaluates; a
-    teacher does what it does to patches. Both results are uint8 before they are measured.
+    A network, third-party or ours, sees the whole LR image and nothing around it, in float32, as the literature
+    evaluates. A teacher does what it does to patches; its protocol says so. SR is rounded to uint8 before it is
+    measured. Images are read twice: first all of them are checked, then each is upscaled.
 
     Args:
         upscaler: A network or a teacher of the protocols' scale.
-        testset: HR images: a folder, or what else `images.sources.open_source` opens.
-        protocols: What to measure, all of one scale.
-        lr_location: LR images under the HR images' names; without it they are made by `imresize`.
-        tile: Side, in LR pixels, of the tiles that a network computes a large image in; None: the whole at once.
+        testset: HR images: a folder or whatever else `images.sources.open_source` opens; or a recipe's `Source`.
+        protocols: What to measure, all of one scale. `lr_given` and `upscaling` are filled in here.
+        lr_location: LR images, paired as `training.pairing.pair_files` does; without it `imresize` makes them.
+        tile: Side of the tiles, in LR pixels, in which a network upscales a large image; None: the whole image at once.
 
     Returns:
-        `{"testset", "images", "protocols"}`, ready for JSON; under "protocols" for each `str(protocol)` the
-        mean "psnr" (dB) and "ssim", and "per_image" with the two for each image. Rounded to 4 decimals.
+        For JSON: "testset" (its name), "sha256" (`pixels_sha256` of its pairs), "images" (their number), "lr_given",
+        "pairing" (what is paired with what), "left_out" (names of files that are no images), and "protocols": for each
+        `str(protocol)` the mean "psnr" (dB) and "ssim", and "per_image" with both for each image, to 4 decimals.
 
     Raises:
-        ImageError: There is no such test set, or an image does not fit.
-        NetworkError: What was made of an image has NaN or Inf in it.
+        ImageError: There is no such test set, or images cannot be used; all of them are named.
+        NetworkError: The output for an image has NaN or Inf.
+        RecipeError: Tiles were requested from a teacher that is no network, or do not fit the network.
     """
+    enlarge, upscaling = _upscaling(upscaler, tile)
     pairs = read_pairs(testset, protocols[0].scale, lr_location=lr_location)
-    if not isinstance(upscaler, Teacher):
-        network = partial(tiled, upscaler, tile=tile, overlap=TILE_OVERLAP) if tile else upscaler
-        enlarge: Callable[[Tensor], Tensor] = partial(upscale, network, device=next(upscaler.parameters()).device)
+    protocols = [replace(protocol, lr_given=pairs.lr_given, upscaling=upscaling) for protocol in protocols]
+    digest = pixels_sha256(pairs)
     scores: dict[str, dict[str, tuple[float, float]]] = {str(protocol): {} for protocol in protocols}
-    for name, (lr, hr) in pairs.items():
+    for name, (lr, hr) in pairs:
         batch = torch.from_numpy(lr).permute(2, 0, 1)[None]
         try:
-            enlarged = upscaler(batch, [name]) if isinstance(upscaler, Teacher) else enlarge(batch)
+            enlarged = enlarge(batch, name)
         except NonFiniteError as error:
             raise error.told_of(f"The network {getattr(upscaler, 'name', '')}".rstrip(), [name]) from error
         sr = enlarged[0].permute(1, 2, 0).numpy()
         for protocol in protocols:
             scores[str(protocol)][name] = psnr(sr, hr, protocol), ssim(sr, hr, protocol)
     return {
-        "testset": Path(testset).name,
+        "testset": set_name(location_of(testset)),
+        "sha256": digest,
         "images": len(pairs),
+        "lr_given": pairs.lr_given,
+        "pairing": pairs.pairing,
         "protocols": {protocol: _table(per_image) for protocol, per_image in scores.items()},
+        "left_out": list(pairs.left_out),
     }
 
 
 def save_result(folder: Path, result: dict[str, Any]) -> None:
-    """Keep what `evaluate` found in the folder of the network, where its model card is made from.
+    """Keep a result of `evaluate` in the network's folder, for its model card.
 
-    `results.json` holds `{"weights_sha256", "results"}`: for every test set the newest result. Those of other
-    weights are dropped. The file appears whole or not at all.
+    `results.json` contains `{"weights_sha256", "results"}`. There is one result for each test set, by the digest of its
+    pixels and whether LR was given, with the newest figures under each protocol. Results of other weights are dropped.
+    The file is written atomically.
     """
     path, digest = folder / RESULTS, weights_sha256(folder, scale=None)
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    earlier = kept["results"] if kept.get("weights_sha256") == digest else []
-    results = [old for old in earlier if old["testset"] != result["testset"]] + [result]
-    facts = {"weights_sha256": digest, "results": sorted(results, key=lambda entry: entry["testset"])}
-    temporary = folder / (RESULTS + ".tmp")
-    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    results = kept["results"] if kept.get("weights_sha256") == digest else []
+
+    def identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+        return entry.get("sha256"), entry.get("lr_given")
+
+    earlier = [entry for entry in results if identity(entry) == identity(result)]
+    others = [entry for entry in results if identity(entry) != identity(result)]
+    protocols = {key: table for entry in earlier for key, table in entry["protocols"].items()}
+    results = [*others, result | {"protocols": protocols | result["protocols"]}]
+    results.sort(key=lambda entry: (entry["testset"], str(entry.get("lr_given")), str(entry.get("sha256"))))
+    facts = {"weights_sha256": digest, "results": results}
+    write_text_atomically(path, json.dumps(facts, indent=2) + "\n")
+
+
+def _upscaling(upscaler: Upscaler, tile: int | None) -> tuple[Callable[[Tensor, str], Tensor], str]:
+    """How to upscale an image (uint8 `[1, 3, h, w]`, its name), and what the protocol says about it."""
+    if isinstance(upscaler, Teacher):
+        if tile:
+            raise RecipeError(f"--tile is for networks: {upscaler.name} upscales an image at once.", "Leave it out.")
+        margin = f"{MARGIN} LR pixels mirrored around"
+        upscaling = {"bicubic": "upscaled by imresize", "diffusers": f"upscaled by diffusion, {margin}"}
+        return lambda lr, name: upscaler(lr, [name]), upscaling.get(upscaler.kind, margin)
+    network: Callable[[Tensor], Tensor]
+    if isinstance(upscaler, Foreign):
+        module, network, multiple = upscaler.network, upscaler.enlarge, upscaler.multiple
+    else:
+        module, network, multiple = upscaler, upscaler, 1
+    if tile:
+        if tile % multiple:
+            raise RecipeError(f"{upscaler.name} needs tiles whose side is a multiple of {multiple}, not {tile}.")
+        overlap = ceil(TILE_OVERLAP / multiple) * multiple
+        network = partial(tiled, network, tile=tile, overlap=overlap)
+    weight = next(module.parameters(), None)
+    enlarge = partial(
+        upscale, network, multiple=multiple, device=torch.device("cpu") if weight is None else weight.device
+    )
+    return lambda lr, name: enlarge(lr), ""
 
 
 def _table(per_image: dict[str, tuple[float, float]]) -> dict[str, Any]:

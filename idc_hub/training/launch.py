@@ -1,31 +1,33 @@
 """Train a network in one process or, through Accelerate's launcher, in several.
 
-The processes get a file that names everything, and map one copy of the pixels into their memory. Started as
-`python -m idc_hub.training.launch FOLDER`.
+All pixels are decoded once, into a file that every process maps into its memory. Several processes are started as
+`python -m idc_hub.training.launch FOLDER`, and read their task from that folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
+import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
 
 from idc_hub import errors
 from idc_hub.errors import IDCError, IncompleteError, RecipeError
 from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
-from idc_hub.runs.progress import Progress, Reporting
+from idc_hub.runs.progress import Progress, Reporting, counting
 from idc_hub.runs.worker import end_with_parent
-from idc_hub.training.loop import METRICS, check, check_trackers, train
-from idc_hub.training.pairs import Pair, map_pixels, write_pixels
+from idc_hub.training.loop import METRICS, check, check_settings, check_trackers, train
+from idc_hub.training.pairs import Pairs
+from idc_hub.training.pixels import WORK, PixelFile, work_folder, write_pixels
 from idc_hub.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -39,13 +41,11 @@ Tell = Callable[[int, float], None]
 
 def train_network(
     spec: str,
-    pairs: Sequence[Pair],
+    pairs: Pairs,
     folder: Path,
     recipe: TrainingRecipe,
     *,
-    scale: int,
     num_processes: int | None = None,
-    data: Mapping[str, Any] | None = None,
     trackers: Sequence[str] = (),
     progress: Reporting = False,
 ) -> None:
@@ -53,53 +53,105 @@ def train_network(
 
     Inside a launcher's process (`accelerate launch`, `torchrun`) it takes part in the launcher's training instead.
 
+    The decoded pixels are in `folder/.training` until the training ends or is interrupted; a training that continues
+    decodes again.
+
     Args:
         spec: The name of a network to start from scratch; a folder or a Hub id of one to train further.
-        pairs: uint8 images of this scale.
+        pairs: What to train on; its scale is the network's.
         folder: Gets the trained network.
         recipe: How to train.
-        scale: The network's scale.
         num_processes: None: one for each visible GPU, or a single one on the CPU.
-        data: What the pairs are, for `training.yaml`.
-        trackers: Where to report to besides `metrics.jsonl`.
-        progress: True prints a line whenever one of the metrics is written, False nothing; a function gets every
-            `Progress` event.
+        trackers: Where to report to in addition to `metrics.jsonl`.
+        progress: True prints progress on stderr, False nothing; a function gets every `Progress` event.
 
     Raises:
-        Interrupted: A signal stopped several processes; the last checkpoint stays.
-        IncompleteError: One of several processes died.
+        Interrupted: A signal stopped several processes; the last checkpoint is kept.
+        IncompleteError: One of several processes died, or the disk is too full for the pixels.
         IDCError: What `train` raises.
     """
-    tell = _teller(recipe.steps, progress)
-    network = _start(spec, scale, recipe)
+    report = _report(recipe.steps, progress)
+    network = _start(spec, pairs.scale, recipe)
+    launched = "WORLD_SIZE" in os.environ
     processes = num_processes or max(1, torch.cuda.device_count())
-    if processes == 1 or "WORLD_SIZE" in os.environ:
-        train(network, pairs, folder, recipe, data=data, trackers=trackers, progress=tell)
-        return
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+    if not launched and processes > 1 and torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise RecipeError(f"{processes} processes need as many GPUs, and {torch.cuda.device_count()} can be seen.")
     check_trackers(trackers)
-    check(folder, pairs, scale, recipe, num_processes=processes)
-    folder.mkdir(parents=True, exist_ok=True)
-    job = {"spec": spec, "scale": scale, "folder": str(folder.resolve()), "trackers": list(trackers)}
-    job |= {"recipe": recipe.model_dump(mode="json"), "data": dict(data or {})}
-    with _desk(folder) as desk, _following(folder / METRICS, tell):
-        shapes = write_pixels(pairs, desk / "pixels")
-        (desk / "job.json").write_text(json.dumps(job | {"shapes": shapes}), encoding="utf-8")
+    check_settings(folder, recipe, num_processes=int(os.environ["WORLD_SIZE"]) if launched else processes)
+    if launched:
+        _train_launched(network, pairs, folder, recipe, trackers, progress, report)
+        return
+    with work_folder(folder) as work:
+        pixels = _write(pairs, work, progress)
+        if processes == 1:
+            train(
+                network,
+                pixels.map(),
+                folder,
+                recipe,
+                sha256=pixels.sha256,
+                data=pairs.facts,
+                trackers=trackers,
+                progress=report,
+            )
+            return
+        check(folder, pixels.map(), pairs.scale, recipe, num_processes=processes)
+        task = {"spec": spec, "folder": str(folder.resolve()), "trackers": list(trackers), "data": pairs.facts}
+        task |= {"recipe": recipe.model_dump(mode="json"), "pixels": pixels.facts()}
+        (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
         log, threads = folder / LOG_NAME, max(1, (os.cpu_count() or 1) // processes)
-        status = run_processes("idc_hub.training.launch", [str(desk)], processes, log=log, threads=threads)
-        if (desk / "error.json").exists():
-            error = json.loads((desk / "error.json").read_text(encoding="utf-8"))
+        with _reporting_metrics(folder / METRICS, report):
+            status = run_processes("idc_hub.training.launch", [str(work)], processes, log=log, threads=threads)
+        if (work / "error.json").exists():
+            error = json.loads((work / "error.json").read_text(encoding="utf-8"))
             raise getattr(errors, error["kind"])(error["message"], error["hint"])
     if status != 0:
         raise IncompleteError(
-            f"The training ended with status {status}; the last words of its processes are in {log}.",
+            f"The training ended with status {status}; the end of its log, {log}, may say why.",
             "Run the same command again: it continues from the last checkpoint.",
         )
     log.unlink()
 
 
-def _teller(steps: int, progress: Reporting) -> Tell | None:
+def _train_launched(
+    network: Network,
+    pairs: Pairs,
+    folder: Path,
+    recipe: TrainingRecipe,
+    trackers: Sequence[str],
+    progress: Reporting,
+    report: Tell | None,
+) -> None:
+    """Train inside a launcher's process: the first process of each machine writes the pixels, the others map them."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    facts = folder / WORK / platform.node() / "pixels.json"
+    with contextlib.ExitStack() as stack:
+        with state.local_main_process_first():
+            if state.is_local_main_process:
+                work = stack.enter_context(work_folder(folder, platform.node()))
+                pixels = _write(pairs, work, progress)
+                facts.write_text(json.dumps(pixels.facts()), encoding="utf-8")
+        pixels = PixelFile(**json.loads(facts.read_text(encoding="utf-8")))
+        train(
+            network,
+            pixels.map(),
+            folder,
+            recipe,
+            sha256=pixels.sha256,
+            data=pairs.facts,
+            trackers=trackers,
+            progress=report,
+        )
+
+
+def _write(pairs: Pairs, work: Path, progress: Reporting) -> PixelFile:
+    """`write_pixels`, with progress on stderr."""
+    say = (lambda sentence: print(sentence, file=sys.stderr, flush=True)) if progress is True else None
+    with counting("decoding images", progress) as count:
+        return write_pixels(pairs, work, say=say, progress=count)
+
+
+def _report(steps: int, progress: Reporting) -> Tell | None:
     """What a training calls with the step and the loss."""
     if progress is False:
         return None
@@ -115,67 +167,62 @@ def _start(spec: str, scale: int, recipe: TrainingRecipe) -> Network:
     return create(spec, scale=scale) if spec in NETWORKS else load(spec, scale=scale)
 
 
-@contextmanager
-def _desk(folder: Path) -> Iterator[Path]:
-    """A folder for what the processes need; one that a killed training left is cleared first."""
-    desk = folder / ".processes"
-    shutil.rmtree(desk, ignore_errors=True)
-    desk.mkdir()
-    try:
-        yield desk
-    finally:
-        shutil.rmtree(desk)
-
-
-@contextmanager
-def _following(metrics: Path, progress: Tell | None) -> Iterator[None]:
-    """Tell of each line that the main process adds to the metrics while the block runs."""
-    if progress is None:
+@contextlib.contextmanager
+def _reporting_metrics(metrics: Path, report: Tell | None) -> Iterator[None]:
+    """Report each line that the main process adds to the metrics while the block runs."""
+    if report is None:
         yield
         return
     ended = threading.Event()
 
     def read() -> list[str]:
         written = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
-        return written.rpartition("\n")[0].splitlines()  # the last line may be on its way
+        return written.rpartition("\n")[0].splitlines()  # the last line may be incomplete
 
-    told = len(read())
+    reported = len(read())
 
-    def tell() -> None:
-        nonlocal told
+    def report_new() -> None:
+        nonlocal reported
         lines = read()
-        for line in map(json.loads, lines[told:]):
-            progress(line["step"], line["loss"])
-        told = len(lines)  # fewer than before where a training went back to its checkpoint
+        for line in map(json.loads, lines[reported:]):
+            report(line["step"], line["loss"])
+        reported = len(lines)  # fewer than before if a training went back to its checkpoint
 
-    def follow() -> None:
+    def poll() -> None:
         while not ended.wait(POLL_SECONDS):
-            tell()
+            report_new()
 
-    thread = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        tell()
+        report_new()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """One of several processes; its rank comes from the environment that the launcher sets."""
+    """Train as one of several processes; the launcher sets the rank in the environment."""
     end_with_parent()
-    desk = Path((argv or sys.argv[1:])[0])
-    job = json.loads((desk / "job.json").read_text(encoding="utf-8"))
-    recipe = TrainingRecipe.model_validate(job["recipe"])
+    work = Path((argv or sys.argv[1:])[0])
+    task = json.loads((work / "task.json").read_text(encoding="utf-8"))
+    recipe, pixels = TrainingRecipe.model_validate(task["recipe"]), PixelFile(**task["pixels"])
     try:
-        pairs = map_pixels(desk / "pixels", job["shapes"], job["scale"])
-        network = _start(job["spec"], job["scale"], recipe)
-        train(network, pairs, job["folder"], recipe, data=job["data"], trackers=job["trackers"])
+        network = _start(task["spec"], pixels.scale, recipe)
+        train(
+            network,
+            pixels.map(),
+            task["folder"],
+            recipe,
+            sha256=pixels.sha256,
+            data=task["data"],
+            trackers=task["trackers"],
+        )
     except IDCError as error:
         if os.environ.get("RANK", "0") == "0":
             facts = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-            (desk / "error.json").write_text(json.dumps(facts), encoding="utf-8")
+            (work / "error.json").write_text(json.dumps(facts), encoding="utf-8")
         return error.exit_code
     return 0
 

@@ -70,6 +70,7 @@ def spandrel_swinir(path: Path) -> nn.Module:
     return network
 
 
+@pytest.mark.spandrel
 def test_a_checkpoint_is_a_teacher_through_spandrel(tmp_path: Path) -> None:
     network = spandrel_swinir(tmp_path / "2x_Swin.pth")
     teacher = load_teacher(tmp_path / "2x_Swin.pth", scale=2)
@@ -91,11 +92,13 @@ def test_a_checkpoint_is_a_teacher_through_spandrel(tmp_path: Path) -> None:
         load_teacher(tmp_path / "2x_Swin.pth", scale=4)
 
 
+@pytest.mark.spandrel
 def test_a_checkpoint_makes_an_hr_version_through_spandrel(repo: Path, tmp_path: Path) -> None:
     spandrel_swinir(tmp_path / "net.pth")
     assert regenerate(CondensedSet(repo), load_teacher(tmp_path / "net.pth", scale=2), "swin").patches == 6
 
 
+@pytest.mark.spandrel
 def test_an_architecture_that_spandrel_does_not_know_is_said_to_be_so(tmp_path: Path) -> None:
     pytest.importorskip("spandrel", reason="the extra spandrel is not installed")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "net.pth")

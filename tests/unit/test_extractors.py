@@ -171,6 +171,7 @@ def test_swin2sr_is_an_extractor(tmp_path: Path) -> None:
     assert torch.allclose(features.flatten(2).transpose(1, 2), states[2], atol=1e-6)
 
 
+@pytest.mark.spandrel
 def test_a_checkpoint_is_an_extractor_through_spandrel(tmp_path: Path) -> None:
     architectures = pytest.importorskip("spandrel.architectures.SwinIR", reason="the extra spandrel is not installed")
     network = architectures.SwinIR(

@@ -17,7 +17,18 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("JPEG2000", {}),
+    ],
+)
 def test_lossless_rgb_comes_back_as_it_is(tmp_path, kind, options):
     path = tmp_path / "photo"
     path.write_bytes(encoded(Image.fromarray(PIXELS), kind, **options))
@@ -25,6 +36,47 @@ def test_lossless_rgb_comes_back_as_it_is(tmp_path, kind, options):
     assert np.array_equal(photograph.pixels, PIXELS)
     assert photograph.pixels.dtype == np.uint8
     assert photograph.notes == ()
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PPM", "L"), ("PPM", "1"), ("GIF", "L"), ("TIFF", "P"), ("BMP", "P")])
+def test_gray_and_palette_of_other_formats(kind, mode):
+    image = Image.fromarray(PIXELS).convert("L").convert(mode)
+    photograph = read_image(encoded(image, kind))
+    assert np.array_equal(photograph.pixels, np.array(image.convert("RGB")))
+    assert len(photograph.notes) == 1
+    assert photograph.notes[0].endswith(" converted to RGB")
+
+
+def test_avif():
+    smooth = np.broadcast_to(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None], (24, 16, 3)).copy()
+    photograph = read_image(encoded(Image.fromarray(smooth), "AVIF", quality=95))
+    assert np.abs(photograph.pixels.astype(int) - smooth).max() <= 6
+
+
+def test_a_color_profile_is_ignored_with_a_note():
+    photograph = read_image(encoded(Image.fromarray(PIXELS), "PNG", icc_profile=b"a profile" * 20))
+    assert np.array_equal(photograph.pixels, PIXELS)
+    assert photograph.notes == ("color profile ignored",)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+DAMAGED_TEXT = chunk(b"tEXt", b"Software\0nothing")[:-1] + b"?"
+LONG_TEXT = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b" " * 2**20 * 3))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "place"),
+    [(DAMAGED_TEXT, 33), (LONG_TEXT, 33), (LONG_TEXT, -12)],
+    ids=["checksum", "too long", "too long, after the pixels"],
+)
+def test_metadata_that_cannot_be_read_costs_no_pixels(metadata, place):
+    data = encode_png(PIXELS)
+    photograph = read_image(data[:place] + metadata + data[place:])
+    assert np.array_equal(photograph.pixels, PIXELS)
+    assert photograph.notes == ("unreadable metadata ignored",)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
@@ -45,21 +97,18 @@ def test_other_modes_become_rgb_with_a_note(mode):
     photograph = read_image(encoded(image, "PNG"))
     assert np.array_equal(photograph.pixels, np.array(image.convert("RGB")))
     kind = {"P": "palette", "1": "1-bit"}.get(mode, "gray")
-    assert photograph.notes[-1] == f"Converted from {kind} to RGB."
+    assert photograph.notes[-1] == f"{kind} converted to RGB"
     assert len(photograph.notes) == (2 if mode == "LA" else 1)
 
 
 def test_gray_jpeg_becomes_rgb_with_a_note():
     photograph = read_image(encoded(Image.fromarray(PIXELS[..., 0]), "JPEG"))
     assert photograph.pixels.shape == (6, 9, 3)
-    assert photograph.notes == ("Converted from gray to RGB.",)
+    assert photograph.notes == ("gray converted to RGB",)
 
 
 def test_gray_of_four_bits_keeps_its_full_range():
     rows = b"".join(b"\0" + bytes([0x0F]) for _ in range(2))  # two pixels a row: 0 and 15
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 2, 2, 4, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -72,14 +121,14 @@ def test_opaque_alpha_is_dropped_with_a_note(kind):
     photograph = read_image(encoded(rgba, kind, lossless=True))
     assert np.array_equal(photograph.pixels, PIXELS)
     if kind == "PNG":  # the WebP encoder drops such a channel itself
-        assert photograph.notes == ("Dropped an alpha channel that was opaque everywhere.",)
+        assert photograph.notes == ("opaque alpha channel dropped",)
 
 
 def test_a_color_key_that_no_pixel_has_is_dropped_with_a_note():
     pixels = np.full((4, 4, 3), 9, np.uint8)
     photograph = read_image(encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3)))
     assert np.array_equal(photograph.pixels, pixels)
-    assert photograph.notes == ("Dropped an alpha channel that was opaque everywhere.",)
+    assert photograph.notes == ("opaque alpha channel dropped",)
 
 
 UPRIGHT = {  # what a viewer does for each EXIF orientation (Exif 2.3, tag 0x0112)
@@ -95,13 +144,13 @@ UPRIGHT = {  # what a viewer does for each EXIF orientation (Exif 2.3, tag 0x011
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photograph = read_image(encoded(Image.fromarray(PIXELS), kind, exif=exif, lossless=True))
     assert np.array_equal(photograph.pixels, UPRIGHT[orientation](PIXELS))
-    expected = () if orientation == 1 else (f"Turned upright as its EXIF orientation ({orientation}) says.",)
+    expected = () if orientation == 1 else ("EXIF orientation applied",)
     assert photograph.notes == expected
 
 

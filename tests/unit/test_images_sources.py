@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idc_hub.errors import HubError, ImageError
+from idc_hub.errors import HubError, ImageError, LeftOutWarning
 from idc_hub.images.files import encode_png
 from idc_hub.images.patches import hr_box, windows
 from idc_hub.images.resize import imresize
-from idc_hub.images.sources import Entry, Source, load_hr, load_lr_patches, open_source, survey
+from idc_hub.images.sources import Entry, Source, count_conversions, load_hr, load_lr_patches, open_source, survey
 
 GRID = {"scale": 4, "size": 8, "stride": 4}
 
@@ -67,6 +67,42 @@ def test_include_chooses_by_pattern(folder):
         open_source(str(folder), include=["b.png", "c*.png"])
 
 
+def test_exclude_leaves_out_by_pattern(folder):
+    assert names(open_source(str(folder), exclude=["deep/*", "*.webp"])) == [IN_ORDER[3]]
+    with pytest.raises(ImageError, match=r"fits the pattern c\* of source\.exclude"):
+        open_source(str(folder), exclude=["c*"])
+    with pytest.raises(ImageError, match=r"source\.exclude leaves no photograph of"):
+        open_source(str(folder), include=["deep/*"], exclude=["deep/*"])
+
+
+def test_files_that_are_no_photographs_are_named(folder):
+    (folder / "deep" / "labels.mat").write_bytes(b"")
+    (folder / "Thumbs.db").write_bytes(b"")
+    source = open_source(str(folder))
+    assert source.left_out == ("deep/labels.mat", "notes.txt")
+    with pytest.warns(LeftOutWarning) as caught:
+        source.warn_of_left_out()
+    sentence = f"2 files are not photographs and are left out of {folder}: deep/labels.mat, notes.txt."
+    assert [str(warning.message) for warning in caught] == [sentence]
+    assert open_source(str(folder), include=["deep/*"]).left_out == ("deep/labels.mat",)
+    assert open_source(str(folder), exclude=["*.txt", "*.webp"]).left_out == ("deep/labels.mat",)
+
+
+def test_at_most_five_files_are_named(folder):
+    for number in range(6):
+        (folder / f"a{number}.csv").write_bytes(b"")
+    with pytest.warns(LeftOutWarning, match=r"^7 files .*: a0.csv, a1.csv, a2.csv, a3.csv, a4.csv and 2 more\.$"):
+        open_source(str(folder)).warn_of_left_out()
+
+
+def test_conversions_are_counted(folder):
+    for number in range(2):
+        Image.fromarray(photograph(number)[..., 0]).save(folder / f"gray{number}.png")
+    Image.fromarray(photograph(7)).save(folder / "profile.png", icc_profile=b"profile" * 20)
+    instances = survey(open_source(str(folder)), **GRID)
+    assert count_conversions(instances) == {"gray converted to RGB": 2, "color profile ignored": 1}
+
+
 def test_a_linked_folder_and_a_linked_file_are_followed(folder, tmp_path):
     root = tmp_path / "linked"
     root.mkdir()
@@ -96,7 +132,7 @@ def test_survey_describes_every_instance(folder):
 def test_survey_hands_on_the_notes(folder):
     Image.fromarray(photograph(5)[..., 0]).save(folder / "gray.png")
     notes = {instance.id: instance.notes for instance in survey(open_source(str(folder)), **GRID)}
-    assert notes["gray"] == ("Converted from gray to RGB.",)
+    assert notes["gray"] == ("gray converted to RGB",)
     assert notes["b"] == ()
 
 
@@ -169,17 +205,18 @@ def hub(tmp_path, monkeypatch):
     load = datasets.load_dataset
     repo = tmp_path / "repo"
 
-    def load_from_disk(path, **options):
+    def load_from_disk(path, *arguments, **options):
         assert path == "org/photos"
-        return load(str(repo), cache_dir=str(tmp_path / "cache"), **options)
+        return load(str(repo), *arguments, cache_dir=str(tmp_path / "cache"), **options)
 
-    def publish(**columns) -> None:
+    def publish(split="train", folder="data", **columns) -> None:
         kinds = {name: datasets.Image() if name != "label" else datasets.Value("string") for name in columns}
         table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-        (repo / "data").mkdir(parents=True)
-        table.to_parquet(repo / "data" / "train-00000-of-00001.parquet")
+        (repo / folder).mkdir(parents=True, exist_ok=True)
+        table.to_parquet(repo / folder / f"{split}-00000-of-00001.parquet")
 
     monkeypatch.setattr(datasets, "load_dataset", load_from_disk)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     return publish
@@ -202,7 +239,8 @@ def test_hub_dataset_takes_its_ids_from_file_names(hub):
 def test_hub_dataset_without_unique_names_takes_row_numbers(hub, paths):
     hub(photo=cells(*paths))
     source = open_source("org/photos")
-    assert names(source) == [("0000", "row 0"), ("0001", "row 1")]
+    expected = paths if None not in paths else ("row 0", "row 1")
+    assert names(source) == [("0000", expected[0]), ("0001", expected[1])]
     assert source.read(source.entries[1]) == encode_png(photograph(1))
 
 
@@ -242,17 +280,21 @@ def test_hub_dataset_rows_without_bytes(hub, tmp_path):
 
 def test_hub_dataset_with_another_split(hub):
     hub(photo=cells("a.png"))
-    with pytest.raises(HubError, match="org/photos cannot be loaded: Unknown split"):
-        open_source("org/photos", split="validation")
+    hub(split="validation", photo=cells("b.png", "c.png"))
+    assert names(open_source("org/photos", split="validation")) == [("b", "b.png"), ("c", "c.png")]
+    assert names(open_source("org/photos", split="validation[:1]")) == [("b", "b.png")]
+    with pytest.raises(ImageError, match=r"org/photos has no split 'test'; its splits: train, validation\. Name one"):
+        open_source("org/photos", split="test")
 
 
 def test_hub_dataset_that_is_not_there(monkeypatch):
     import datasets
 
-    def not_found(path, **options):
+    def not_found(path, *arguments, **options):
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", not_found)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     with pytest.raises(ImageError, match=r"There is no folder or zip org/none here, and on the Hub"):
         open_source("org/none")
 
@@ -263,6 +305,63 @@ def test_what_is_on_this_machine_comes_before_the_hub(hub, tmp_path):
     (tmp_path / "org" / "photos").mkdir(parents=True)
     (tmp_path / "org" / "photos" / "local.png").write_bytes(encode_png(photograph(0)))
     assert names(open_source("org/photos")) == [("local", "local.png")]
+
+
+def test_hub_dataset_with_several_configs(hub):
+    hub(folder="Set5", photo=cells("a.png"))
+    hub(folder="Set14", photo=cells("b.png"))
+    (Path("repo") / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: Set5, data_files: Set5/*}\n- {config_name: Set14, data_files: Set14/*}\n---\n"
+    )
+    assert names(open_source("org/photos", config="Set14")) == [("b", "b.png")]
+    for config, problem in ((None, "several configs"), ("Set15", "no config 'Set15'")):
+        with pytest.raises(ImageError, match=rf"org/photos has {problem}; its configs: Set5, Set14\. Name one"):
+            open_source("org/photos", config=config)
+
+
+def test_hub_dataset_with_images_in_a_zip(hub, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for place in ("cache/images.zip", "outside.zip"):
+        with zipfile.ZipFile(tmp_path / place, "w") as archive:
+            for name in ("baby", "bird", "woman"):
+                archive.writestr(f"Set5/{name}.png", encode_png(photograph(1)))
+    paths = [
+        f"zip://Set5/{name}::{tmp_path}/{place}"
+        for name, place in [
+            ("baby.png", "cache/images.zip"),
+            ("bird.png", "cache/images.zip"),
+            ("woman.png", "outside.zip"),
+        ]
+    ]
+    hub(photo=[{"bytes": None, "path": path} for path in paths])
+    with zipfile.ZipFile(tmp_path / "cache/images.zip", "w") as archive:
+        archive.writestr("Set5/baby.png", encode_png(photograph(1)))
+    source = open_source("org/photos")
+    assert names(source) == [(name, f"Set5/{name}.png") for name in ("baby", "bird", "woman")]
+    assert source.read(source.entries[0]) == encode_png(photograph(1))
+    with pytest.raises(ImageError, match=r"Set5/bird\.png cannot be read from its archive"):
+        source.read(source.entries[1])
+    with pytest.raises(ImageError, match=r"Set5/woman\.png has no bytes and names a file outside the download cache"):
+        source.read(source.entries[2])
+
+
+def test_hub_dataset_with_lr_beside_hr(hub):
+    hub(photo=cells("DIV2K_train_HR/0001.png", "DIV2K_train_LR_bicubic/X4/0001x4.png"))
+    with pytest.raises(ImageError, match=r"choose HR with source\.include=DIV2K_train_HR/\*"):
+        open_source("org/photos")
+    assert names(open_source("org/photos", include=["DIV2K_train_HR/*"])) == [("0001", "DIV2K_train_HR/0001.png")]
+
+
+def test_a_mistyped_folder_costs_one_request(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", "http://127.0.0.1:9", raising=False)
+    with pytest.raises(
+        HubError, match=r"^There is no folder or zip photos/train here, and the Hub .* cannot be reached"
+    ):
+        open_source("photos/train")
 
 
 @pytest.mark.parametrize("path", ["photos", "a/b/c", "../photos", "./photos", "org/", "/org/photos", "org /photos"])

@@ -1,8 +1,10 @@
 """Training: the right crops, the right update, exact continuation, and a loss that falls."""
 
+import hashlib
 import json
 import math
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -20,14 +22,18 @@ from skimage import data
 from torch import Tensor
 
 from idc_hub import networks
-from idc_hub.errors import DivergedError, ImageError, NetworkError, RecipeError
+from idc_hub.errors import DivergedError, ImageError, IncompleteError, NetworkError, RecipeError
+from idc_hub.images.files import encode_png
 from idc_hub.images.resize import imresize
 from idc_hub.networks.edsr import EDSR
+from idc_hub.runs.progress import Progress
 from idc_hub.training import loop as training
-from idc_hub.training.crops import Batch, draw_batch, prefetch, turned
+from idc_hub.training.crops import Batch, draw_batch, turned
 from idc_hub.training.launch import train_network
 from idc_hub.training.loop import learning_rate, train
-from idc_hub.training.pairs import Pair, map_pixels, write_pixels
+from idc_hub.training.pairs import Pair, Pairs, StoredPair
+from idc_hub.training.pixels import PixelFile, pixels_sha256, write_pixels
+from idc_hub.training.prefetch import prefetch
 from idc_hub.training.recipe import TrainingRecipe
 from tests.unit.test_pieces import Asked
 
@@ -38,9 +44,15 @@ def tiny(seed: int = 0) -> EDSR:
 
 
 @pytest.fixture(scope="module")
-def photograph() -> list[Pair]:
+def photograph() -> dict[str, Pair]:
     hr = data.astronaut()[:256, 128:384]
-    return [(imresize(hr, 1 / 4), hr)]
+    return {"astronaut": (imresize(hr, 1 / 4), hr)}
+
+
+def stored(pairs: dict[str, Pair], scale: int = 4) -> Pairs:
+    """The pairs as image files."""
+    files = [StoredPair(name, encode_png(hr), encode_png(lr), f"LR of {name}") for name, (lr, hr) in pairs.items()]
+    return Pairs(scale, len(files), lambda: iter(files), lr_given=True)
 
 
 def recipe(**changes: Any) -> TrainingRecipe:
@@ -68,6 +80,11 @@ def numbered_pair(scale: int, height: int, width: int) -> Pair:
     return lr, lr.repeat(scale, 0).repeat(scale, 1)
 
 
+def draw(pairs: list[Pair], *arguments: Any, **options: Any) -> Batch:
+    named = {str(number): pair for number, pair in enumerate(pairs)}
+    return draw_batch(named, list(named), *arguments, **options)
+
+
 def as_seen(images: Tensor, turns: Tensor) -> np.ndarray:
     """The crops as the network gets them: uint8 [B, size, size, 3]."""
     return (turned(images, turns) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -77,7 +94,7 @@ def as_seen(images: Tensor, turns: Tensor) -> np.ndarray:
 def test_the_hr_crop_lies_on_the_lr_crop_in_every_orientation(scale: int) -> None:
     pairs = [numbered_pair(scale, 20, 31), numbered_pair(scale, 9, 9)]
     settings = recipe(batch_size=200, crop=8)
-    batch = draw_batch(pairs, settings, scale, step=1)
+    batch = draw(pairs, settings, scale, step=1)
     lr, hr = as_seen(batch.lr, batch.turns), as_seen(batch.hr, batch.turns)
     assert lr.shape == (200, 8, 8, 3)
     np.testing.assert_array_equal(hr, lr.repeat(scale, 1).repeat(scale, 2))
@@ -93,31 +110,34 @@ def test_the_hr_crop_lies_on_the_lr_crop_in_every_orientation(scale: int) -> Non
     assert int(lr[..., 0].max()) == 19, "and their last row"
 
 
-def test_the_draws_are_those_that_the_shipped_weights_were_trained_with(photograph: list[Pair]) -> None:
+def test_the_draws_are_those_that_the_shipped_weights_were_trained_with(photograph: dict[str, Pair]) -> None:
     """Image, top, left, quarter turns, mirror: in this order from one generator for each step."""
     settings = recipe(batch_size=16, seed=5)
-    batch = draw_batch(photograph * 3, settings, 4, step=7)
+    batch = draw([*photograph.values()] * 3, settings, 4, step=7)
     rng = np.random.default_rng((5, 7))
     for crop in as_seen(batch.lr, batch.turns):
-        lr, _ = photograph[rng.integers(3) * 0]
+        rng.integers(3)  # which image: all three are the same
+        lr, _ = photograph["astronaut"]
         top, left = (rng.integers(side - 12 + 1) for side in lr.shape[:2])
         turns, mirror = int(rng.integers(4)), rng.integers(2)
         expected = np.rot90(lr[top : top + 12, left : left + 12], turns)
         np.testing.assert_array_equal(crop, expected[:, ::-1] if mirror else expected)
 
 
-def test_what_a_step_draws_depends_on_seed_and_step_alone(photograph: list[Pair]) -> None:
-    draws = [draw_batch(photograph, recipe(seed=seed), 4, step).lr for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5))]
+def test_what_a_step_draws_depends_on_seed_and_step_alone(photograph: dict[str, Pair]) -> None:
+    draws = [
+        draw([*photograph.values()], recipe(seed=seed), 4, step).lr for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5))
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0], draws[3])
 
 
-def test_shares_make_up_the_batch(photograph: list[Pair]) -> None:
+def test_shares_make_up_the_batch(photograph: dict[str, Pair]) -> None:
     settings = recipe(batch_size=6)
-    whole = draw_batch(photograph, settings, 4, step=1)
+    whole = draw([*photograph.values()], settings, 4, step=1)
     for rank in range(3):
-        share = draw_batch(photograph, settings, 4, step=1, share=slice(rank, None, 3))
+        share = draw([*photograph.values()], settings, 4, step=1, share=slice(rank, None, 3))
         for mine, all_of_it in zip(share, whole, strict=True):
             assert torch.equal(mine, all_of_it[rank::3])
 
@@ -146,13 +166,65 @@ def test_batches_are_drawn_ahead_and_come_in_order() -> None:
 
 
 def test_pixels_in_a_file_are_the_pairs_again(tmp_path: Path) -> None:
-    pairs = [numbered_pair(3, 20, 31), numbered_pair(3, 9, 8), numbered_pair(3, 10, 10)]
-    shapes = write_pixels(pairs, tmp_path / "pixels")
-    assert (tmp_path / "pixels").stat().st_size == sum(lr.size + hr.size for lr, hr in pairs)
-    for pair, expected in zip(map_pixels(tmp_path / "pixels", shapes, 3), pairs, strict=True):
-        for image, original in zip(pair, expected, strict=True):
+    pairs = {"a": numbered_pair(3, 20, 31), "b": numbered_pair(3, 9, 8), "c": numbered_pair(3, 10, 10)}
+    said: list[str] = []
+    counted: list[tuple[int, int]] = []
+    pixels = write_pixels(
+        stored(pairs, scale=3), tmp_path, say=said.append, progress=lambda *count: counted.append(count)
+    )
+    size = sum(lr.size + hr.size for lr, hr in pairs.values())
+    assert Path(pixels.path).stat().st_size == size
+    assert said == [f"The pixels of 3 pairs need {size / 1e6:.1f} MB in {tmp_path} until the training ends."]
+    assert counted == [(1, 3), (2, 3), (3, 3)]
+    mapped = PixelFile(**json.loads(json.dumps(pixels.facts()))).map()
+    assert list(mapped) == ["a", "b", "c"]
+    digest = hashlib.sha256()
+    for name, pair in mapped.items():
+        for image, original in zip(pair, pairs[name], strict=True):
             np.testing.assert_array_equal(image, original)
             assert not image.flags.writeable
+            digest.update(str(original.shape).encode() + original.tobytes())
+    assert pixels.sha256 == pixels_sha256(pairs) == digest.hexdigest()
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photograph: dict[str, Pair]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    pairs = stored(photograph)
+    monkeypatch.setattr(type(pairs), "__iter__", lambda self: pytest.fail("decoded"))
+    sentence = r"The pixels of 1 pairs need 0\.2 MB in .*; only 1\.0 MB are free there\. Make room"
+    with pytest.raises(IncompleteError, match=sentence):
+        train_network("edsr-small", pairs, tmp_path / "new" / "out", recipe())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_leaves_no_pixels_behind(tmp_path: Path, photograph: dict[str, Pair]) -> None:
+    networks.save(tiny(), tmp_path / "start")
+    out, seen = tmp_path / "out", []
+    (out / ".training").mkdir(parents=True)
+    (out / ".training" / "pixels").write_bytes(b"of a training that was killed")
+
+    def stop(event: Progress) -> None:
+        seen.append((event.stage, event.done, (out / ".training" / "pixels").stat().st_size))
+        if (event.stage, event.done) == ("training", 3):
+            raise Interrupted
+
+    settings = recipe(checkpoint_every=2, steps=4)
+    with pytest.raises(Interrupted):
+        train_network(str(tmp_path / "start"), stored(photograph), out, settings, progress=stop)
+    assert {path.name for path in out.iterdir()} == {"checkpoint.safetensors", "metrics.jsonl"}
+    (out / ".checkpoint.safetensors.0123abcd.partial").write_bytes(b"half")  # of a kill during a write
+    train_network(str(tmp_path / "start"), stored(photograph), out, settings)
+    names = {"config.json", "metrics.jsonl", "model.safetensors", "training.yaml"}
+    assert {path.name for path in out.iterdir()} == names
+    size = sum(image.size for image in photograph["astronaut"])
+    assert seen[-3:] == [("training", step, size) for step in (1, 2, 3)]
+    assert seen[0][:2] == ("decoding images", 1)
+
+    train(networks.load(tmp_path / "start"), photograph, tmp_path / "direct", settings)
+    files = [folder / "model.safetensors" for folder in (out, tmp_path / "direct")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 # The update
@@ -167,8 +239,8 @@ def test_learning_rates_by_hand() -> None:
     assert [learning_rate(steps, done) for done in (0, 49, 50, 74, 75, 99)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
 
 
-def test_one_step_is_one_step_of_adam_on_the_mean_absolute_error(photograph: list[Pair], tmp_path: Path) -> None:
-    batch = draw_batch(photograph, recipe(), 4, step=1)
+def test_one_step_is_one_step_of_adam_on_the_mean_absolute_error(photograph: dict[str, Pair], tmp_path: Path) -> None:
+    batch = draw([*photograph.values()], recipe(), 4, step=1)
     lr, hr = (torch.from_numpy(as_seen(images, batch.turns)).permute(0, 3, 1, 2) / 255 for images in batch[:2])
     before = tiny()
     loss = (before(lr) - hr).abs().mean()
@@ -186,7 +258,7 @@ def test_one_step_is_one_step_of_adam_on_the_mean_absolute_error(photograph: lis
     assert checked > 0.9 * sum(parameter.numel() for parameter in before.parameters())
 
 
-def test_what_is_saved_is_the_moving_average(photograph: list[Pair], tmp_path: Path) -> None:
+def test_what_is_saved_is_the_moving_average(photograph: dict[str, Pair], tmp_path: Path) -> None:
     raw = []
     for steps in (1, 2, 3, 4):
         network = tiny()
@@ -201,7 +273,7 @@ def test_what_is_saved_is_the_moving_average(photograph: list[Pair], tmp_path: P
         assert not torch.equal(value, raw[-1][key])
 
 
-def test_a_batch_in_parts_is_the_same_step(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_batch_in_parts_is_the_same_step(photograph: dict[str, Pair], tmp_path: Path) -> None:
     whole = train(tiny(), photograph, tmp_path / "whole", recipe(steps=3, batch_size=4))
     parts = train(tiny(), photograph, tmp_path / "parts", recipe(steps=3, batch_size=4, accumulate=2))
     for key, value in weights(whole).items():
@@ -211,7 +283,7 @@ def test_a_batch_in_parts_is_the_same_step(photograph: list[Pair], tmp_path: Pat
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_the_folder_says_how_the_weights_were_made(photograph: list[Pair], tmp_path: Path) -> None:
+def test_the_folder_says_how_the_weights_were_made(photograph: dict[str, Pair], tmp_path: Path) -> None:
     settings = recipe(steps=1)
     train(tiny(), photograph, tmp_path, settings, data={"photographs": "holiday"})
     facts = yaml.safe_load((tmp_path / "training.yaml").read_text())
@@ -219,19 +291,21 @@ def test_the_folder_says_how_the_weights_were_made(photograph: list[Pair], tmp_p
     assert facts["data"] == {"photographs": "holiday", "pairs": 1, "sha256": facts["data"]["sha256"]}
     assert TrainingRecipe(**facts["recipe"]) == settings
     assert facts["packages"].keys() == {"idc-hub", "torch", "accelerate"}
-    train(tiny(), [(lr, 255 - hr) for lr, hr in photograph], tmp_path / "other", settings)
+    train(tiny(), {name: (lr, 255 - hr) for name, (lr, hr) in photograph.items()}, tmp_path / "other", settings)
     other = yaml.safe_load((tmp_path / "other" / "training.yaml").read_text())
     assert re.fullmatch("[0-9a-f]{64}", facts["data"]["sha256"])
     assert other["data"]["sha256"] != facts["data"]["sha256"]
 
 
-def test_milestones_lower_the_rate_that_is_used(photograph: list[Pair], tmp_path: Path) -> None:
+def test_milestones_lower_the_rate_that_is_used(photograph: dict[str, Pair], tmp_path: Path) -> None:
     train(tiny(), photograph, tmp_path, recipe(steps=4, milestones=(0.5,), gamma=0.1))
     assert [line["learning_rate"] for line in metrics(tmp_path)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_training_lowers_the_loss_on_a_photograph(mixed_precision: str, photograph: list[Pair], tmp_path: Path) -> None:
+def test_training_lowers_the_loss_on_a_photograph(
+    mixed_precision: str, photograph: dict[str, Pair], tmp_path: Path
+) -> None:
     settings = recipe(
         steps=120,
         batch_size=4,
@@ -248,7 +322,7 @@ def test_training_lowers_the_loss_on_a_photograph(mixed_precision: str, photogra
     assert seen == [(line["step"], line["loss"]) for line in lines]
     assert lines[-1]["loss"] < lines[0]["loss"] / 2
 
-    lr, hr = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in photograph[0])
+    lr, hr = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in photograph["astronaut"])
     with torch.no_grad():
         error_before, error_after = ((network(lr) - hr).abs().mean().item() for network in (tiny(), trained))
     assert error_after < error_before / 2
@@ -274,7 +348,7 @@ def interrupt_at(step: int) -> Callable[[int, float], None]:
 
 @pytest.mark.parametrize("stops", [(8,), (3,), (6, 11)], ids=str)
 def test_an_interrupted_training_continues_to_the_same_bytes(
-    stops: tuple[int, ...], photograph: list[Pair], tmp_path: Path
+    stops: tuple[int, ...], photograph: dict[str, Pair], tmp_path: Path
 ) -> None:
     settings = recipe(decay="cosine", checkpoint_every=5)
     train(tiny(), photograph, tmp_path / "straight", settings)
@@ -297,7 +371,7 @@ class Noisy(EDSR):
         return super().forward(lr) + (torch.randn(1) if self.training else 0)
 
 
-def test_a_network_that_draws_numbers_continues_to_the_same_bytes(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_network_that_draws_numbers_continues_to_the_same_bytes(photograph: dict[str, Pair], tmp_path: Path) -> None:
     def noisy() -> EDSR:
         torch.manual_seed(0)
         return Noisy(channels=8, blocks=1, scale=4)
@@ -315,7 +389,9 @@ def test_a_network_that_draws_numbers_continues_to_the_same_bytes(photograph: li
 
 
 @pytest.mark.parametrize("change", ["recipe", "pairs", "network"])
-def test_a_checkpoint_of_another_training_is_not_continued(change: str, photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_not_continued(
+    change: str, photograph: dict[str, Pair], tmp_path: Path
+) -> None:
     settings = recipe(checkpoint_every=2)
     with pytest.raises(Interrupted):
         train(tiny(), photograph, tmp_path, settings, progress=interrupt_at(3))
@@ -323,16 +399,16 @@ def test_a_checkpoint_of_another_training_is_not_continued(change: str, photogra
     if change == "recipe":
         settings = recipe(checkpoint_every=2, seed=1)
     elif change == "pairs":
-        pairs = [(lr, 255 - hr) for lr, hr in photograph]
+        pairs = {name: (lr, 255 - hr) for name, (lr, hr) in photograph.items()}
     else:
         network = EDSR(channels=8, blocks=2)
     with pytest.raises(NetworkError, match=f"belongs to another training: another {change}\\."):
         train(network, pairs, tmp_path, settings)
 
 
-def test_a_trained_network_is_not_overwritten(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_trained_network_is_not_overwritten(photograph: dict[str, Pair], tmp_path: Path) -> None:
     networks.save(tiny(), tmp_path)
-    with pytest.raises(NetworkError, match="already holds a trained network"):
+    with pytest.raises(NetworkError, match="already contains a trained network"):
         train(tiny(), photograph, tmp_path, recipe())
 
 
@@ -340,7 +416,7 @@ def test_a_trained_network_is_not_overwritten(photograph: list[Pair], tmp_path: 
 
 
 def test_trackers_get_what_the_metrics_get(
-    photograph: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photograph: dict[str, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the interface that Accelerate uses of trackio, which need not be installed."""
     from accelerate import tracking
@@ -367,7 +443,7 @@ def test_trackers_get_what_the_metrics_get(
     assert said[4:] == ["finish"]
 
 
-def test_a_tracker_that_is_missing_is_a_sentence(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_tracker_that_is_missing_is_a_sentence(photograph: dict[str, Pair], tmp_path: Path) -> None:
     for name, sentence in (
         ("tensorbord", r"There is no tracker tensorbord\. The trackers are tensorboard, trackio, wandb\."),
         ("wandb", r"The tracker wandb is not installed: `pip install wandb`\."),
@@ -383,16 +459,20 @@ def test_a_tracker_that_is_missing_is_a_sentence(photograph: list[Pair], tmp_pat
 def test_pairs_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     lr, hr = np.zeros((16, 16, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
     for pairs, sentence in (
-        ([], "no image to train on"),
-        ([(lr, hr), (lr, hr[:-1])], r"Pair 1 is \(16, 16\) LR and \(63, 64\) HR pixels: not a pair for x4"),
-        ([(lr[:8], hr[:32])], r"Pair 0 has 8x16 LR pixels, less than a crop \(12\)"),
+        ({}, "no image to train on"),
+        ({"a.png": (lr, hr), "b.png": (lr, hr[:-1])}, r"b\.png has 64x63 HR and 16x16 LR pixels: not a pair for x4"),
+        (
+            {"a.png": (lr, hr), "b.png": (lr[:8], hr[:32]), "c.png": (lr[:7], hr[:28])},
+            r"b\.png has 16x8 LR pixels, less than a crop \(12x12\) \(and 1 other images are too small\)"
+            r"\. Train with crop=7",
+        ),
     ):
         with pytest.raises(ImageError, match=sentence):
             train(tiny(), pairs, tmp_path / "out", recipe())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_that_diverges_says_so(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_training_that_diverges_says_so(photograph: dict[str, Pair], tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"diverged: NaN or Inf from step 2 on.*\(it is 1e\+30\) starts again"):
         train(tiny(), photograph, tmp_path, recipe(learning_rate=1e30))
     assert not (tmp_path / "model.safetensors").exists()
@@ -413,7 +493,7 @@ def sick(step: int, value: float = math.nan) -> EDSR:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_training_that_diverges_keeps_its_checkpoint_and_continues_with_a_lower_rate(
-    value: float, photograph: list[Pair], tmp_path: Path
+    value: float, photograph: dict[str, Pair], tmp_path: Path
 ) -> None:
     settings = recipe(checkpoint_every=5, log_every=50)
     with pytest.raises(Interrupted):
@@ -426,7 +506,7 @@ def test_a_training_that_diverges_keeps_its_checkpoint_and_continues_with_a_lowe
     good, kept = (load_file(each / "checkpoint.safetensors") for each in (tmp_path / "good", folder))
     assert all(torch.equal(kept[name], tensor) for name, tensor in good.items())
 
-    sentence = "another recipe.* only the learning rate may be another one: a lower one"
+    sentence = "another recipe.* only the learning rate may change, to a lower one"
     for other in ({"learning_rate": 2e-3}, {"learning_rate": 5e-4, "seed": 1}):
         with pytest.raises(NetworkError, match=sentence):
             train(tiny(), photograph, folder, recipe(checkpoint_every=5, log_every=50, **other))
@@ -442,7 +522,7 @@ def test_a_training_that_diverges_keeps_its_checkpoint_and_continues_with_a_lowe
 
 
 def test_a_rate_lowered_twice_is_told_twice_and_an_unchanged_one_not_at_all(
-    photograph: list[Pair], tmp_path: Path
+    photograph: dict[str, Pair], tmp_path: Path
 ) -> None:
     def stop(rate: float, step: int) -> None:
         with pytest.raises(Interrupted):
@@ -464,14 +544,14 @@ def test_a_rate_lowered_twice_is_told_twice_and_an_unchanged_one_not_at_all(
 
 
 @pytest.mark.parametrize("step", [11, 12])
-def test_divergence_at_the_end_saves_no_network(step: int, photograph: list[Pair], tmp_path: Path) -> None:
+def test_divergence_at_the_end_saves_no_network(step: int, photograph: dict[str, Pair], tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=f"NaN or Inf from step {step} on"):
         train(sick(step), photograph, tmp_path, recipe(log_every=50, checkpoint_every=5))
     assert not (tmp_path / "model.safetensors").exists()
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_a_checkpoint_that_is_not_finite_is_not_continued(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_finite_is_not_continued(photograph: dict[str, Pair], tmp_path: Path) -> None:
     settings, path = recipe(checkpoint_every=2), tmp_path / "checkpoint.safetensors"
     with pytest.raises(Interrupted):
         train(tiny(), photograph, tmp_path, settings, progress=interrupt_at(3))
@@ -480,15 +560,15 @@ def test_a_checkpoint_that_is_not_finite_is_not_continued(photograph: list[Pair]
     tensors = load_file(path)
     next(tensor for name, tensor in tensors.items() if name.startswith("average.")).view(-1)[0] = math.nan
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(DivergedError, match=r"checkpoint\.safetensors has NaN or Inf in it.*Remove it"):
+    with pytest.raises(DivergedError, match=r"checkpoint\.safetensors contains NaN or Inf.*Remove it"):
         train(tiny(), photograph, tmp_path, settings)
 
 
-def test_watching_a_training_asks_the_device_for_nothing_between_two_looks(photograph: list[Pair]) -> None:
+def test_watching_a_training_asks_the_device_for_nothing_between_two_looks(photograph: dict[str, Pair]) -> None:
     network = tiny()
-    state = training._State(network, photograph, recipe())
+    state = training._State(network, "digest", recipe())
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda tensor: tensor)
-    watch = training._Watch(state, 0, accelerator)
+    watch = training._Finiteness(state, 0, accelerator)
     loss = network(torch.rand(1, 3, 8, 8)).mean()
     loss.backward()
     with Asked() as asked:
@@ -501,7 +581,7 @@ def test_watching_a_training_asks_the_device_for_nothing_between_two_looks(photo
         watch.check(Path("out"), 1)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(photograph: list[Pair], tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(photograph: dict[str, Pair], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"A batch of 4 cannot be shared equally by 3 processes\. Make batch_size a"):
         training.check(tmp_path, photograph, 4, recipe(batch_size=4), num_processes=3)
     with pytest.raises(RecipeError, match="by 2 processes that compute it in 4 parts"):
@@ -510,10 +590,10 @@ def test_a_batch_that_cannot_be_shared_is_refused(photograph: list[Pair], tmp_pa
 
 
 def test_two_processes_do_not_share_a_gpu(
-    photograph: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photograph: dict[str, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(RecipeError, match="2 processes need as many GPUs, and 1 can be seen"):
-        train_network("edsr-small", photograph, tmp_path / "out", recipe(), scale=4, num_processes=2)
+        train_network("edsr-small", stored(photograph), tmp_path / "out", recipe(), num_processes=2)
     assert not (tmp_path / "out").exists()
