@@ -1,4 +1,4 @@
-"""Files and folders that are either as they were or completely new, whenever the process dies."""
+"""Atomic writes: if the process dies, a file or folder is either unchanged or complete."""
 
 import os
 import shutil
@@ -27,22 +27,22 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """`write_bytes_atomically` for text, as UTF-8 and with its line ends as they are."""
+    """`write_bytes_atomically` for text, as UTF-8 without converting line ends."""
     write_bytes_atomically(path, text.encode())
 
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Hand out an empty folder that takes the place of `folder` when the block ends without an exception.
+    """Make or replace a folder atomically: the block fills a temporary folder, which is then renamed to `folder`.
 
-    After an exception, Ctrl-C included, `folder` is as it was and nothing else is left. A killed process may
-    leave a hidden `.NAME.*.partial` folder behind, which the next call for the same folder removes.
+    After an exception, including Ctrl-C, `folder` is unchanged and the temporary folder is removed. A killed process
+    can leave a hidden `.NAME.*.partial` folder behind, which the next call for the same folder removes.
 
     Args:
-        folder: What to make or replace; its parents are made.
+        folder: The folder to make or replace; missing parents are made.
 
     Yields:
-        The temporary folder, beside `folder` so that a rename is enough.
+        The empty temporary folder, in the same parent as `folder`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.parent.glob(f".{folder.name}.*.partial"):
@@ -53,7 +53,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
-        # No portable call swaps two folders: for an instant the old one is only there under its hidden name.
+        # No portable call swaps two folders: for an instant the old one exists only under a hidden name.
         replaced = temporary.with_name(temporary.name.replace(".partial", ".old.partial"))
         if folder.exists():
             folder.rename(replaced)
@@ -71,9 +71,9 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if os.name == "nt":
-        return  # Windows syncs only what is open for writing
+        return  # Windows only syncs files that are open for writing
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""What can go wrong, as sentences: what happened, where, what to do.
+"""The errors of idc-hub. Each is a sentence that says what happened, where, and what to do.
 
-Every error that idc-hub raises on purpose is an `IDCError`. The command line prints its message and hint
-without a traceback and ends with the class's `exit_code`; library users catch the class.
+Every error that idc-hub raises deliberately is an `IDCError`. The command line prints its message and hint without a
+traceback and exits with the class's `exit_code`.
 """
 
 import signal
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class IDCError(Exception):
-    """Something failed that the user can act on.
+    """A failure that the user can act on.
 
     Args:
         message: One sentence that says what happened and names the file, key or repository.
@@ -28,41 +28,41 @@ class IDCError(Exception):
 
 
 class RecipeError(IDCError):
-    """A recipe, an argument or a combination of them that cannot be run; nothing was started."""
+    """An invalid recipe or argument, or an impossible combination of them; nothing was started."""
 
     exit_code = 2
 
 
 class ImageError(IDCError):
-    """A photograph, or a source of photographs, that cannot be used as it is."""
+    """A photograph, or a source of photographs, is unusable."""
 
 
 class NetworkError(IDCError):
-    """A network or a teacher that cannot be made, loaded or applied."""
+    """A network or a teacher cannot be built, loaded or applied."""
 
 
 class DivergedError(IDCError):
-    """An optimization or a training whose numbers became NaN or Inf; what was saved before that stays."""
+    """An optimization or a training produced NaN or Inf; earlier saved work is intact."""
 
 
 class RunError(IDCError):
-    """A Run directory or a repository tree that is damaged, foreign or not what the command needs."""
+    """A Run directory or a repository folder is damaged, of another kind, or not what the command needs."""
 
 
 class IncompleteError(IDCError):
-    """Some instances are missing or failed; the same command continues where this one ended."""
+    """Some instances are missing or failed; the same command, run again, continues."""
 
     exit_code = 3
 
 
 class HubError(IDCError):
-    """The Hub refused (authentication, permission, race, offline); local state is intact."""
+    """The Hub refused or could not be reached; local files are intact."""
 
     exit_code = 4
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for an end, and what was under way has been saved.
+    """A signal stopped the work, after unfinished work was saved.
 
     Args:
         number: The signal.
@@ -76,12 +76,16 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-def one_line(words: object) -> str:
-    """Somebody else's words, such as an error's, without line breaks and control characters, and at most 300 long."""
-    text = "".join(c for c in " ".join(str(words).split()) if c.isprintable())
+class LeftOutWarning(UserWarning):
+    """Some files of a source are not images by their suffix, and are left out."""
+
+
+def one_line(foreign: object) -> str:
+    """A foreign text, such as an error message, on one line of at most 300 characters, without control characters."""
+    text = "".join(c for c in " ".join(str(foreign).split()) if c.isprintable())
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def enumerated(names: Iterable[str]) -> str:
-    """Names in order, for a sentence."""
+    """Names for a sentence: sorted and separated by commas."""
     return ", ".join(sorted(names)) or "(none)"

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, as sentences. No sentence holds a token or an address with one."""
+"""Turns the exceptions of the Hub's client into `HubError`s, whose text never contains a token or a signed address."""
 
 import json
 import re
@@ -21,12 +21,12 @@ from huggingface_hub.utils import httpx
 from idc_hub.errors import HubError, one_line
 
 LOG_IN = "Set HF_TOKEN or run `hf auth login`."
-AGAIN = "Run the same command again: nothing that has arrived is sent twice."
+AGAIN = "Run the same command again: files that have arrived are not transferred twice."
 
 
 @contextmanager
 def hub_sentences(repo_id: str, revision: str | None = None, *, kind: str = "dataset") -> Iterator[None]:
-    """Turns the client's exceptions inside the block into HubErrors; all others pass."""
+    """Turns the client's exceptions inside the block into HubErrors; others pass through unchanged."""
     try:
         yield
     except Exception as error:
@@ -37,12 +37,12 @@ def hub_sentences(repo_id: str, revision: str | None = None, *, kind: str = "dat
 
 
 def refused(repo_id: str, reason: object) -> HubError:
-    """The Hub's own words about something that it does not accept."""
-    return HubError(f"The Hub does not accept this for {repo_id}: {_without_tokens(reason)}")
+    """The error for a request that the Hub rejected, with the Hub's reason."""
+    return HubError(f"The Hub rejected the request for {repo_id}: {_without_tokens(reason)}")
 
 
 def page_of(repo_id: str, kind: str) -> str:
-    """The address of a repository's page."""
+    """The address of a repository's page on the Hub."""
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
 
 
@@ -51,15 +51,15 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
     if isinstance(error, LocalTokenNotFoundError):
         return HubError("There is no Hugging Face token.", LOG_IN)
     if isinstance(error, OfflineModeIsEnabled):
-        return HubError("The Hub was not asked: HF_HUB_OFFLINE is set.", "Unset it to push or pull.")
+        return HubError("HF_HUB_OFFLINE is set, so the Hub was not contacted.", "Unset it to push or pull.")
     if isinstance(error, HFValidationError):
-        return HubError(f"{repo_id!r} is no name for a {kind}: {one_line(error)}", "Use OWNER/NAME.")
+        return HubError(f"{repo_id!r} is not a valid name for a {kind}: {one_line(error)}", "Use OWNER/NAME.")
     if isinstance(error, GatedRepoError):
-        return HubError(f"{repo_id} is gated.", f"Ask for access at {page}, with the account of your token.")
+        return HubError(f"{repo_id} is gated.", f"Request access at {page} with the account of your token.")
     if isinstance(error, RepositoryNotFoundError):
         return HubError(
-            f"There is no {kind} {repo_id} on {constants.ENDPOINT}, or your token may not see it.",
-            f"Check the name. A private {kind} needs a token that may read it. {LOG_IN}",
+            f"There is no {kind} {repo_id} on {constants.ENDPOINT}, or your token cannot see it.",
+            f"Check the name. A private {kind} needs a token with read access. {LOG_IN}",
         )
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{repo_id} has no revision {revision}.", f"Its tags are listed at {page}/tree/main.")
@@ -72,7 +72,7 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):
         return HubError(f"The Hub's storage could not be used: {_without_tokens(error)}.", AGAIN)
     if isinstance(error, json.JSONDecodeError):
-        return HubError(f"{constants.ENDPOINT} did not answer as a Hub does.", "Check HF_ENDPOINT, or wait a while.")
+        return HubError(f"{constants.ENDPOINT} did not answer like a Hub.", "Check HF_ENDPOINT, or try again later.")
     if isinstance(error, ValueError) and str(error).startswith("LFS batch API returned errors"):
         return refused(repo_id, error)
     return None
@@ -80,26 +80,26 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
 
 def _http_sentence(error: HfHubHTTPError, repo_id: str) -> HubError:
     status = error.response.status_code
-    words = _without_tokens(error.server_message or "it gave no reason")
+    reason = _without_tokens(error.server_message or "no reason given")
     if status == 401:
-        return HubError("The Hub does not know this token.", f"Make a new one. {LOG_IN}")
+        return HubError("The Hub does not accept this token.", f"Create a new one. {LOG_IN}")
     if status == 403:
         return HubError(
-            f"The Hub does not let this token do that to {repo_id}: {words}",
-            "Use a token with the write role, push to a name of your own, or open a pull request with --create-pr.",
+            f"This token has no permission to do that to {repo_id}: {reason}",
+            "Use a token with write access, push to a repository of your own, or open a pull request with --create-pr.",
         )
     if status == 412:
-        return HubError(f"{repo_id} changed on the Hub while it was being pushed, several times in a row.", AGAIN)
+        return HubError(f"{repo_id} changed on the Hub during the push, several times in a row.", AGAIN)
     if status == 429:
         headers = error.response.headers
-        told = re.search(r"(?:\bt=|^)(\d+)$", headers.get("RateLimit") or headers.get("Retry-After") or "")
-        wait = f"{told[1]} seconds" if told else "some minutes"
-        return HubError(f"The Hub's rate limit is reached ({words}).", f"Wait {wait}. {AGAIN}")
+        delay = re.search(r"(?:\bt=|^)(\d+)$", headers.get("RateLimit") or headers.get("Retry-After") or "")
+        wait = f"{delay[1]} seconds" if delay else "a few minutes"
+        return HubError(f"The Hub's rate limit is reached ({reason}).", f"Wait {wait}. {AGAIN}")
     if status >= 500:
-        return HubError(f"The Hub is in trouble: it answered {status} ({words}).", AGAIN)
-    return refused(repo_id, words)
+        return HubError(f"The Hub has a problem: it answered with status {status} ({reason}).", AGAIN)
+    return refused(repo_id, reason)
 
 
-def _without_tokens(words: object) -> str:
-    """Somebody else's words without access tokens and without the signatures in addresses."""
-    return re.sub(r"hf_\w+", "hf_…", re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", one_line(words)))
+def _without_tokens(foreign: object) -> str:
+    """A foreign text on one line, without access tokens and without the queries of addresses, which can be signed."""
+    return re.sub(r"hf_\w+", "hf_…", re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", one_line(foreign)))

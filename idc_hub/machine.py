@@ -1,4 +1,4 @@
-"""What a result is made with and on: versions of packages, the kind of machine, the device."""
+"""Where and with what a result is made: package versions, kind of machine, device."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-"""Packages that shape a result."""
+"""Packages that influence results."""
 
 
 def device() -> str:
-    """Where networks compute: "cuda" where there is a GPU, else "cpu"."""
+    """The device to run networks on: "cuda" if there is a GPU, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def packages() -> dict[str, str]:
-    """Versions of the packages that shape a result."""
+    """Versions of the installed packages that influence results."""
     found = {}
     for package in PACKAGES:
         try:
@@ -38,7 +38,7 @@ def packages() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """The kind of machine, without its name."""
+    """Device, Python version and operating system, without the name of the machine."""
     import torch
 
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU ({platform.machine()})"

@@ -1,5 +1,6 @@
-"""The condensed set: a folder that is, byte for byte, a dataset repository on the Hub.
+"""The condensed set and its repository folder, which is byte for byte a dataset repository on the Hub.
 
-`condensed_set` is the object that every verb hands on. `manifest`, `shards` and `parquet` are its formats, `pack` makes
-its LR side, `hr` and `regenerate` its HR versions, `card` and `pictures` what people see, `check` and `gate` judge it.
+Every verb works on a `condensed_set.CondensedSet`. `manifest`, `shards` and `parquet` define the file formats, `pack`
+makes the LR side, `hr` and `regenerate` make HR versions, `card` and `pictures` describe the set to people, `check`
+verifies it, and `gate` and `judgment` judge its quality.
 """

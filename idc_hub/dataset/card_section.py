@@ -1,6 +1,6 @@
-"""The Markdown of the card that is ours: facts from the repository, poured into `card_template.md`.
+"""The generated section of the card: facts from the repository folder, rendered with `card_template.md`.
 
-Everything that comes out of idc.json and recipe.yaml was written by somebody else and passes a filter on its way in.
+idc.json and recipe.yaml can come from anybody, so every value is checked or escaped before it reaches the card.
 """
 
 import json
@@ -15,65 +15,75 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CondensedSet
-from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.judgment import FIGURES, judge, table
+from idc_hub.dataset.manifest import Manifest, TeacherRecord
 from idc_hub.errors import RunError
-from idc_hub.images.figures import FIGURES, judge, table
 from idc_hub.recipe import Recipe
 from idc_hub.recipe_reader import sections_of
 
 _REMEDY = "Pull the repository again."
-_TOLD_ABOVE = ("photographs", "windows", "steps", "worker_seconds", "held_out", "held_out_random", "results", "quality")
+_SHOWN_ELSEWHERE = (
+    "photographs",
+    "real_patches",
+    "conversions",
+    "steps",
+    "worker_seconds",
+    "held_out",
+    "held_out_random",
+    "results",
+    "quality",
+)
 
 
 @dataclass(frozen=True)
 class Version:
-    """An HR version as the card tells it."""
+    """An HR version on the card."""
 
     name: str
     default: bool
-    teacher: dict[str, Any]
+    teacher: TeacherRecord
     date: str
     size: parquet.Size
 
     @property
     def is_real(self) -> bool:
-        """Whether its HR patches are pieces of the photographs, and no teacher made them."""
-        return bool(self.teacher["kind"] == "photographs")
+        """Whether its HR patches were cut from the photographs rather than made by a teacher."""
+        return self.teacher.kind == "photographs"
 
 
 def read_versions(condensed: CondensedSet) -> list[Version]:
-    """The HR versions of a set, the default first, then the newest.
+    """The HR versions of a set: the default first, then the newest.
 
     Raises:
-        RunError: A version is damaged, or has other rows than idc.json says.
+        RunError: A version is damaged, or its number of rows contradicts idc.json.
     """
     versions = []
     manifest = condensed.manifest
-    for name, facts in sorted(manifest.hr_versions.items()):
-        size = parquet.measure(condensed.data(name))
+    for name, version in sorted(manifest.hr_versions.items()):
+        size = parquet.size_of_version(condensed.data(name))
         if size.rows != manifest.patches:
             raise RunError(f"{condensed.data(name)} has {size.rows} rows, not {manifest.patches}.", _REMEDY)
-        versions.append(Version(name, name == manifest.default, facts["teacher"], facts["date"], size))
+        versions.append(Version(name, name == manifest.default, version.teacher, version.date, size))
     return sorted(versions, key=lambda version: (version.default, version.date), reverse=True)
 
 
 _METHODS = {
-    "whole": "all that there are",
+    "whole": "without leaving any out",
     "random": "at random",
-    "herding": "by herding (Welling 2009): their mean feature is near to that of all patches",
-    "herding-deepcore": "by herding as DeepCore's released code has it, with the inverted sign that takes the farthest "
-    "patch for the nearest",
-    "k-center": "by k-center greedy (Sener & Savarese 2018): no patch is far from all of them",
-    "dcsr": "as DCSR (Ding et al. 2023) chooses them, equally many of each kind of texture among those with strong "
-    "edges; local binary patterns stand in for its texture network",
-    "cf-greedy": "in each photograph on its own, so that their local features are distributed like those of all its "
+    "herding": "by herding (Welling 2009), so that their mean feature is close to that of all patches",
+    "herding-deepcore": "by herding as in DeepCore's released code, which inverts a sign and so takes the farthest "
+    "patch instead of the nearest",
+    "k-center": "by k-center greedy (Sener & Savarese 2018), so that no patch is far from all of them",
+    "dcsr": "as in DCSR (Ding et al. 2023), with equal numbers of each kind of texture among the patches with strong "
+    "edges; local binary patterns replace its texture network",
+    "cf-greedy": "separately in each photograph, so that their local features are distributed like those of all its "
     "patches",
 }
-"""How each selection chooses, in words that follow "were chosen"."""
+"""How each method of selection chooses, to follow "were chosen" in a sentence."""
 
 
 def render_section(condensed: CondensedSet, versions: list[Version], repo_id: str | None, title: str) -> str:
-    """The Markdown between the marks.
+    """The Markdown between the markers.
 
     Args:
         condensed: The set.
@@ -88,7 +98,7 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
     method = recipe.get("method")
     method = method if isinstance(method, str) and method in _METHODS else None
     facts = manifest.condensation
-    source = str(_lookup(recipe, "source", "path") or "")
+    source = str(_value_at(recipe, "source", "path") or "")
     packages = {name: version for name, version in manifest.packages.items() if _is_plain(version)}
     template = _environment().get_template("card_template.md")
     text = template.render(
@@ -96,7 +106,7 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
         name=manifest.name,
         scale=manifest.scale,
         patches=manifest.patches,
-        windows=_number(facts.get("windows")),
+        real_patches=_number(facts.get("real_patches")),
         photographs=_number(facts.get("photographs")),
         lr_side=manifest.patch_size,
         hr_side=manifest.patch_size * manifest.scale,
@@ -108,15 +118,15 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
         gates=_gates(facts.get("quality"), versions),
         held_out=_number(facts.get("held_out")),
         held_out_random=_number(facts.get("held_out_random")),
-        facts=_making(manifest, recipe, method),
+        facts=_provenance(manifest, recipe, method),
         method=method,
         chosen=_METHODS.get(method or ""),
         real=[version.name for version in versions if version.is_real],
         all_real=bool(versions) and all(version.is_real for version in versions),
         overrides=_overrides(recipe),
-        ratio=_number(_lookup(recipe, "patches", "ratio")),
-        seed=_number(_lookup(recipe, "seed")),
-        initial=_lookup(recipe, "optimizer", "initial"),
+        ratio=_number(_value_at(recipe, "patches", "ratio")),
+        seed=_number(_value_at(recipe, "seed")),
+        initial=_value_at(recipe, "optimizer", "initial"),
         local_photographs="/" not in source or Path(source).is_absolute(),
         packages=packages,
         pin=packages.get("idc-hub"),
@@ -153,53 +163,60 @@ def _escape(value: object) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", line)
 
 
-def _making(manifest: Manifest, recipe: dict[str, Any], method: str | None) -> list[tuple[str, str]]:
-    """How the patches were made, as (label, value): what the recipe says, then what the Run measured."""
+def _provenance(manifest: Manifest, recipe: dict[str, Any], method: str | None) -> list[tuple[str, str]]:
+    """How the patches were made, as (label, value), from the recipe and from the facts in idc.json."""
     facts = manifest.condensation
-    source = str(_lookup(recipe, "source", "path") or "")
-    source = Path(source).name if Path(source).is_absolute() else source  # a place on somebody's machine
-    windows = _number(facts.get("windows"))
+    source = str(_value_at(recipe, "source", "path") or "")
+    source = Path(source).name if Path(source).is_absolute() else source  # not the folders of the machine
+    real_patches = _number(facts.get("real_patches"))
     rows: dict[str, list[Any]] = {
         "Photographs": [facts.get("photographs"), source and f"(source: {source})"],
-        "Real LR patches": [windows, _grid(recipe, manifest.patch_size)],
+        "Conversions": [_conversions(facts.get("conversions"))],
+        "Real LR patches": [real_patches, _grid(recipe, manifest.patch_size)],
         f"{'Chosen' if method else 'Synthetic'} LR patches": [
             manifest.patches,
-            windows and f"({100 * manifest.patches / windows:.3g} %)",
+            real_patches and f"({100 * manifest.patches / real_patches:.3g} %)",
         ],
-        "Feature network": [_lookup(recipe, "features", "network"), _digest(recipe)],
-        "Preset": [_lookup(recipe, "preset")],
-        "First patches": [None if method else _lookup(recipe, "optimizer", "initial")],
+        "Feature network": [_value_at(recipe, "features", "network"), _digest(recipe)],
+        "Preset": [_value_at(recipe, "preset")],
+        "First patches": [None if method else _value_at(recipe, "optimizer", "initial")],
         "Steps for each photograph": [facts.get("steps")],
         "Computing time of all workers": [_duration(facts.get("worker_seconds"))],
     }
     for key, value in sorted(facts.items()):
-        if key not in _TOLD_ABOVE and isinstance(value, str | int | float):
+        if key not in _SHOWN_ELSEWHERE and isinstance(value, str | int | float):
             rows[key.replace("_", " ").capitalize()] = [value]
-    told = {label: [_shown(part) for part in parts if part not in (None, "")] for label, parts in rows.items()}
-    return [(label, " ".join(parts)) for label, parts in told.items() if parts]
+    shown = {label: [_shown(part) for part in parts if part not in (None, "")] for label, parts in rows.items()}
+    return [(label, " ".join(parts)) for label, parts in shown.items() if parts]
 
 
 def _overrides(recipe: dict[str, Any]) -> list[str]:
-    """What `idc select` must be told to make these LR patches again, but for its own options: keys that stand in the
-    recipe with another value than they have by default.
+    """The arguments `key=value` with which `idc select` chooses these LR patches again: values that differ from the
+    defaults, except those that its options set.
     """
-    told = []
+    overrides = []
     for section in ("source", "patches", "features", "transform", "loss"):
         for key, field in sections_of(Recipe)[section].model_fields.items():
-            value, default = _lookup(recipe, section, key), field.default
+            value, default = _value_at(recipe, section, key), field.default
             default = list(default) if isinstance(default, tuple) else default
             if f"{section}.{key}" not in ("source.path", "patches.ratio") and value not in (None, default):
-                told.append(f"{section}.{key}={json.dumps(value)}")
-    return told
+                overrides.append(f"{section}.{key}={json.dumps(value)}")
+    return overrides
 
 
 def _grid(recipe: dict[str, Any], size: int) -> str:
-    stride = _lookup(recipe, "patches", "stride")
+    stride = _value_at(recipe, "patches", "stride")
     return f"of {size}×{size}" + (f", one every {stride} pixels" if stride else "")
 
 
+def _conversions(counts: Any) -> str | None:
+    """What reading the photographs changed, such as "gray converted to RGB: 3"; None if nothing."""
+    counts = counts.items() if isinstance(counts, dict) else ()
+    return ", ".join(f"{kind}: {count:,}" for kind, count in counts if _number(count)) or None
+
+
 def _digest(recipe: dict[str, Any]) -> str | None:
-    digest = _lookup(recipe, "features", "weights_sha256")
+    digest = _value_at(recipe, "features", "weights_sha256")
     return f"(SHA-256 {str(digest)[:12]}…)" if digest else None
 
 
@@ -212,7 +229,7 @@ def _duration(seconds: Any) -> str | None:
 
 
 def _number(value: Any) -> int | float | None:
-    """`value` where it is a number: facts come from a file that anybody may have written."""
+    """`value` if it is a number, else None: anybody can have written the file it comes from."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -225,15 +242,15 @@ def _is_plain(version: str) -> bool:
 
 
 def _results(rows: Any) -> list[dict[str, Any]]:
-    """The rows of a results table; the keys of the first are its columns."""
+    """The rows of the table of results; the keys of the first row are its columns."""
     return [row for row in rows if isinstance(row, dict) and row] if isinstance(rows, list) else []
 
 
 def _gates(quality: Any, versions: list[Version]) -> dict[str, dict[str, Any]]:
-    """By HR version what the gate says of the figures in idc.json; words come from here, only numbers from there."""
+    """The gate's judgment by HR version. idc.json only supplies the numbers; all text comes from `judgment`."""
     found = {}
     for version in versions:
-        measured = _lookup({"quality": quality}, "quality", version.name)
+        measured = _value_at({"quality": quality}, "quality", version.name)
         sides = {side: _figures(measured, side) for side in ("set", "real")} if isinstance(measured, dict) else {}
         gate = judge(sides["set"], [sides["real"]]) if sides else {}
         if gate.get("figures"):
@@ -242,7 +259,7 @@ def _gates(quality: Any, versions: list[Version]) -> dict[str, dict[str, Any]]:
 
 
 def _figures(measured: dict[str, Any], side: str) -> dict[str, float]:
-    """The numbers among the figures; null stands for one that was not finite, and never passes."""
+    """The figures that are numbers; null means NaN or Inf, which never passes."""
     found = {key: measured[key] for key in FIGURES if isinstance(measured.get(key), dict)}
     numbers = {
         key: math.nan if figure[side] is None else _number(figure[side])
@@ -257,9 +274,9 @@ def _pictures(folder: Path) -> list[str]:
     return [f"report/{name}" for name in names if re.fullmatch(r"[\w.-]+", name)]
 
 
-def _lookup(recipe: dict[str, Any], *keys: str) -> Any:
-    """A value of the recipe, None where it has none."""
-    value: Any = recipe
+def _value_at(values: dict[str, Any], *keys: str) -> Any:
+    """A value in nested mappings; None if it is missing."""
+    value: Any = values
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

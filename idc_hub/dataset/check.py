@@ -1,4 +1,4 @@
-"""What belongs to a repository tree, and whether it is fit to be published."""
+"""Which files belong to a repository folder, and whether it can be published."""
 
 import re
 import tempfile
@@ -15,7 +15,7 @@ from idc_hub.errors import RunError, enumerated, one_line
 from idc_hub.images.files import decode_png
 from idc_hub.images.patches import is_one_color, is_wrongly_one_color
 
-_OURS = re.compile(
+_REPOSITORY_PATH = re.compile(
     r"README\.md|idc\.json|recipe\.yaml"
     r"|lr/(?:lr-\d{5}-of-\d{5}\.safetensors|lr\.safetensors\.index\.json)"
     r"|data/(?P<hr_version>[a-z0-9][a-z0-9-]*)/train-\d{5}-of-\d{5}\.parquet"
@@ -24,58 +24,58 @@ _OURS = re.compile(
 )
 
 
-def is_ours(path: str) -> bool:
-    """Whether a path is one that a repository tree can have; on the Hub, all others are somebody else's."""
-    return _OURS.fullmatch(path) is not None
+def is_repository_path(path: str) -> bool:
+    """Whether idc-hub writes files of this path; it leaves all others alone, in the folder and on the Hub."""
+    return _REPOSITORY_PATH.fullmatch(path) is not None
 
 
 def hr_version_of(path: str) -> str | None:
-    """The HR version that a parquet file of a repository tree belongs to; None for all other paths."""
-    match = _OURS.fullmatch(path)
+    """The HR version of a parquet file, by its path; None for all other paths."""
+    match = _REPOSITORY_PATH.fullmatch(path)
     return match["hr_version"] if match else None
 
 
-def own_files(folder: Path) -> dict[str, Path]:
-    """The files of a repository tree by their path on the Hub; what else lies in the folder is left alone.
+def repository_files(folder: Path) -> dict[str, Path]:
+    """The files of a repository folder by their path on the Hub, without any that idc-hub does not write.
 
     Raises:
         RunError: One of them is a link.
     """
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    files = {name: path for name, path in found.items() if is_ours(name)}
+    files = {name: path for name, path in found.items() if is_repository_path(name)}
     for path in files.values():
         if path.is_symlink() or not path.is_file():
-            raise RunError(f"{path} is not a plain file.", "Put the file itself there.")
+            raise RunError(f"{path} is not a plain file.", "Replace it with the file itself.")
     return files
 
 
 def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[str]:
-    """Hold a set to its idc.json as a consumer will see it: `load_dataset` of every config.
+    """Check a set against its idc.json and its card, and load every config with `load_dataset` as a consumer would.
 
-    Each config is loaded in a fresh temporary cache, which takes about as much room as its parquet files. HR patches of
-    one color are held to their LR patches: those that are not of that color come from a teacher that failed.
+    Each config is loaded into a fresh temporary cache, which needs about as much disk space as its parquet files. An HR
+    patch of a single color that its LR patch does not have is an error: its teacher failed.
 
     Args:
         condensed: The set.
-        again: Load and read also what this process has checked already and what has not changed since.
+        again: Also check files that this process has already checked and that have not changed since.
 
     Returns:
-        Names of the pairs whose LR and HR are both of the same single color, as pieces of a black border are.
+        Names of the pairs whose LR and HR have the same single color, as parts of a black border do.
 
     Raises:
-        RunError: Something is missing, damaged, or not what idc.json or the card says.
+        RunError: A file is missing or damaged, or contradicts idc.json or the card.
     """
     folder, manifest = condensed.folder, condensed.manifest
     versions = set(manifest.hr_versions)
     if not versions:
         raise RunError(f"{folder} has no HR version yet.", "Run `idc regenerate` first.")
-    for name in (CARD, RECIPE):
+    for name, verb in ((CARD, "idc regenerate"), (RECIPE, "idc condense")):
         if not (folder / name).is_file():
-            raise RunError(f"{folder} has no {name}.", "Run `idc regenerate` again: it writes the whole tree.")
-    on_disk = {version for path in own_files(folder) if (version := hr_version_of(path))}
+            raise RunError(f"{folder} has no {name}.", f"Run `{verb}` again, which writes it, or pull the set again.")
+    on_disk = {version for path in repository_files(folder) if (version := hr_version_of(path))}
     if on_disk != versions:
         raise RunError(
-            f"{folder / 'data'} holds the HR versions {enumerated(on_disk)}, {MANIFEST} names {enumerated(versions)}.",
+            f"{folder / 'data'} holds the HR versions {enumerated(on_disk)}; {MANIFEST} names {enumerated(versions)}.",
             "Run `idc regenerate` for those that differ.",
         )
     _check_configs(folder / CARD, manifest)
@@ -96,7 +96,7 @@ def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[st
 
 
 def _check_configs(card: Path, manifest: Manifest) -> None:
-    """The card must name every HR version as a config, and exactly the right one as the default."""
+    """The card must list every HR version as a config, and only the default version as the default."""
     try:
         configs = DatasetCard(card.read_bytes().decode()).data.to_dict().get("configs") or []
         names = {config["config_name"] for config in configs}
@@ -112,9 +112,9 @@ def _check_configs(card: Path, manifest: Manifest) -> None:
 
 
 def _check_colors(folder: Path, manifest: Manifest) -> list[str]:
-    """No HR patch of an HR version may be of one color that its LR patch is not; returns the pairs of one color.
+    """Find HR patches of a single color: raises a RunError if LR differs, and returns the names of the other pairs.
 
-    Every row is looked at, but only what is small enough for one color is decoded: PNG takes .4 % of such pixels.
+    Decodes only files small enough to hold a single color, which PNG compresses to .4 % of its pixels' size.
     """
     largest = 200 + (manifest.patch_size * manifest.scale) ** 2 * 3 // 100
     bad, one_color = [], []
@@ -129,20 +129,20 @@ def _check_colors(folder: Path, manifest: Manifest) -> list[str]:
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise RunError(
-            f"{folder}: HR is of one color, and LR is not, in {', '.join(bad[:3])}{more}; the teacher failed there.",
-            f"Delete {folder} and run `idc regenerate --name {folder.name}`, with another teacher if need be.",
+            f"{folder}: HR has a single color that LR does not have in {', '.join(bad[:3])}{more}; the teacher failed.",
+            f"Delete {folder} and run `idc regenerate --name {folder.name}`, if necessary with another teacher.",
         )
     return one_color
 
 
 def _count_rows(folder: Path, version: str) -> int:
-    """Number of rows that `datasets` finds for a config of a local repository tree."""
+    """Number of rows that `load_dataset` finds for a config of a repository folder."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as cache:
             return len(datasets.load_dataset(str(folder), version, split="train", cache_dir=cache))
-    except Exception as error:  # whatever `datasets` stumbles over, a consumer would stumble over too
+    except Exception as error:  # whatever fails here would fail for a consumer too
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise RunError(
             f"`load_dataset` cannot load config {version} of {folder}: {type(cause).__name__}: {one_line(cause)}",

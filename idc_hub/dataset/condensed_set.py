@@ -1,4 +1,4 @@
-"""CondensedSet: a folder that is, byte for byte, a dataset repository on the Hub.
+"""CondensedSet: a repository folder, which is byte for byte a dataset repository on the Hub.
 
 ```
 README.md  idc.json  recipe.yaml
@@ -32,23 +32,38 @@ CARD = "README.md"
 _REMEDY = "Pull the repository again."
 
 _checked: set[tuple[object, ...]] = set()
-"""Files that this process has held to their digests: folder, digest, and size and time of each file."""
+"""Files that this process has verified: folder, LR digest, and the name, size and time of each file."""
 
 
 def repository_lock(folder: Path) -> FileLock:
-    """The lock of a repository folder, which the system frees when its process dies.
+    """The lock of a repository folder: a second command waits until the first has finished writing.
 
-    It lies beside the folder, never in it, and is waited for: two commands must not both write one repository.
+    The lock file is beside the folder, so that it is never published. The system releases it if its process dies.
     """
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
+def repository_folder(path: str | Path) -> Path:
+    """The repository folder of a Run, or the path itself if it is one.
+
+    Raises:
+        RunError: There is none.
+    """
+    for folder in (Path(path) / "repo", Path(path)):
+        if (folder / MANIFEST).is_file():
+            return folder
+    raise RunError(
+        f"{path} holds no condensed set (no repo/{MANIFEST}).",
+        "Finish `idc condense`, or fetch a set with `idc pull`.",
+    )
+
+
 class CondensedSet:
-    """A finished set of LR patches with its HR versions; the object that every verb hands on.
+    """A finished set of LR patches and its HR versions.
 
     Attributes:
         folder: The repository folder.
-        manifest: What idc.json says, read once. `updating` reads it again before it changes it.
+        manifest: The contents of idc.json, read once; `updating` reads them again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
@@ -58,25 +73,19 @@ class CondensedSet:
 
     @classmethod
     def open(cls, path: str | Path) -> CondensedSet:
-        """Open the set at a path, which is a Run or the repository folder itself.
+        """Open the set of a Run or of a repository folder.
 
         Raises:
-            RunError: There is none, or its idc.json is damaged.
+            RunError: There is no set, or its idc.json is damaged.
         """
-        for folder in (Path(path) / "repo", Path(path)):
-            if (folder / MANIFEST).is_file():
-                return cls(folder)
-        raise RunError(
-            f"{path} holds no condensed set (no repo/{MANIFEST}).",
-            "Finish `idc condense`, or fetch a set with `idc pull`.",
-        )
+        return cls(repository_folder(path))
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The values of recipe.yaml, which may name keys of another idc-hub; empty where there is no such file.
+        """The values in recipe.yaml, unvalidated since another idc-hub may have written them; empty without the file.
 
         Raises:
-            RunError: The file is not YAML, or not a recipe.
+            RunError: The file is not a YAML mapping.
         """
         path = self.folder / RECIPE
         try:
@@ -89,7 +98,7 @@ class CondensedSet:
 
     @property
     def is_selection(self) -> bool:
-        """Whether the LR patches were chosen among real ones (`idc select`), not condensed."""
+        """Whether the LR patches are real ones that `idc select` chose, rather than condensed ones."""
         return self.recipe.get("method", "idc") != "idc"
 
     @property
@@ -102,30 +111,30 @@ class CondensedSet:
         return self.folder / "data" / hr_version
 
     def hr_version(self, name: str | None = None) -> str:
-        """The name of an HR version that is there; the default version where `name` is None.
+        """`name` if the set has such an HR version, or the name of the default version if `name` is None.
 
         Raises:
             RunError: There is no such version.
         """
         wanted = name or self.manifest.default
         if wanted is None or wanted not in self.manifest.hr_versions:
-            there = ", ".join(self.manifest.hr_versions) or "none yet"
-            raise RunError(f"{self.folder} has no HR version {wanted!r}.", f"Its HR versions: {there}.")
+            names = ", ".join(self.manifest.hr_versions) or "none yet"
+            raise RunError(f"{self.folder} has no HR version {wanted!r}.", f"Its HR versions: {names}.")
         return wanted
 
     def patches(self) -> Iterator[tuple[str, Tensor]]:
         """Instance ids and their LR patches, uint8 `[n, 3, h, w]`, one instance in memory at a time.
 
         Raises:
-            RunError: A file is missing, truncated or not what the index says.
+            RunError: A file is missing, truncated or contradicts the index.
         """
         return shards.iterate_lr(self.lr)
 
     def check_lr(self, *, again: bool = False) -> None:
-        """Hold the LR patches to the manifest: digest, counts and size.
+        """Compare the LR patches with the manifest: digest, counts and size.
 
         Args:
-            again: Read them even if this process has checked the same files before.
+            again: Read them even if this process has already checked the same files.
 
         Raises:
             RunError: They differ, or a file is damaged.
@@ -136,20 +145,20 @@ class CondensedSet:
             _checked.add(key)
 
     def is_checked(self, hr_version: str) -> bool:
-        """Whether this process has loaded the HR version's files, as they are now, with `load_dataset`."""
+        """Whether this process has checked the HR version's present files."""
         return self._files(self.data(hr_version), self.manifest.lr_digest) in _checked
 
     def note_checked(self, hr_version: str) -> None:
-        """Remember that the HR version's files were loaded."""
+        """Remember that the HR version's present files were checked."""
         _checked.add(self._files(self.data(hr_version), self.manifest.lr_digest))
 
     def lock(self) -> FileLock:
-        """The repository's lock; within one CondensedSet it can be taken again while it is held."""
+        """The repository folder's lock; reentrant within one CondensedSet."""
         return self._lock
 
     @contextmanager
     def updating(self) -> Iterator[Manifest]:
-        """Change the manifest: under the lock, read it again, let the block change it, and save it.
+        """Change the manifest under the lock: yields a freshly read manifest and saves it after the block.
 
         Raises:
             RunError: The LR patches were replaced since this set was opened.

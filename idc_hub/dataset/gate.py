@@ -1,4 +1,7 @@
-"""The quality gate of a Run: its patches beside random real ones of the same photographs, through the same teacher."""
+"""The quality gate of a Run: measures its patches and random real ones of the same photographs, with the same teacher.
+
+`judgment` holds the limits; this module does the measuring and keeps the results.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from idc_hub.dataset import parquet
 from idc_hub.dataset.card import write_card
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.hr import HRSource, RealHR
+from idc_hub.dataset.judgment import judge
 from idc_hub.errors import RunError
-from idc_hub.images.figures import Quality, judge
+from idc_hub.images.figures import Quality
 from idc_hub.images.files import decode_png
 from idc_hub.images.sources import Instance, open_source
 from idc_hub.runs.progress import Reporting, counting
@@ -26,7 +30,7 @@ from idc_hub.runs.worker import real_patches
 FILE_NAME = "quality.json"
 FORMAT = "idc-quality"
 FORMAT_VERSION = 2
-"""1 had other limits and figures: what was measured then is measured again."""
+"""Version 1 had other figures and limits; its measurements are ignored and made again."""
 MAX_PATCHES = 256
 MAX_DRAWS = 4
 
@@ -42,23 +46,23 @@ def measure(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Take the figures of an HR version of a finished Run and hold them to those of random real patches.
+    """Measure an HR version of a finished Run and judge it against random real patches.
 
-    A sample is looked at, the same each time: of at most 64 photographs at most 256 patches in all, evenly; and as many
-    random real ones of each of them, in four draws as long as these have no more than 256 patches in all. The held-out
-    discrepancy, which condensation has measured already, is the mean over all photographs.
+    Measures a reproducible sample: at most 256 patches, spread evenly over at most 64 photographs. Each draw of random
+    real patches takes as many from each photograph; there are up to four draws with at most 256 patches in all. The
+    held-out discrepancy is the mean over all photographs, recorded when the LR patches were made.
 
     Args:
         run: A Run whose photographs are where its recipe says.
         condensed: Its set.
         name: An HR version of the set.
-        source: What made it; it makes the HR side of the random real patches too.
-        on_progress: Called with the photographs done and all that will be looked at.
+        source: What made that version; it also makes HR for the random real patches.
+        on_progress: Called with the number of photographs done and their total.
 
     Returns:
-        What `judge` returns, `lr_digest`, `photographs`, `patches` and `draws` (how many were looked at), `spectra`
-        (`cycles_per_patch`, `set`, `real`) and `gradient_norms` (of the weighted terms of the loss; medians over the
-        second half of the steps, mean over the photographs).
+        The result of `judge`; `lr_digest`; `photographs`, `patches` and `draws` (sizes of the sample); `spectra`
+        (`cycles_per_patch`, `set`, `real`); and `gradient_norms` of the weighted loss terms (median over the second
+        half of the steps, mean over the photographs).
 
     Raises:
         ImageError: A photograph is gone or has changed.
@@ -68,25 +72,21 @@ def measure(
     recipe = run.recipe
     photographs = open_source(**recipe.source.model_dump())
     chosen = _choose(run)
-    rows = _read(condensed, name, chosen)
+    rows = _read_pairs(condensed, name, chosen)
     real_source = RealHR(run, every_window=True) if isinstance(source, RealHR) else source
     total = sum(len(numbers) for _, numbers in chosen)
     of_set, of_real = Quality(), [Quality() for _ in range(max(1, min(MAX_DRAWS, MAX_PATCHES // total)))]
     for done, (instance, numbers) in enumerate(chosen, start=1):
-        real_lr = run.read_real(instance)
-        if real_lr is None:
-            real_lr, _ = real_patches(instance, photographs, recipe)
-        real = real_lr.numpy()
+        real = run.read_real(instance)
+        if real is None:
+            real, _ = real_patches(instance, photographs, recipe)
         pairs = [rows[instance.id, number] for number in numbers]
         lr, hr = (np.stack(images).transpose(0, 3, 1, 2) for images in zip(*pairs, strict=True))
-        of_set.add(lr, hr, real)
+        of_set.add(lr, hr, real.numpy())
         for number, quality in enumerate(of_real):
-            own = _random_patches(len(lr), len(real), generator(recipe.seed, instance.id, "quality", number))
-            hr_of_real = [
-                real_source.make_hr([(instance.id, int(window)) for window in some], real_lr[some])
-                for some in torch.from_numpy(own).split(_BATCH)
-            ]
-            quality.add(real[own], torch.cat(hr_of_real).numpy(), real, own)
+            windows = _random_patches(len(lr), len(real), generator(recipe.seed, instance.id, "quality", number))
+            hr = _make_hr(real_source, instance, windows, real[windows])
+            quality.add(real[windows].numpy(), hr, real.numpy(), windows)
         if on_progress:
             on_progress(done, len(chosen))
     held_out = run.held_out()
@@ -111,10 +111,10 @@ def measure(
 
 
 def recorded(run: Run, condensed: CondensedSet) -> dict[str, dict[str, Any]]:
-    """The measurements in `quality.json` that belong to the LR patches as they are now, by HR version.
+    """The measurements in `quality.json` that were made with the present LR patches, by HR version.
 
     Raises:
-        RunError: The file is damaged, or newer than this version of idc-hub.
+        RunError: The file is damaged, or was written by a newer idc-hub.
     """
     path = run.path / FILE_NAME
     if not path.is_file():
@@ -127,14 +127,14 @@ def recorded(run: Run, condensed: CondensedSet) -> dict[str, dict[str, Any]]:
             digest = condensed.manifest.lr_digest
             return {name: found for name, found in state["hr_versions"].items() if found["lr_digest"] == digest}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is damaged ({error}).", "Delete it: `idc quality` makes it again.") from error
+        raise RunError(f"{path} is damaged ({error}).", "Delete it and run `idc quality` again.") from error
     raise RunError(f"{path} has another format.", "Delete it, or update idc-hub.")
 
 
 def measure_version(
     run: Run, condensed: CondensedSet, name: str, source: HRSource, progress: Reporting = True
 ) -> dict[str, Any]:
-    """Take the figures of an HR version, keep them with the Run, and show them on the card; see `measure`."""
+    """Measure an HR version (see `measure`), record the result, and update the card."""
     with counting("quality: photographs", progress) as count:
         measured = measure(run, condensed, name, source, on_progress=count)
     record(run, condensed, name, measured)
@@ -143,9 +143,10 @@ def measure_version(
 
 
 def record(run: Run, condensed: CondensedSet, name: str, measured: dict[str, Any]) -> None:
-    """Keep a measurement in `quality.json`, beside those of the other HR versions, and its figures in `idc.json`.
+    """Write a measurement to `quality.json` in the Run, and its figures to `idc.json`.
 
-    The figures go under `condensation`, not under the HR version: measuring again is no new release of the pairs.
+    In `idc.json` the figures belong to `condensation`, not to the HR version: a new measurement does not change the
+    pairs, so it must not become a new release of them.
     """
     with condensed.updating() as manifest:
         state = {
@@ -160,20 +161,20 @@ def record(run: Run, condensed: CondensedSet, name: str, measured: dict[str, Any
 
 
 def _choose(run: Run) -> list[tuple[Instance, list[int]]]:
-    """Photographs, and the numbers of their patches, that are looked at."""
+    """The sample: photographs, each with the indices of the patches to measure."""
     instances = list(run.sample.values())
     most = MAX_PATCHES // len(instances)
-    found = []
+    sample = []
     for instance in instances:
         numbers = torch.randperm(instance.count, generator=generator(run.recipe.seed, instance.id, "looked at"))
-        found.append((instance, sorted(numbers[:most].tolist())))
-    return found
+        sample.append((instance, sorted(numbers[:most].tolist())))
+    return sample
 
 
-def _read(
+def _read_pairs(
     condensed: CondensedSet, name: str, chosen: list[tuple[Instance, list[int]]]
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
-    """LR and HR, uint8 `[h, w, 3]`, of the chosen patches as a consumer reads them."""
+    """LR and HR of the chosen patches, uint8 `[h, w, 3]`, read from the parquet files."""
     wanted = {(instance.id, number) for instance, numbers in chosen for number in numbers}
     rows = parquet.read_rows(condensed.data(name), {instance_id for instance_id, _ in wanted})
     found = {
@@ -186,13 +187,22 @@ def _read(
     return found
 
 
-def _random_patches(count: int, of: int, rng: torch.Generator) -> np.ndarray:
-    """Numbers of `count` different patches; with repetition only where there are too few."""
-    rounds = [torch.randperm(of, generator=rng) for _ in range(-(-count // of))]
+def _random_patches(count: int, total: int, rng: torch.Generator) -> np.ndarray:
+    """Indices of `count` of `total` patches, all different unless there are too few."""
+    rounds = [torch.randperm(total, generator=rng) for _ in range(-(-count // total))]
     return torch.cat(rounds)[:count].numpy()
 
 
+def _make_hr(source: HRSource, instance: Instance, windows: np.ndarray, lr: torch.Tensor) -> np.ndarray:
+    """HR of the real LR patches `lr`, the given windows of a photograph; uint8 `[n, 3, s*h, s*w]`."""
+    keys = [(instance.id, int(window)) for window in windows]
+    starts = range(0, len(keys), _BATCH)
+    made = [source.make_hr(keys[start : start + _BATCH], lr[start : start + _BATCH]) for start in starts]
+    return torch.cat(made).numpy()
+
+
 def _gradient_norms(run: Run) -> dict[str, float]:
+    """Gradient norms by loss term; see `measure`."""
     medians: dict[str, list[float]] = {term: [] for term in _GRADIENTS}
     for instance in run.instances:
         late = [line for line in run.read_metrics(instance.id) if line.get("step", 0) > run.recipe.optimizer.steps / 2]

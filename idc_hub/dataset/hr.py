@@ -1,4 +1,4 @@
-"""What makes HR patches: a teacher from LR alone, or the photographs that the LR patches were cut from."""
+"""Sources of HR patches: a teacher, or the photographs that real LR patches were cut from."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from idc_hub.images.sources import Instance
 
 REAL = "real"
-"""What `--teacher` calls the photographs' own HR, and the name of that HR version."""
+"""The value of `--teacher` for the photographs' own HR, and the default name of that HR version."""
 
 
 class HRSource(Protocol):
-    """What makes the HR patches of a set: a `Teacher`, or `RealHR`.
+    """Makes the HR patches of a set: a `Teacher`, or `RealHR`.
 
     Attributes:
-        name: What the HR version is called unless somebody says otherwise.
+        name: Default name of the HR version.
         scale: How many times larger HR is.
     """
 
@@ -36,10 +36,10 @@ class HRSource(Protocol):
     scale: int
 
     def make_hr(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
-        """Make the HR patches of some LR patches.
+        """Make HR patches for LR patches.
 
         Args:
-            keys: Instance id and patch index of each.
+            keys: Instance id and patch index of each patch.
             lr: uint8 `[B, 3, h, w]`.
 
         Returns:
@@ -48,27 +48,27 @@ class HRSource(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What idc.json says of it."""
+        """The keys and values of a `manifest.TeacherRecord`."""
         ...
 
 
 class RealHR:
-    """Cuts the HR patch of a real LR patch out of its photograph.
+    """Cuts the HR patches of real LR patches out of the photographs.
 
     Args:
-        run: A Run whose LR patches were all chosen by `idc select`.
-        every_window: Keys number all windows of a photograph, not those that were chosen.
+        run: A Run that `idc select` has finished.
+        every_window: Whether patch indices count all real patches of a photograph instead of the chosen ones.
 
     Raises:
-        RunError: Its LR patches are synthetic, or some are missing.
-        ImageError: Its photographs are not where they were.
+        RunError: The LR patches are synthetic, or some are missing.
+        ImageError: The photographs are not where the recipe says.
     """
 
     def __init__(self, run: Run, *, every_window: bool = False) -> None:
         recipe = run.recipe
         if recipe.method == "idc":
             raise RunError(
-                f"The LR patches of {run.path} are synthetic: no photograph has an HR version of them.",
+                f"The LR patches of {run.path} are synthetic: no photograph shows their HR side.",
                 "Name a teacher (`idc teachers ls`).",
             )
         self.run = run
@@ -78,14 +78,14 @@ class RealHR:
         places = self._every_place if every_window else self._chosen_places
         self._places = {instance.id: places(instance) for instance in run.instances}
         self._source = open_source(**recipe.source.model_dump())
-        # Keys come photograph by photograph, so one at a time is enough.
+        # Keys are grouped by photograph, so one photograph in memory is enough.
         self._photograph = lru_cache(maxsize=1)(self._load)
 
     def make_hr(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
-        """See `HRSource`; LR is not looked at.
+        """See `HRSource`; uses only `keys`.
 
         Raises:
-            ImageError: A photograph is gone or has changed since the selection.
+            ImageError: A photograph is missing or has changed since the selection.
         """
         crops = []
         for instance_id, index in keys:
@@ -96,11 +96,11 @@ class RealHR:
         return torch.stack(crops)
 
     def describe(self) -> dict[str, Any]:
-        """See `HRSource`. The license is that of the photographs, which nobody has stated here."""
+        """See `HRSource`. The license would be that of the photographs, which is not known here."""
         return {"name": REAL, "kind": "photographs", "scale": self.scale, "weights_sha256": None, "license": None}
 
     def _chosen_places(self, instance: Instance) -> list[tuple[int, int]]:
-        return [(top, left) for top, left in self.run.read_facts(instance)["windows"]]
+        return [(top, left) for top, left in self.run.read_facts(instance)["places"]]
 
     def _every_place(self, instance: Instance) -> list[tuple[int, int]]:
         patches = self.run.recipe.patches
@@ -111,23 +111,23 @@ class RealHR:
 
 
 def load_hr_source(path: Path, teacher: str, *, scale: int, settings: Mapping[str, Any] | None = None) -> HRSource:
-    """What `--teacher` names: a teacher, or for a Run of a selection the photographs themselves.
+    """Load what `--teacher` names: a teacher, or the photographs of a selection's Run.
 
     Args:
-        path: The Run or the repository folder that HR is made for.
-        teacher: What `load_teacher` accepts, or `real`.
+        path: The Run or the repository folder to make HR for.
+        teacher: Anything that `load_teacher` accepts, or `real`.
         scale: The scale of the set.
-        settings: Of a diffusion teacher.
+        settings: Settings of a diffusion teacher.
 
     Raises:
         NetworkError: The teacher cannot be loaded or has another scale.
-        RunError: `real` was asked for, and the path does not say where its patches were cut out.
+        RunError: `teacher` is `real`, but `path` is not a Run that `idc select` made.
     """
     if teacher != REAL:
         return load_teacher(teacher, scale=scale, device=device(), **(settings or {}))
     if (path / "run.json").is_file():
         return RealHR(Run.open(path))
     raise RunError(
-        f"{path} does not say where its patches were cut out: only a Run that `idc select` made here does.",
+        f"{path} does not record where its patches were cut out; only the Run of `idc select` does.",
         "Name that Run, or a teacher (`idc teachers ls`).",
     )

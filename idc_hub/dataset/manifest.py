@@ -1,37 +1,133 @@
-"""idc.json: what a repository tree holds, in one small file.
+"""idc.json: the facts about a repository folder, in one small file.
 
-Format version 1 has the LR digest and counts, the HR versions with the teacher and the LR digest of each,
-package versions, and the facts of the condensation that the card tells. Its keys are `Manifest`'s fields.
+Format version 1 holds the fields of `Manifest`, `HRVersion` and `TeacherRecord` as nested JSON objects.
 """
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from idc_hub.atomic import write_text_atomically
-from idc_hub.errors import RunError
+from idc_hub.errors import NetworkError, RunError
 
 MANIFEST = "idc.json"
 FORMAT = "idc"
 FORMAT_VERSION = 1
 
-_VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _RESERVED_NAMES = ("data", "default")  # `datasets` gives both a meaning of its own
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_TEACHER_KEYS = {"name", "kind", "scale", "weights_sha256", "license"}
-_SETTINGS = {"pipeline": str, "scheduler": str, "steps": int, "seed": int, "prompt": str, "guidance": int | float}
-_HR_VERSION_KEYS = {"teacher", "lr_digest", "date", "patches", "bytes"}
 
 
 def is_version_name(name: str) -> bool:
     """Whether an HR version may be called `name`: a-z, 0-9 and "-", but not "data" or "default"."""
-    return _VERSION_NAME.fullmatch(name) is not None and name not in _RESERVED_NAMES
+    return re.fullmatch("[a-z0-9][a-z0-9-]*", name) is not None and name not in _RESERVED_NAMES
 
 
-@dataclass
-class Manifest:
+def _version_name(name: str) -> str:
+    if not is_version_name(name):
+        raise ValueError("is not allowed as the name of an HR version")
+    return name
+
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+VersionName = Annotated[str, AfterValidator(_version_name)]
+
+
+class TeacherRecord(BaseModel):
+    """The teacher that made an HR version.
+
+    Attributes:
+        name: What the card calls it.
+        kind: How it was loaded, such as "network", "bicubic", "diffusers" or, for real HR, "photographs".
+        scale: How many times larger its HR is.
+        weights_sha256: Digest of its weights; None if it has none.
+        license: License of the weights; None if not stated.
+        pipeline: Class of a diffusion pipeline. This and the following are missing for all other teachers.
+        scheduler: Class of the pipeline's scheduler.
+        steps: Denoising steps.
+        seed: Seed of the noise.
+        prompt: Text prompt.
+        guidance: Guidance scale.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str
+    kind: str
+    scale: int
+    weights_sha256: Sha256 | None
+    license: str | None
+    pipeline: str | None = None
+    scheduler: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    prompt: str | None = None
+    guidance: float | None = None
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Self:
+        """The record of a teacher that describes itself as `facts`.
+
+        Raises:
+            NetworkError: A value has the wrong type, such as a license that is not a string.
+        """
+        try:
+            return cls.model_validate(facts)
+        except ValidationError as error:
+            name = facts.get("name")
+            raise NetworkError(f"The teacher {name} describes itself wrongly: {_first_problem(error)}.") from error
+
+    def is_same(self, other: "TeacherRecord") -> bool:
+        """Whether weights and settings are equal; a teacher without weights is identified by its name."""
+        ignored = set() if self.weights_sha256 is None else {"name", "license"}
+        return self.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
+
+    @field_validator("pipeline", "scheduler", "steps", "seed", "prompt", "guidance", mode="before")
+    @classmethod
+    def _refuse_null(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("is null; leave the key out instead")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _leave_out_missing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
+
+
+class HRVersion(BaseModel):
+    """An HR version.
+
+    Attributes:
+        teacher: What made it.
+        lr_digest: Digest of the LR patches it was made from.
+        date: ISO date on which it was made.
+        patches: Number of HR patches.
+        bytes: Size of its parquet files.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    teacher: TeacherRecord
+    lr_digest: Sha256
+    date: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+    patches: Count
+    bytes: Count
+
+
+class Manifest(BaseModel):
     """The contents of idc.json.
 
     Attributes:
@@ -39,35 +135,36 @@ class Manifest:
         scale: 2, 3 or 4.
         patch_size: Side of an LR patch in pixels.
         lr_recipe_hash: The recipe's hash of everything that determines the LR patches.
-        lr_digest: Digest of the LR patches themselves (`shards.lr_digest`).
+        lr_digest: Digest of the LR patches themselves (`shards.LRDigest`).
         instances: Number of instances that have patches.
         patches: Number of LR patches.
-        default: The HR version that `load_dataset` gives without a config name; None while there is none.
-        hr_versions: Per name `{"teacher": {"name", "kind", "scale", "weights_sha256", "license"},
-            "lr_digest", "date", "patches", "bytes"}`; `bytes` is the size of its parquet files. Of a diffusion
-            pipeline the teacher also has "pipeline", "scheduler", "steps", "seed", perhaps "prompt", "guidance".
-        packages: Versions of the packages that made it.
-        condensation: Facts for the card, such as photographs, windows, steps, seconds, device.
+        default: The HR version that `load_dataset` gives without a config name; None if there is no HR version.
+        hr_versions: The HR versions by name.
+        packages: Versions of the packages that made the LR patches.
+        condensation: Facts for the card, such as photographs, real_patches, steps, seconds, device.
     """
 
-    name: str
-    scale: int
-    patch_size: int
-    lr_recipe_hash: str
-    lr_digest: str
-    instances: int
-    patches: int
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
+    scale: Annotated[int, Field(ge=2, le=4)]
+    patch_size: Annotated[int, Field(ge=1)]
+    lr_recipe_hash: Annotated[str, Field(pattern="^[0-9a-f]+$")]
+    lr_digest: Sha256
+    instances: Count
+    patches: Count
     default: str | None = None
-    hr_versions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    packages: dict[str, str] = field(default_factory=dict)
-    condensation: dict[str, Any] = field(default_factory=dict)
+    hr_versions: dict[VersionName, HRVersion] = {}
+    packages: dict[str, Any] = {}
+    condensation: dict[str, Any] = {}
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        """Read and check the idc.json of a repository tree.
+    def load(cls, folder: Path) -> Self:
+        """Read and check the idc.json of a repository folder.
 
         Raises:
-            RunError: No such file, not JSON, another format, a newer format version, or an impossible value.
+            RunError: The file is missing, is not JSON, has another format or a newer format version, or holds an
+                invalid value.
         """
         path = folder / MANIFEST
         try:
@@ -77,25 +174,25 @@ class Manifest:
                 f"{folder} has no {MANIFEST}.", "Name a folder that `idc condense` or `idc pull` made."
             ) from None
         except ValueError as error:
-            raise _damaged(path, f"it is not JSON ({error})") from error
+            raise _unusable(path, f"it is not JSON ({error})") from error
         if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
-            raise _damaged(path, f'it does not say "format": "{FORMAT}"')
+            raise _unusable(path, f'it does not say "format": "{FORMAT}"')
         version = facts.pop("format_version", None)
-        if not _is_count(version) or version < 1:
-            raise _damaged(path, "format_version is not a number of 1 or more")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise _unusable(path, "format_version is not a number of 1 or more")
         if version > FORMAT_VERSION:
             raise RunError(
                 f"{path} has format version {version}; this idc-hub reads up to {FORMAT_VERSION}.",
                 "Install a newer idc-hub.",
             )
-        known = {entry.name for entry in fields(cls)}
-        if facts.keys() != known:
-            raise _damaged(path, f"missing or unknown keys: {', '.join(sorted(facts.keys() ^ known))}")
-        manifest = cls(**facts)
-        problem = manifest._problem()
-        if problem:
-            raise _damaged(path, problem)
-        return manifest
+        # A file spells every key out; only code that makes a new manifest may leave some at their defaults.
+        for key in cls.model_fields:
+            if key not in facts:
+                raise _unusable(path, f"the key {key} is missing")
+        try:
+            return cls.model_validate(facts)
+        except ValidationError as error:
+            raise _unusable(path, _first_problem(error)) from error
 
     def save(self, folder: Path) -> None:
         """Write idc.json into `folder`, atomically.
@@ -104,74 +201,47 @@ class Manifest:
             RunError: A value that `load` would refuse.
         """
         path = folder / MANIFEST
-        problem = self._problem()
-        if problem:
-            raise RunError(f"{path} was not written: {problem}.")
-        facts = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        facts = self.model_dump(warnings=False)
+        try:
+            type(self).model_validate(facts)
+        except ValidationError as error:
+            raise RunError(f"{path} was not written: {_first_problem(error)}.") from error
+        facts |= {"format": FORMAT, "format_version": FORMAT_VERSION}
         write_text_atomically(path, json.dumps(facts, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
 
-    def _problem(self) -> str | None:
-        """The first thing that is wrong, in words."""
-        for key in ("name", "lr_recipe_hash", "lr_digest"):
-            if not isinstance(getattr(self, key), str):
-                return f"{key} is not a string"
-        for key in ("hr_versions", "packages", "condensation"):
-            if not isinstance(getattr(self, key), dict):
-                return f"{key} is not an object"
-        for key in ("scale", "patch_size", "instances", "patches"):
-            if not _is_count(getattr(self, key)):
-                return f"{key} is not a whole number of 0 or more"
-        if not _VERSION_NAME.fullmatch(self.name):
-            return f"name {self.name!r} has other characters than a-z, 0-9 and -"
-        if not re.fullmatch("[0-9a-f]+", self.lr_recipe_hash):
-            return "lr_recipe_hash is not a hexadecimal digest"
-        if not _SHA256.fullmatch(self.lr_digest):
-            return "lr_digest is not a SHA-256 digest"
-        if not 2 <= self.scale <= 4 or self.patch_size == 0:
-            return f"scale {self.scale} or patch_size {self.patch_size} is out of range"
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
         if self.patches < self.instances:
-            return f"{self.patches} patches are too few for {self.instances} instances"
+            raise ValueError(f"patches is {self.patches}, too few for {self.instances} instances")
         for name, version in self.hr_versions.items():
-            problem = self._version_problem(name, version)
-            if problem:
-                return f"HR version {name!r}: {problem}"
+            key = f"hr_versions.{name}"
+            if version.teacher.scale != self.scale:
+                raise ValueError(f"{key}.teacher.scale is {version.teacher.scale}, not {self.scale}")
+            if version.lr_digest != self.lr_digest:
+                raise ValueError(f"{key}.lr_digest names other LR patches than lr_digest")
+            if version.patches != self.patches:
+                raise ValueError(f"{key}.patches is {version.patches}, not {self.patches}")
         allowed: list[str | None] = [*self.hr_versions] or [None]
         if self.default not in allowed:
-            return f"default {self.default!r} is not one of its HR versions"
-        return None
-
-    def _version_problem(self, name: str, version: Any) -> str | None:
-        if not is_version_name(name):
-            return "the name is not allowed"
-        if not isinstance(version, dict) or version.keys() != _HR_VERSION_KEYS:
-            return f"it needs exactly the keys {', '.join(sorted(_HR_VERSION_KEYS))}"
-        teacher = version["teacher"]
-        if not isinstance(teacher, dict) or teacher.keys() - _SETTINGS.keys() != _TEACHER_KEYS:
-            return f"teacher needs exactly the keys {', '.join(sorted(_TEACHER_KEYS))} (and settings of a pipeline)"
-        for key in teacher.keys() & _SETTINGS.keys():
-            if not isinstance(teacher[key], _SETTINGS[key]) or isinstance(teacher[key], bool):
-                return f"teacher.{key} is not a {'string' if _SETTINGS[key] is str else 'number'}"
-        if not (isinstance(teacher["name"], str) and isinstance(teacher["kind"], str)):
-            return "teacher.name or teacher.kind is not a string"
-        if not isinstance(teacher["license"], str | None):
-            return "teacher.license is not a string"
-        digest = teacher["weights_sha256"]
-        if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
-            return "teacher.weights_sha256 is not a SHA-256 digest"
-        if teacher["scale"] != self.scale:
-            return f"its teacher has scale {teacher['scale']}, not {self.scale}"
-        if version["lr_digest"] != self.lr_digest:
-            return "it was made from other LR patches (its lr_digest differs)"
-        if version["patches"] != self.patches or not _is_count(version["bytes"]):
-            return f"its counts do not fit {self.patches} patches"
-        if not (isinstance(version["date"], str) and re.fullmatch(r"\d{4}-\d\d-\d\d", version["date"])):
-            return "date is not an ISO date"
-        return None
+            raise ValueError(f"default is {self.default!r}, which is not one of hr_versions")
+        return self
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _first_problem(error: ValidationError) -> str:
+    """The first value that pydantic refused: its key, and what is wrong with it."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    match problem["type"]:
+        case "missing":
+            return f"the key {key} is missing"
+        case "extra_forbidden":
+            return f"the key {key} is unknown"
+        case "model_type" | "dict_type":
+            return f"{key} should be an object"
+        case "value_error":
+            return f"{key} {problem['ctx']['error']}".strip()
+    return f"{key} {re.sub('^(Input|String) ', '', problem['msg'])}"
 
 
-def _damaged(path: Path, problem: str) -> RunError:
+def _unusable(path: Path, problem: str) -> RunError:
     return RunError(f"{path} cannot be used: {problem}.", "Pull or make the repository again.")

@@ -1,4 +1,4 @@
-"""From the finished photographs of a Run to the LR side of its repository folder."""
+"""Pack the finished photographs of a Run into the LR side of its repository folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.condensed_set import RECIPE, CondensedSet, repository_lock
 from idc_hub.dataset.manifest import FORMAT, FORMAT_VERSION, MANIFEST, Manifest
 from idc_hub.dataset.shards import write_shards
+from idc_hub.images.sources import count_conversions
 from idc_hub.machine import machine, packages
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def pack(run: Run, *, workers: int) -> CondensedSet:
-    """Pack the finished photographs of a Run into `repo/lr` and describe them in `repo/idc.json`.
+    """Write the LR patches of a finished Run to `repo/lr`, and `idc.json` and `recipe.yaml` beside it.
 
-    HR versions that belong to the same LR patches are kept. A repeated call changes nothing.
+    Keeps HR versions of the same LR patches. Calling it again changes nothing.
 
     Args:
-        run: A Run of which every photograph is finished.
-        workers: How many processes worked on it, for the card.
+        run: A Run with all photographs finished.
+        workers: Number of processes that worked on it, for the card.
 
     Returns:
         The set.
@@ -42,10 +43,10 @@ def pack(run: Run, *, workers: int) -> CondensedSet:
         "scale": recipe.scale,
     }
     with repository_lock(run.repo):
-        digest = write_shards(run.repo / "lr", _finished(run), metadata=metadata)
+        digest = write_shards(run.repo / "lr", _patches(run), metadata=metadata)
         manifest = Manifest.load(run.repo) if (run.repo / MANIFEST).is_file() else None
         if manifest is None or manifest.lr_digest != digest:
-            # HR patches of other LR patches would be pairs that do not fit.
+            # HR patches of other LR patches would not match the new ones.
             shutil.rmtree(run.repo / "data", ignore_errors=True)
             manifest = Manifest(
                 name=recipe.name,
@@ -64,7 +65,7 @@ def pack(run: Run, *, workers: int) -> CondensedSet:
 
 
 def publishable(recipe: Recipe) -> Recipe:
-    """The recipe without the place of the photographs on this machine: a local path keeps its last part only."""
+    """The recipe without the location of local photographs: a local path keeps only its last part."""
     path = Path(recipe.source.path).expanduser()
     if not path.exists():
         return recipe
@@ -72,19 +73,20 @@ def publishable(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"source": source})
 
 
-def _finished(run: Run) -> Iterator[tuple[str, Tensor]]:
+def _patches(run: Run) -> Iterator[tuple[str, Tensor]]:
     for instance in run.instances:
         if instance.count:
             yield instance.id, run.read_patches(instance)
 
 
 def _facts(run: Run, workers: int) -> dict[str, Any]:
-    """What the card says of a condensation or a selection."""
+    """Facts about a condensation or a selection, for the card."""
     recipe = run.recipe
     ends = [line for instance in run.instances for line in run.read_metrics(instance.id) if line["event"] == "end"]
     return {
         "photographs": len(run.instances),
-        "windows": sum(instance.patches for instance in run.instances),
+        "real_patches": sum(instance.patches for instance in run.instances),
+        "conversions": count_conversions(run.instances),
         **({"steps": recipe.optimizer.steps} if recipe.method == "idc" else {}),
         **run.held_out(),
         "worker_seconds": round(sum(line["seconds"] for line in ends), 1),

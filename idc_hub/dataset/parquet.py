@@ -1,8 +1,8 @@
 """The rows of an HR version as parquet: instance_id, patch_index, lr, hr, with the PNG bytes inside.
 
-Files are written as `datasets` 5.2 writes them itself: content-defined chunking, so that the Hub's storage
-finds the LR bytes of an earlier version again; a page index, so that the viewer can open one page; images
-stored plain, because PNG does not shrink again. Equal rows give equal bytes with one pyarrow.
+The files have the layout that `datasets` 5.2 writes: content-defined chunking, so that the Hub's storage deduplicates
+the LR bytes of all HR versions; a page index, so that the viewer can read a single page; images uncompressed, because
+PNG is compressed already. With the same version of pyarrow, equal rows give equal bytes.
 """
 
 import json
@@ -32,8 +32,8 @@ class Row:
     """One LR/HR pair.
 
     Attributes:
-        instance_id: The photograph that the patch stands for.
-        patch_index: Number of the patch within its instance, from 0.
+        instance_id: Id of the instance.
+        patch_index: Index of the patch within its instance, from 0.
         lr_png: PNG bytes of the LR patch.
         hr_png: PNG bytes of the HR patch.
     """
@@ -46,12 +46,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """How large an HR version is.
+    """Size of an HR version.
 
     Attributes:
         rows: Number of rows.
-        data_bytes: Bytes of its columns, uncompressed.
-        file_bytes: Bytes of its files.
+        data_bytes: Uncompressed size of its columns.
+        file_bytes: Size of its files.
     """
 
     rows: int
@@ -64,17 +64,17 @@ def write_rows(
 ) -> Size:
     """Write an HR version, holding one row group in memory at a time.
 
-    The folder is replaced as a whole at the end; after an exception, also one out of `rows`, it is as it was.
+    Replaces the whole folder at the end. After an exception, even one raised by `rows`, the folder is unchanged.
 
     Args:
-        folder: `repo/data/<hr-version>`.
-        rows: In the order of instance id, then patch index.
-        shard_bytes: Size at which a file is full.
-        row_group_bytes: Size of a row group, which is what a reader loads at a time; the Hub's viewer wants
-            at most 286 MiB, and groups far below 100 MB cost deduplication.
+        folder: `data/<hr-version>` in a repository folder.
+        rows: Sorted by instance id, then patch index.
+        shard_bytes: Maximum size of a file.
+        row_group_bytes: Size of a row group, the unit that readers load. The Hub's viewer accepts at most 286 MiB;
+            groups far below 100 MB deduplicate badly.
 
     Returns:
-        What was written.
+        The size of the written version.
 
     Raises:
         RunError: There are no rows.
@@ -89,7 +89,7 @@ def write_rows(
                 while table is not None and (size == 0 or size + table.nbytes <= shard_bytes):
                     writer.write_table(table, row_group_size=len(table))
                     size += table.nbytes
-                    del table  # its memory is wanted for the next one
+                    del table  # frees its memory before the next one is made
                     table = next(groups, None)
                 writer.add_key_value_metadata({"content_defined_chunking": json.dumps(_CHUNKING)})
             count += 1
@@ -98,14 +98,14 @@ def write_rows(
         for number in range(count):
             name = f"train-{number:05}-of-{count:05}.parquet"
             (temporary / f"{number}.parquet").rename(temporary / name)
-    return measure(folder)
+    return size_of_version(folder)
 
 
-def measure(folder: Path) -> Size:
+def size_of_version(folder: Path) -> Size:
     """Rows and bytes of an HR version, from the footers of its files.
 
     Raises:
-        RunError: A file that is missing, truncated or has other columns.
+        RunError: A file is missing, truncated or has other columns.
     """
     rows = data_bytes = file_bytes = 0
     for path in _files(folder):
@@ -118,10 +118,10 @@ def measure(folder: Path) -> Size:
 
 
 def read_keys(folder: Path) -> list[tuple[str, int]]:
-    """(instance id, patch index) of every row in order; no image is read.
+    """(instance id, patch index) of every row in order, without reading images.
 
     Raises:
-        RunError: As `measure`.
+        RunError: A file is missing, truncated or has other columns.
     """
     keys: list[tuple[str, int]] = []
     for path in _files(folder):
@@ -135,11 +135,11 @@ def read_rows(folder: Path, instances: Collection[str] | None = None) -> Iterato
     """The rows of an HR version in order, a few in memory at a time.
 
     Args:
-        folder: `repo/data/<hr-version>`.
-        instances: Only the rows of these instances; row groups without any of them are not loaded.
+        folder: `data/<hr-version>` in a repository folder.
+        instances: Only yield rows of these instances; row groups without any of them are not loaded. None: all rows.
 
     Raises:
-        RunError: A file that is missing, truncated or has other columns, or an id that is not allowed.
+        RunError: A file is missing, truncated or has other columns, or a row is invalid.
     """
     for path in _files(folder):
         with _open(path) as file:
@@ -168,7 +168,7 @@ def _row_groups(rows: Iterable[Row], row_group_bytes: int) -> Iterator[pa.Table]
 
 def _to_table(rows: list[Row]) -> pa.Table:
     def entry(row: Row) -> dict:
-        # A bare name: it shows in the viewer and must tell nothing about the machine that wrote it.
+        # The viewer shows this path, so it must not reveal folders of the machine that wrote it.
         name = f"{row.instance_id}-{row.patch_index}"
         return {
             "instance_id": row.instance_id,
@@ -193,7 +193,7 @@ def _open_writer(path: Path) -> pq.ParquetWriter:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of an HR version in order, once the set is known to be complete."""
+    """The files of an HR version in order; raises a RunError unless all are there."""
     found = sorted(folder.glob("train-*"))
     expected = [folder / f"train-{number:05}-of-{len(found):05}.parquet" for number in range(len(found))]
     if not found or found != expected:
@@ -220,5 +220,5 @@ def _rows_of_group(path: Path, file: pq.ParquetFile, group: int, instances: Coll
             lr_png, hr_png = ((entry[side] or {}).get("bytes") for side in ("lr", "hr"))
             index = entry["patch_index"]
             if not (lr_png and hr_png and index is not None and is_instance_id(entry["instance_id"] or "")):
-                raise RunError(f"{path} has a row that is not allowed: {entry['instance_id']!r}.", _REMEDY)
+                raise RunError(f"{path} has an invalid row of instance {entry['instance_id']!r}.", _REMEDY)
             yield Row(entry["instance_id"], index, lr_png, hr_png)

@@ -1,4 +1,4 @@
-"""Pictures for the card: LR patches beside what each teacher made of them."""
+"""Pictures for the card: LR patches beside their HR versions."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,7 +17,7 @@ MAX_BYTES = 500_000
 MAX_ROWS = 4
 MAX_VERSIONS = 3
 
-_SIDE = 256  # about how wide a patch is shown
+_SIDE = 256  # approximate width of a patch in the picture
 _GAP = 12
 _HEADING = 32
 _LABEL = 28
@@ -27,21 +27,21 @@ _FAINT = (89, 99, 110)
 
 
 def draw_patches(condensed: CondensedSet) -> Path | None:
-    """Draw `report/patches.png` for a set: patches spread over the instances, default version first.
+    """Draw `report/patches.png` for a set: patches from the whole set, with the default HR version first.
 
     Args:
         condensed: The set.
 
     Returns:
-        The picture; None where there is no HR version to show.
+        The picture; None if there is no HR version.
 
     Raises:
-        RunError: The tree is damaged.
+        RunError: An HR version is damaged.
     """
     manifest = condensed.manifest
     if manifest.default is None:
         return None
-    newest = sorted(manifest.hr_versions, key=lambda name: manifest.hr_versions[name]["date"], reverse=True)
+    newest = sorted(manifest.hr_versions, key=lambda name: manifest.hr_versions[name].date, reverse=True)
     names = sorted(newest, key=lambda name: name != manifest.default)[:MAX_VERSIONS]
     headings = [f"LR: {manifest.patch_size}x{manifest.patch_size}", *(f"HR: {name}" for name in names)]
     across = 2 if len(names) == 1 else 1
@@ -63,14 +63,14 @@ def draw_patches(condensed: CondensedSet) -> Path | None:
 def contact_sheet(
     headings: Sequence[str], patches: Sequence[tuple[str, Sequence[np.ndarray]]], *, across: int
 ) -> Image.Image:
-    """Patches in rows: each as its LR and HR images side by side, with a label below and headings on top.
+    """Arrange patches in rows: LR and HR images of each side by side, with a label below and headings on top.
 
-    LR is enlarged to the size of HR by repeating pixels, so that its pixels can be seen and nothing is smoothed.
+    LR is enlarged to the size of HR by repeating pixels, so that its pixels stay visible and nothing is smoothed.
 
     Args:
-        headings: What the images of a patch are: LR, then the HR versions.
+        headings: Names of the images of a patch: LR, then the HR versions.
         patches: For each patch its label and its images, uint8 `[height, width, 3]`, one for each heading.
-        across: Patches beside each other.
+        across: Patches per row.
 
     Returns:
         The picture, RGB.
@@ -96,7 +96,7 @@ def contact_sheet(
 
 
 def _strip(label: str, images: Sequence[np.ndarray], side: int) -> Image.Image:
-    """The images of one patch beside each other, its label below."""
+    """The images of one patch side by side, with its label below."""
     width = len(images) * (side + _GAP) - _GAP
     strip = Image.new("RGB", (width, side + _LABEL), _BACKGROUND)
     for position, image in enumerate(images):
@@ -119,7 +119,7 @@ def _write(
 
 
 def _spread(keys: list[tuple[str, int]], count: int) -> list[tuple[str, int]]:
-    """At most `count` of the keys, evenly spread over all of them."""
+    """At most `count` keys, evenly spaced."""
     count = min(count, len(keys))
     return [keys[(2 * number + 1) * len(keys) // (2 * count)] for number in range(count)]
 

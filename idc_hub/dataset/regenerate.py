@@ -1,4 +1,4 @@
-"""The HR side of a repository: a new HR version, by a teacher or real, beside those that are there."""
+"""Add an HR version, made by a teacher or cut from the photographs, to a condensed set."""
 
 import os
 from collections import deque
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,23 +16,23 @@ from idc_hub.dataset.card import write_card
 from idc_hub.dataset.check import check_repository
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.hr import HRSource
-from idc_hub.dataset.manifest import Manifest, is_version_name
+from idc_hub.dataset.manifest import HRVersion, Manifest, TeacherRecord, is_version_name
 from idc_hub.dataset.pictures import draw_patches
 from idc_hub.errors import RecipeError, RunError
 from idc_hub.images.files import encode_png
 from idc_hub.runs.progress import Reporting, counting
 
 _ENCODERS = min(16, max(2, os.cpu_count() or 2))
-"""Threads that write PNG while the teacher works on the next batch: more than a GPU outruns."""
+"""Threads that encode PNG while the teacher works on the next batch; enough to keep up with a GPU."""
 
 
 @dataclass(frozen=True)
-class Added:
-    """What `regenerate` did.
+class AddedVersion:
+    """The result of `regenerate`.
 
     Attributes:
         hr_version: Name of the version.
-        written: False where the version was there already, made by the same teacher from the same patches.
+        written: False if the version existed already, made by the same teacher from the same patches.
         default: The version that `load_dataset` gives without a config name.
         patches: Rows of the version.
         bytes: Size of its parquet files.
@@ -48,11 +47,13 @@ class Added:
 
 def add_version(
     condensed: CondensedSet, source: HRSource, name: str, *, set_default: bool, progress: Reporting = True
-) -> Added:
-    """Make an HR version, then the pictures and the card that go with it, and check that all of it loads.
+) -> AddedVersion:
+    """Add an HR version (see `regenerate`), update the pictures and the card, and check that everything loads.
 
     Raises:
-        RecipeError, RunError, NetworkError: As of `regenerate`.
+        RecipeError: See `regenerate`.
+        RunError: See `regenerate`; or the repository folder does not pass `check_repository`.
+        NetworkError: See `regenerate`.
     """
     with counting(f"HR version {name}", progress) as count:
         added = regenerate(condensed, source, name, set_default=set_default, on_progress=count)
@@ -72,63 +73,64 @@ def regenerate(
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
     date: str | None = None,
-) -> Added:
-    """Write the HR version `name` into a set; the LR patches are read and never touched.
+) -> AddedVersion:
+    """Write the HR version `name` into a set, leaving its LR patches unchanged.
 
-    The rows appear all at once and idc.json names them last, so that an interrupted call leaves nothing half
-    written; the same call again starts over. Calling it again after it has finished writes nothing.
+    The parquet files appear together, and idc.json is written last, so an interrupted call leaves no partial version;
+    call it again to start over. If the version is complete, another call writes nothing.
 
     Args:
         condensed: The set.
-        source: What makes HR patches.
-        name: What to call the version.
-        set_default: Whether `load_dataset` without a config name gives this version from now on; the first
-            version of a repository always is the default.
-        batch_size: Patches that the source gets at a time; where memory is short it takes fewer.
-        on_progress: Called with the patches done and the patches in all.
-        date: ISO date to record; today (UTC) where it is None.
+        source: Makes the HR patches.
+        name: Name of the version.
+        set_default: Whether `load_dataset` without a config name gives this version; the first version of a set is
+            always the default.
+        batch_size: Patches per call of the source; a teacher that runs out of memory divides them further.
+        on_progress: Called with the number of patches done and their total.
+        date: ISO date to record; None: today (UTC).
 
     Returns:
         What was done.
 
     Raises:
-        RecipeError: A name that is not allowed or is taken by another teacher, or a teacher of another scale.
-        RunError: The repository is damaged, or its LR patches are not those that idc.json names.
-        NetworkError: The teacher gave NaN, Inf or something else than HR patches, or a patch does not fit into memory.
+        RecipeError: The name is not allowed or belongs to another teacher, or the teacher has another scale.
+        RunError: The repository folder is damaged, or its LR patches differ from those that idc.json describes.
+        NetworkError: The teacher's output contains NaN or Inf or has another shape or dtype, or a single patch does not
+            fit into memory.
     """
     _check_request(condensed.manifest, source, name)
-    taken = condensed.manifest.hr_versions.get(name)
-    # A version whose folder somebody deleted, since it was bad, may be made by another teacher.
-    if taken and condensed.data(name).is_dir() and not same_teacher(taken["teacher"], source):
+    teacher = TeacherRecord.of(source.describe())
+    existing = condensed.manifest.hr_versions.get(name)
+    # If its folder was deleted because the version was bad, another teacher may take the name.
+    if existing and condensed.data(name).is_dir() and not existing.teacher.is_same(teacher):
         raise RecipeError(
-            f"{condensed.folder} already has an HR version {name!r}, made by {taken['teacher']['name']}.",
-            "Published versions stay as they are: choose another name.",
+            f"{condensed.folder} already has an HR version {name!r}, made by {existing.teacher.name}.",
+            "Existing versions are never replaced: choose another name.",
         )
-    made: dict[str, Any] = {}
-    if not (taken and _is_complete(condensed.data(name), taken)):
+    made: dict[str, HRVersion] = {}
+    if not (existing and _is_complete(condensed.data(name), existing)):
         condensed.check_lr()
         size = parquet.write_rows(condensed.data(name), _make_rows(condensed, source, batch_size, on_progress))
-        made[name] = {
-            "teacher": source.describe(),
-            "lr_digest": condensed.manifest.lr_digest,
-            "date": date or datetime.now(UTC).date().isoformat(),
-            "patches": size.rows,
-            "bytes": size.file_bytes,
-        }
+        made[name] = HRVersion(
+            teacher=teacher,
+            lr_digest=condensed.manifest.lr_digest,
+            date=date or datetime.now(UTC).date().isoformat(),
+            patches=size.rows,
+            bytes=size.file_bytes,
+        )
     with condensed.updating() as manifest:
         manifest.hr_versions |= made
         if set_default or manifest.default is None:
             manifest.default = name
-    version = manifest.hr_versions[name]
-    assert manifest.default is not None
-    return Added(name, bool(made), manifest.default, version["patches"], version["bytes"])
+    version, default = manifest.hr_versions[name], condensed.hr_version()
+    return AddedVersion(name, bool(made), default, version.patches, version.bytes)
 
 
 def _check_request(manifest: Manifest, source: HRSource, name: str) -> None:
     if not is_version_name(name):
         raise RecipeError(
             f"An HR version may not be called {name!r}.",
-            'Use lower-case letters, digits and "-"; "data" and "default" are taken.',
+            'Use lower-case letters, digits and "-"; "data" and "default" are reserved.',
         )
     if source.scale != manifest.scale:
         raise RecipeError(
@@ -137,20 +139,13 @@ def _check_request(manifest: Manifest, source: HRSource, name: str) -> None:
         )
 
 
-def same_teacher(recorded: dict[str, Any], source: HRSource) -> bool:
-    """Whether weights and settings are the same; what has no weights goes by its name."""
-    ignored = set() if recorded["weights_sha256"] is None else {"name", "license"}
-    facts = source.describe()
-    return recorded.keys() == facts.keys() and all(recorded[key] == facts[key] for key in facts.keys() - ignored)
-
-
-def _is_complete(folder: Path, version: dict[str, Any]) -> bool:
-    """Whether the files of a recorded version are all there; a version that lost some is written again."""
+def _is_complete(folder: Path, version: HRVersion) -> bool:
+    """Whether all files of a recorded version exist; if some are missing, the version is written again."""
     try:
-        size = parquet.measure(folder)
+        size = parquet.size_of_version(folder)
     except RunError:
         return False
-    return (size.rows, size.file_bytes) == (version["patches"], version["bytes"])
+    return (size.rows, size.file_bytes) == (version.patches, version.bytes)
 
 
 def _make_rows(
@@ -159,7 +154,7 @@ def _make_rows(
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[parquet.Row]:
-    """The rows in order: the teacher works on one batch while the PNGs of the one before are written."""
+    """The rows in order; while the teacher works on a batch, threads encode the PNGs of the previous one."""
     patches = (
         (instance_id, index, patch) for instance_id, tensor in condensed.patches() for index, patch in enumerate(tensor)
     )

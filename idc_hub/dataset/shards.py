@@ -1,7 +1,7 @@
-"""The LR patches of a repository: safetensors shards, an index beside them, and the digest over all.
+"""The LR patches of a repository folder: safetensors shards, their index, and a digest of all patches.
 
-Every instance is one uint8 tensor `[n, 3, h, w]` under its id; ids stand in plain string order, and instances
-without patches are left out. Equal patches and metadata give equal bytes.
+Each instance is one uint8 tensor `[n, 3, h, w]` under its id. Ids are sorted as strings; instances without patches are
+left out. Equal patches and metadata give equal bytes.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from idc_hub.images.sources import is_instance_id
 INDEX_NAME = "lr.safetensors.index.json"
 
 _SHARD_NAME = re.compile(r"lr-\d{5}-of-\d{5}\.safetensors")
-_REMEDY = "Pull the repository again, or pack it again from its Run."
+_REMEDY = "Pull the repository again, or run `idc condense` on its Run again."
 
 
 class LRDigest:
-    """SHA-256 over instances as they come, in id order; how they are spread over shards does not matter."""
+    """SHA-256 of the instances in id order, independent of how they are divided into shards."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -46,16 +46,8 @@ class LRDigest:
         self._sha256.update(array.data)
 
     def hexdigest(self) -> str:
-        """The digest so far, 64 hexadecimal digits."""
+        """The digest so far: 64 hexadecimal digits."""
         return self._sha256.hexdigest()
-
-
-def lr_digest(instances: Iterable[tuple[str, np.ndarray | torch.Tensor]]) -> str:
-    """Digest of (id, uint8 `[n, 3, h, w]`) pairs in id order; see `LRDigest.update`."""
-    digest = LRDigest()
-    for instance_id, patches in instances:
-        digest.update(instance_id, patches)
-    return digest.hexdigest()
 
 
 def write_shards(
@@ -65,34 +57,33 @@ def write_shards(
     metadata: dict[str, Any],
     max_bytes: int = 500_000_000,
 ) -> str:
-    """Pack LR patches into `folder`, holding one shard in memory at a time.
+    """Write LR patches as shards into `folder`, holding one shard in memory at a time.
 
-    The folder is replaced as a whole at the end; after an exception, one out of `patches` included, it is as
-    before.
+    Replaces the whole folder at the end. After an exception, even one raised by `patches`, the folder is unchanged.
 
     Args:
-        folder: `repo/lr`.
+        folder: `lr` in a repository folder.
         patches: (instance id, uint8 `[n, 3, h, w]`) in id order; instances with n = 0 are left out.
-        metadata: What the one metadata key "idc" of every shard holds: format, format_version, scale,
-            lr_recipe_hash. One key with sorted JSON, because safetensors writes several in an order that changes.
-        max_bytes: Size at which a shard is full; a larger instance gets a shard of its own.
+        metadata: format, format_version, scale and lr_recipe_hash, written to every shard as JSON under the single
+            metadata key "idc": safetensors does not write several keys in a fixed order.
+        max_bytes: Maximum size of a shard; a larger instance gets a shard of its own.
 
     Returns:
         The digest of the patches.
 
     Raises:
-        RunError: An id that is not allowed or out of order, or patches of another shape or dtype.
+        RunError: An id is invalid or out of order, or patches have another shape or dtype.
     """
     digest = LRDigest()
     header = {"idc": json.dumps(metadata, sort_keys=True)}
     shards: list[list[str]] = []
     total = 0
     with replace_folder(folder) as temporary:
-        for shard in _fill_shards(_checked(patches), max_bytes):
+        for shard in _fill_shards(_checked_instances(patches), max_bytes):
             for instance_id, array in shard.items():
                 digest.update(instance_id, array)
                 total += array.nbytes
-            # Not save_file, which makes files that nobody but their owner may read.
+            # Not save_file: it makes files that only their owner can read.
             (temporary / f"{len(shards)}.safetensors").write_bytes(save(shard, metadata=header))
             shards.append(list(shard))
         weight_map = {}
@@ -110,7 +101,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The index of `folder`: `{"metadata": {"total_size", "lr_digest"}, "weight_map": {id: file name}}`.
 
     Raises:
-        RunError: No index, or an id or a file name in it that this format does not allow.
+        RunError: There is no index, it is damaged, or it holds an invalid id or file name.
     """
     path = folder / INDEX_NAME
     try:
@@ -124,9 +115,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: it is not a shard index.", _REMEDY) from error
     for instance_id, name in entries:
         if not is_instance_id(instance_id):
-            raise RunError(f"{path} has an instance id that is not allowed: {instance_id!r}.", _REMEDY)
+            raise RunError(f"{path} has an invalid instance id: {instance_id!r}.", _REMEDY)
         if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-            raise RunError(f"{path} has a file name that is not allowed: {name!r}.", _REMEDY)
+            raise RunError(f"{path} has an invalid file name: {name!r}.", _REMEDY)
     return index
 
 
@@ -134,13 +125,13 @@ def iterate_lr(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The instances of `folder` in id order, one in memory at a time.
 
     Args:
-        folder: `repo/lr`.
+        folder: `lr` in a repository folder.
 
     Yields:
         Instance id and its patches, uint8 `[n, 3, h, w]`.
 
     Raises:
-        RunError: A file that is missing, truncated or not what the index says.
+        RunError: A file is missing, truncated or contradicts the index.
     """
     files: dict[str, list[str]] = {}
     for instance_id, name in sorted(read_index(folder)["weight_map"].items()):
@@ -162,7 +153,7 @@ def iterate_lr(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def verify_lr(folder: Path, manifest: Manifest) -> None:
-    """Read all LR patches once and hold them to the manifest: digest, counts and patch size.
+    """Read all LR patches and compare digest, counts and patch size with the manifest.
 
     Raises:
         RunError: They differ, or a file is damaged.
@@ -185,8 +176,8 @@ def verify_lr(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _checked(patches: Iterable[tuple[str, np.ndarray | torch.Tensor]]) -> Iterator[tuple[str, np.ndarray]]:
-    """The instances that have patches, contiguous, once id, order, shape and dtype are known to be right."""
+def _checked_instances(patches: Iterable[tuple[str, np.ndarray | torch.Tensor]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Instances that have patches, as contiguous arrays; raises a RunError for a wrong id, order, shape or dtype."""
     previous = ""
     for instance_id, given in patches:
         if not is_instance_id(instance_id):

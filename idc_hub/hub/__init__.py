@@ -1,1 +1,1 @@
-"""To the Hugging Face Hub and back: `push`, `pull`; `releases` say what is pushed, `revisions` what is there."""
+"""The Hugging Face Hub: `push` and `pull`. `releases` defines what is pushed; `revisions` reads what is on the Hub."""

@@ -1,8 +1,8 @@
-"""README.md of a network's repository, written from the files in its folder alone; never needs a network connection.
+"""The card of a network: README.md, generated offline from the files in the network's folder.
 
-`config.json` and `model.safetensors` say what the network is, `training.yaml` how it was trained, `results.json` what
-it reached: `idc train` writes the first three, `idc evaluate --save` the last. The card is merged with what its
-publisher wrote in the same way as a dataset's card.
+`config.json` and `model.safetensors` define the network, `training.yaml` records how it was trained, and `results.json`
+its PSNR and SSIM. `idc train` writes the first three, `idc evaluate --save` the last. `dataset.card.merge_card` keeps
+what the publisher wrote.
 """
 
 import json
@@ -25,18 +25,18 @@ TASK = "image-to-image"
 
 
 def render_model_card(folder: Path, *, repo_id: str, license: str) -> str:
-    """The card of a network's folder, as if there were none.
+    """The generated card of a network, without anything a user wrote.
 
     Args:
-        folder: The network: config.json, model.safetensors; training.yaml and results.json may be missing.
-        repo_id: Where it will stand on the Hub.
+        folder: The network's folder; training.yaml and results.json may be missing.
+        repo_id: The network's id on the Hub.
         license: The license to name.
 
     Returns:
-        YAML front matter with `model-index`, and Markdown. Every figure stands beside its protocol.
+        YAML front matter with `model-index`, and Markdown, with the protocol of every figure.
 
     Raises:
-        NetworkError: The network cannot be loaded, or a file beside it is damaged or belongs to other weights.
+        NetworkError: The network cannot be loaded, or another file is damaged or belongs to other weights.
     """
     network, config = load(folder, scale=None), read_config(folder)
     training, results = _read_training(folder), _read_results(folder)
@@ -53,19 +53,19 @@ def render_model_card(folder: Path, *, repo_id: str, license: str) -> str:
 
 
 def _read_training(folder: Path) -> dict[str, Any]:
-    """What `training.yaml` says; nothing for weights from elsewhere."""
+    """The contents of `training.yaml`; empty for imported weights."""
     path = folder / FACTS
     try:
         facts = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NetworkError(f"{path} cannot be read: {error}.") from error
     if not isinstance(facts, dict):
-        raise NetworkError(f"{path} does not say how a network was trained.", "Remove it, or bring the original back.")
+        raise NetworkError(f"{path} is not a training record of `idc train`.", "Remove it, or restore the original.")
     return facts
 
 
 def _read_results(folder: Path) -> list[dict[str, Any]]:
-    """The results in `results.json`, once it is known that these weights reached them."""
+    """The results in `results.json`; raises a NetworkError if they belong to other weights."""
     path = folder / RESULTS
     if not path.exists():
         return []
@@ -77,9 +77,9 @@ def _read_results(folder: Path) -> list[dict[str, Any]]:
             for table in result["protocols"].values():
                 float(table["psnr"]), float(table["ssim"]), str(result["testset"]), int(result["images"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NetworkError(f"{path} holds no results of `idc evaluate`.", again) from error
+        raise NetworkError(f"{path} does not hold results of `idc evaluate`.", again) from error
     if measured != weights_sha256(folder, scale=None):
-        raise NetworkError(f"{path} holds what other weights reached.", again)
+        raise NetworkError(f"{path} holds results of other weights.", again)
     return results
 
 
@@ -118,8 +118,8 @@ def _summary(network: nn.Module, config: dict[str, Any]) -> str:
     arguments = ", ".join(f"{key} {value}" for key, value in config["arguments"].items())
     return (
         f"# {config['name']}, x{config['scale']}\n\n"
-        f"{config['architecture']} ({arguments}) with {parameters:,} parameters: super-resolution by "
-        f"{config['scale']} of RGB photographs that were downscaled bicubically."
+        f"{config['architecture']} ({arguments}) with {parameters:,} parameters: ×{config['scale']} super-resolution "
+        "of bicubically downscaled RGB photographs."
     )
 
 
@@ -133,7 +133,7 @@ from idc_hub.networks import load
 network = load("{repo_id}", scale={scale})  # float [B, 3, h, w] in [0, 1] to [B, 3, {scale}h, {scale}w], not clamped
 ```
 
-With the command line of idc-hub it makes the HR side of a condensed set, goes on training, or is measured:
+On the command line of idc-hub, make an HR version of a condensed set with it, train it further, or evaluate it:
 
 ```bash
 idc regenerate RUN --teacher {repo_id} --name HR_VERSION
@@ -143,31 +143,35 @@ idc evaluate {repo_id} --testset FOLDER --scale {scale}
 
 
 def _measured(results: list[dict[str, Any]]) -> str:
-    """A table for each set of protocols that the results share; normally one."""
+    """A table of the results with a column for each protocol."""
     if not results:
         return "## Measured\n\nNot measured yet."
     protocols = list(dict.fromkeys(protocol for result in results for protocol in result["protocols"]))
     lines = ["| test set | images | " + " | ".join(protocols) + " |", "| --- |" + " --- |" * (len(protocols) + 1)]
+    names = [result["testset"] for result in results]
     for result in results:
         tables = (result["protocols"].get(protocol) for protocol in protocols)
         cells = (f"{table['psnr']:.2f} / {table['ssim']:.4f}" if table else "" for table in tables)
-        lines.append(f"| {result['testset']} | {result['images']} | " + " | ".join(cells) + " |")
+        name = result["testset"]
+        if names.count(name) > 1 and "sha256" in result:  # the same name for other images, or for other LR
+            name += f" ({'given LR' if result.get('lr_given') else 'bicubic LR'}, {result['sha256'][:8]})"
+        lines.append(f"| {name} | {result['images']} | " + " | ".join(cells) + " |")
     return (
-        "## Measured\n\nMean PSNR (dB) / SSIM over whole images, in float32. The head of a column is its protocol; "
-        "figures under different protocols cannot be compared.\n\n" + "\n".join(lines)
+        "## Measured\n\nMean PSNR (dB) / SSIM over whole images, in float32. Each column is a protocol; figures under "
+        "different protocols are not comparable.\n\n" + "\n".join(lines)
     )
 
 
 def _trained(training: dict[str, Any]) -> str:
     if not training:
-        return "## Training\n\nHow these weights were trained is not recorded beside them."
+        return "## Training\n\nThere is no record of how these weights were trained."
     data = {key.replace("_", " "): value for key, value in training.get("data", {}).items()}
     if "hub" in data:
         data["hub"] = f"[{data['hub']}]({page_of(data['hub'], 'dataset')})"
     made = {"data": ", ".join(f"{key} {value}" for key, value in data.items())}
     made |= {key: training[key] for key in ("seconds", "device") if key in training}
     rates = training.get("learning_rates", {})
-    made["learning rate"] = ", ".join(f"{rate} from step {step} on" for step, rate in rates.items())
+    made["learning rate"] = ", ".join(f"{rate} from step {step}" for step, rate in rates.items())
     made["packages"] = ", ".join(f"{name} {number}" for name, number in training.get("packages", {}).items())
     rows = "\n".join(f"| {key} | {value} |" for key, value in made.items() if value)
     recipe = yaml.safe_dump(training.get("recipe", {}), sort_keys=False, allow_unicode=True).rstrip()

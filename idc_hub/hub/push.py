@@ -1,7 +1,7 @@
 """Push a condensed set or a network to the Hub, as one commit and a tag.
 
-Consumers only ever see complete releases: everything is uploaded first, one commit makes it visible, and a tag that
-never moves names it. Whatever breaks in between, the same command continues.
+Consumers only ever see complete releases: after all files are uploaded, one commit makes them visible, and a tag that
+never moves names the release. After any failure, the same command continues.
 """
 
 import re
@@ -33,19 +33,19 @@ _Version = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did, or would do.
+    """The result of a push, or of a dry run.
 
     Attributes:
         repo_id: `owner/name`.
         url: Address of the repository's page.
-        private: Whether only its owner sees it.
-        files: Bytes of every file of the release, by path.
-        uploads: Paths among them that the Hub did not have in this form.
-        deletions: Paths that are gone.
-        card_diff: How the card changes, as a unified diff.
-        commit: The commit; None when nothing had changed, and for a dry run.
-        tag: The release that the state of the folder now has; None for a dry run and a pull request.
-        pull_request: Address of the pull request, where one was asked for.
+        private: Whether the repository is private.
+        files: Size in bytes of every file of the release, by path.
+        uploads: Paths that were new or different on the Hub.
+        deletions: Paths that were deleted on the Hub.
+        card_diff: Unified diff from the card on the Hub to the new one.
+        commit: The commit; None if nothing had changed, and for a dry run.
+        tag: The tag of this release; None for a dry run and a pull request.
+        pull_request: Address of the pull request, with `create_pr`.
     """
 
     repo_id: str
@@ -71,29 +71,29 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> PushResult:
-    """Publish a repository folder as a dataset, or a network as a model: one commit with what changed, then a tag.
+    """Publish a repository folder as a dataset, or a network as a model: one commit with the changes, then a tag.
 
-    The first tag is v1.0.0; then other LR patches or other weights make a new MAJOR, other HR versions or another
-    default a new MINOR, anything else a new PATCH. The card keeps its user's keys and prose, whether they were written
-    on the Hub or in `folder`; the card that was pushed is written into `folder`, so that both stay equal.
+    The first tag is v1.0.0. After that, new LR patches or weights raise MAJOR, new HR versions or another default raise
+    MINOR, and anything else raises PATCH. The card keeps the user's keys and text, whether written on the Hub or in
+    `folder`. The pushed card is also written to `folder`.
 
     Args:
-        folder: `repo/` of a Run, or a network's folder.
-        repo_id: `owner/name`, or a name under the token's account. Created if there is none.
-        license: The Hub's identifier of the license. None keeps the one that the card names.
-        public: Whether a new repository can be seen by everybody. One that exists stays as it is.
-        create_pr: Open a pull request instead of committing: the way to add to somebody else's repository.
-        dry_run: Find out everything and change nothing.
-        token: Access token; None takes HF_TOKEN or the one that `hf auth login` stored.
-        commit_message: First line of the commit; None says what changed.
+        folder: The repository folder of a set, or a network's folder.
+        repo_id: `owner/name`, or a name under the token's account. Created if missing.
+        license: The Hub's identifier of the license; None: the license on the present card.
+        public: Whether a new repository is public. Does not change an existing one.
+        create_pr: Open a pull request instead of committing, for example on somebody else's repository.
+        dry_run: Only report what would change.
+        token: Access token; None: HF_TOKEN, or the token that `hf auth login` stored.
+        commit_message: First line of the commit message; None: a summary of the changes.
 
     Returns:
         What was done, or would be done.
 
     Raises:
-        RunError: The tree is not complete, or `datasets` cannot load it; nothing was uploaded.
+        RunError: The repository folder is incomplete, or `datasets` cannot load it; nothing was uploaded.
         NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: No license.
+        RecipeError: There is no license.
         HubError: The Hub refused or could not be reached, or holds something that this push would destroy.
     """
     release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
@@ -106,7 +106,7 @@ def push(
 
 
 class _Push:
-    """One push: what it was given, and the head of the repository as it was last read."""
+    """A push: its arguments, and the head of the repository as last read."""
 
     def __init__(
         self, api: HfApi, release: Release, repo_id: str, license: str | None, public: bool, create_pr: bool
@@ -120,12 +120,12 @@ class _Push:
         self.additions: list[CommitOperationAdd] = []
 
     def publish(self, message: str | None) -> PushResult:
-        """Plans, uploads and commits until the commit is there, then tags it."""
+        """Plan, upload and commit, again after another commit or a lost answer; then tag the commit."""
         done = None
         for attempt in range(ATTEMPTS):
             plan = self.plan()
             if not plan.uploads and not plan.deletions:
-                # On a later attempt this says that the commit of an earlier one had worked and its answer was lost.
+                # On a later attempt this means that an earlier commit succeeded and only its answer was lost.
                 plan = replace(done, commit=self.head.sha) if done else plan
                 break
             done = plan
@@ -143,12 +143,12 @@ class _Push:
         return plan if self.create_pr else replace(plan, tag=self.tag(plan.commit))
 
     def plan(self) -> PushResult:
-        """Reads the head of the repository and finds out what has to change there."""
+        """Read the head of the repository and compare it with the release."""
         self.head = self.read_head()
         if self.head.facts is None and self.head.files.keys() - {".gitattributes", CARD}:
             kind, file = self.release.kind, self.release.facts_file
             raise HubError(
-                f"{self.repo_id} exists and is not a {kind} made by idc: it has files, but no {file}.",
+                f"{self.repo_id} exists and is not a {kind} of idc-hub: it has files, but no {file}.",
                 "Push to another name.",
             )
         self.release.check_nothing_is_lost(self.repo_id, self.head.facts)
@@ -170,7 +170,7 @@ class _Push:
         )
 
     def read_head(self) -> Revision:
-        """The head of the repository, once it is known that the token may change it."""
+        """Read the head of the repository, after checking that the token may change it."""
         try:
             info = self.api.repo_info(self.repo_id, repo_type=self.release.kind)
         except RepositoryNotFoundError as error:
@@ -186,45 +186,45 @@ class _Push:
         return self.revision_of(commit_of(info))
 
     def revision_of(self, sha: str) -> Revision:
-        """A commit of the repository."""
+        """Read a commit of the repository."""
         return read_revision(self.api, self.repo_id, sha, self.release)
 
     def merged_card(self) -> str:
-        """The card for this release, with the keys and the prose that its user wrote on the Hub or in the folder.
+        """The card for this release, with the keys and text that its user wrote on the Hub or in the folder.
 
         Raises:
-            HubError: They were edited in both places since the last release.
-            RecipeError: It names no license.
+            HubError: The user edited both cards since the last release.
+            RecipeError: There is no license.
         """
-        path, there = self.release.folder / CARD, self.head.card
-        card = path.read_bytes().decode() if path.exists() else ""
-        license = self.license or _license(there) or _license(card)
+        path, remote_card = self.release.folder / CARD, self.head.card
+        local_card = path.read_bytes().decode() if path.exists() else ""
+        license = self.license or _license(remote_card) or _license(local_card)
         if not license:
             raise RecipeError(
-                f"A {self.release.kind} is not pushed without a license.",
-                "Name one with --license, such as cc-by-4.0; the terms of the photographs decide which.",
+                f"A {self.release.kind} needs a license to be pushed.",
+                "Name one with --license, such as cc-by-4.0; it must agree with the license of the photographs.",
             )
-        fresh = self.release.render_card(self.repo_id, license)
-        local = merge_card(card, fresh)
-        if there is None:
+        generated = self.release.render_card(self.repo_id, license)
+        local = merge_card(local_card, generated)
+        if remote_card is None:
             return local
-        remote = merge_card(there, fresh)
-        if _same(local, remote) or _same(local, fresh):
+        remote = merge_card(remote_card, generated)
+        if _same(local, remote) or _same(local, generated):
             return remote
         tags = self.tags()
         released = self.revision_of(tags[max(tags)]).card if tags else None
-        base = fresh if released is None else merge_card(released, fresh)
+        base = generated if released is None else merge_card(released, generated)
         if _same(local, base):
             return remote
         if _same(remote, base):
             return local
         raise HubError(
             f"{CARD} was edited both in {self.release.folder} and on the Hub since the last push.",
-            "Bring both to the same text first, for example by pasting yours into the page on the Hub.",
+            "Make both texts equal first, for example by pasting yours into the page on the Hub.",
         )
 
     def upload(self, plan: PushResult) -> None:
-        """Uploads large files one by one; what the Hub has already is not sent again. Nothing is visible yet."""
+        """Upload large files one by one, without those that the Hub has already. Nothing is visible yet."""
         try:
             RepoCard(self.card).validate(repo_type=self.release.kind)  # before anything large is sent
         except ValueError as error:
@@ -239,7 +239,7 @@ class _Push:
             )
 
     def commit(self, plan: PushResult, message: str) -> CommitInfo:
-        """The one commit, which fails if the head has moved since the plan was made."""
+        """Commit all changes at once; fails if the head has moved since it was planned."""
         deletions = [CommitOperationDelete(path, is_folder=False) for path in plan.deletions]
         return self.api.create_commit(
             self.repo_id,
@@ -251,23 +251,23 @@ class _Push:
         )
 
     def may_pass(self, error: Exception) -> bool:
-        """Whether to look again and retry. A pull request is not tried twice: it could be there twice."""
+        """Whether a retry may succeed. A pull request is not retried after a lost answer: it could be opened twice."""
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
             return status in (409, 412) or (status >= 500 and not self.create_pr)
         return not isinstance(error, httpx.ConnectError) and not self.create_pr
 
     def tags(self) -> dict[_Version, str]:
-        """The releases so far and their commits."""
+        """The commits of all releases so far, by version."""
         refs = self.api.list_repo_refs(self.repo_id, repo_type=self.release.kind).tags
         found = ((_TAG.fullmatch(ref.name), ref.target_commit) for ref in refs)
         return {(int(m[1]), int(m[2]), int(m[3])): commit for m, commit in found if m}
 
     def tag(self, commit: str | None) -> str:
-        """Tags a new commit, or the head if the push that made it could not. A tag is never moved.
+        """Tag a new commit, or an untagged head that an interrupted push left. Never moves a tag.
 
         Returns:
-            The tag that the state of the tree now has.
+            The tag of the release.
         """
         target = commit or self.head.sha
         problem: Exception | None = None
@@ -290,7 +290,7 @@ class _Push:
 
 
 def _raised(version: _Version, number: int) -> _Version:
-    """The next version where the major (0), the minor (1) or the patch number (2) rises."""
+    """The next version: raises the major (0), minor (1) or patch (2) number."""
     major, minor, patch = version
     return [(major + 1, 0, 0), (major, minor + 1, 0), (major, minor, patch + 1)][number]
 
@@ -303,10 +303,10 @@ def _license(card: str | None) -> Any:
     try:
         return RepoCard(card).data.to_dict().get("license") if card else None
     except (ValueError, yaml.YAMLError):
-        return None  # merge_card says what is wrong with it
+        return None  # merge_card reports the problem
 
 
 def _same(card: str, other: str) -> bool:
-    """Whether two cards say the same; the order of their keys does not count."""
+    """Whether two cards are equal except for the order of their keys."""
     one, two = RepoCard(card), RepoCard(other)
     return (one.data.to_dict(), one.text) == (two.data.to_dict(), two.text)

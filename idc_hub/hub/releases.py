@@ -1,4 +1,4 @@
-"""What is pushed: a condensed set or a network; which files, which card, and what is new since the last time."""
+"""What `push` publishes, a condensed set or a network: its files, its card, and its changes since the last release."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from huggingface_hub.hf_api import RepoFile
 
 from idc_hub.dataset.card import render_card
-from idc_hub.dataset.check import check_repository, hr_version_of, is_ours, own_files
+from idc_hub.dataset.check import check_repository, hr_version_of, is_repository_path, repository_files
 from idc_hub.dataset.condensed_set import CARD, CondensedSet
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import HubError, RunError, enumerated
@@ -17,17 +17,17 @@ from idc_hub.training.evaluation import RESULTS
 from idc_hub.training.loop import FACTS
 
 NETWORK_FILES = (CARD, CONFIG, WEIGHTS, FACTS, RESULTS)
-"""What a network's repository can have; on the Hub, all other files are somebody else's."""
+"""The files of a network; `push` leaves all others on the Hub alone."""
 
 
 class Release(Protocol):
     """A folder that becomes a repository on the Hub: a condensed set or a network.
 
     Attributes:
-        kind: "dataset" or "model", the Hub's type of the repository.
-        folder: What is published.
-        facts_file: The file that tells what a release is.
-        facts: What that file says of `folder`; the same type for a release on the Hub, where None means no file.
+        kind: The Hub's type of repository, "dataset" or "model".
+        folder: The folder to publish.
+        facts_file: The file that identifies a release.
+        facts: The facts in that file. Methods take the facts of a release on the Hub, None if it has no such file.
     """
 
     kind: str
@@ -39,29 +39,29 @@ class Release(Protocol):
         """The files of the release by their path on the Hub."""
 
     def read_facts(self, folder: Path, files: dict[str, RepoFile]) -> Any:
-        """The facts of a release on the Hub: `folder` holds its facts file, `files` is its listing."""
+        """The facts of a release on the Hub, from its facts file in `folder` and its listing `files`."""
 
-    def check_nothing_is_lost(self, repo_id: str, there: Any) -> None:
-        """Raise HubError where a push would bury something of an earlier release that it does not know."""
+    def check_nothing_is_lost(self, repo_id: str, remote: Any) -> None:
+        """Raise a HubError if a push would remove something that this release does not replace."""
 
     def render_card(self, repo_id: str, license: str) -> str:
-        """The card, as if there were none."""
+        """The generated card, without anything a user wrote."""
 
-    def is_retired(self, path: str, there: Any) -> bool:
-        """Whether a file that is not in the release came from an earlier one and may go."""
+    def is_retired(self, path: str, remote: Any) -> bool:
+        """Whether a file on the Hub that this release lacks came from an earlier release, so that it can be deleted."""
 
-    def message(self, there: Any) -> str:
-        """The first line of the commit: what is new."""
+    def message(self, remote: Any) -> str:
+        """The first line of the commit message: what changed."""
 
     def change(self, released: Any) -> int:
-        """Which number of the version rises: 0 the major, 1 the minor, 2 the patch one."""
+        """Which number of the version to raise: major (0), minor (1) or patch (2)."""
 
 
 class DatasetRelease:
-    """The repository tree in a folder, checked as a consumer will see it; see `hub_revision.Release`.
+    """A condensed set in its repository folder, checked by `check_repository`; see `Release`.
 
     Raises:
-        RunError: The tree is not complete, or `datasets` cannot load it.
+        RunError: The repository folder is incomplete, or `datasets` cannot load it.
     """
 
     kind = "dataset"
@@ -75,17 +75,17 @@ class DatasetRelease:
 
     def files(self) -> dict[str, Path]:
         """See `Release`."""
-        return own_files(self.folder)
+        return repository_files(self.folder)
 
     def read_facts(self, folder: Path, files: dict[str, RepoFile]) -> Manifest:
         """See `Release`."""
         return Manifest.load(folder)
 
-    def check_nothing_is_lost(self, repo_id: str, there: Manifest | None) -> None:
-        """Raise HubError where the Hub has an HR version of the same patches that the tree lacks."""
-        if there is None or there.lr_digest != self.facts.lr_digest:
+    def check_nothing_is_lost(self, repo_id: str, remote: Manifest | None) -> None:
+        """Raise a HubError if the Hub has an HR version of the same LR patches that the repository folder lacks."""
+        if remote is None or remote.lr_digest != self.facts.lr_digest:
             return
-        missing = there.hr_versions.keys() - self.facts.hr_versions.keys()
+        missing = remote.hr_versions.keys() - self.facts.hr_versions.keys()
         if missing:
             raise HubError(
                 f"{repo_id} has HR versions that {self.folder} lacks: {enumerated(missing)}.",
@@ -96,44 +96,44 @@ class DatasetRelease:
         """See `Release`."""
         return render_card(self.condensed, repo_id=repo_id, license=license)
 
-    def is_retired(self, path: str, there: Manifest | None) -> bool:
-        """See `Release`. Rows came from an earlier push if idc.json knew their HR version."""
-        known = there.hr_versions if there else {}
-        return is_ours(path) and hr_version_of(path) in {None, *known}
+    def is_retired(self, path: str, remote: Manifest | None) -> bool:
+        """See `Release`. A parquet file came from an earlier push if the idc.json there lists its HR version."""
+        known = remote.hr_versions if remote else {}
+        return is_repository_path(path) and hr_version_of(path) in {None, *known}
 
-    def message(self, there: Manifest | None) -> str:
+    def message(self, remote: Manifest | None) -> str:
         """See `Release`."""
-        here = self.facts
-        patches = f"{here.patches:,} patches, LR {here.lr_digest[:8]}…"
-        if there is None:
-            return f"Add {here.name}: {enumerated(here.hr_versions)} ({patches})"
-        if there.lr_digest != here.lr_digest:
-            return f"Replace the LR patches: {enumerated(here.hr_versions)} ({patches})"
-        changed = [name for name, facts in here.hr_versions.items() if there.hr_versions.get(name) != facts]
+        local = self.facts
+        patches = f"{local.patches:,} patches, LR {local.lr_digest[:8]}…"
+        if remote is None:
+            return f"Add {local.name}: {enumerated(local.hr_versions)} ({patches})"
+        if remote.lr_digest != local.lr_digest:
+            return f"Replace the LR patches: {enumerated(local.hr_versions)} ({patches})"
+        changed = [name for name, version in local.hr_versions.items() if remote.hr_versions.get(name) != version]
         if changed:
             return f"Add HR version {enumerated(changed)} ({patches})"
-        return "Update the card" if there.default == here.default else f"Make {here.default} the default"
+        return "Update the card" if remote.default == local.default else f"Make {local.default} the default"
 
     def change(self, released: Manifest | None) -> int:
-        """MAJOR for other LR patches, MINOR for other HR versions or another default, PATCH for anything else."""
-        here = self.facts
-        if released is None or released.lr_digest != here.lr_digest:
+        """Major for other LR patches, minor for other HR versions or another default, patch for anything else."""
+        local = self.facts
+        if released is None or released.lr_digest != local.lr_digest:
             return 0
-        return 1 if (released.hr_versions, released.default) != (here.hr_versions, here.default) else 2
+        return 1 if (released.hr_versions, released.default) != (local.hr_versions, local.default) else 2
 
 
 class NetworkFacts(NamedTuple):
-    """What a release of a network is: its `config.json`, and the SHA-256 of its weights."""
+    """The facts of a network: its `config.json`, and the SHA-256 of its weights."""
 
     config: dict[str, Any]
     weights_sha256: str | None
 
 
 class NetworkRelease:
-    """The network in a folder, loaded once to see that it is whole; see `hub_revision.Release`.
+    """A network in its folder, loaded once to check it; see `Release`.
 
     Raises:
-        NetworkError: It cannot be loaded.
+        NetworkError: The network cannot be loaded.
     """
 
     kind = "model"
@@ -153,41 +153,41 @@ class NetworkRelease:
         found = {name: self.folder / name for name in NETWORK_FILES if (self.folder / name).exists()}
         for path in found.values():
             if path.is_symlink() or not path.is_file():
-                raise RunError(f"{path} is not a plain file.", "Put the file itself there.")
+                raise RunError(f"{path} is not a plain file.", "Replace it with the file itself.")
         return found
 
     def read_facts(self, folder: Path, files: dict[str, RepoFile]) -> NetworkFacts:
         """See `Release`.
 
         Raises:
-            NetworkError: The `config.json` there is of another kind of model.
+            NetworkError: The `config.json` on the Hub is not one of idc-hub.
         """
         weights = files.get(WEIGHTS)
         return NetworkFacts(read_config(folder), weights.lfs.sha256 if weights and weights.lfs else None)
 
-    def check_nothing_is_lost(self, repo_id: str, there: NetworkFacts | None) -> None:
-        """Nothing can be: earlier weights stay under their tag."""
+    def check_nothing_is_lost(self, repo_id: str, remote: NetworkFacts | None) -> None:
+        """Nothing can be lost: earlier weights stay available under their tags."""
 
     def render_card(self, repo_id: str, license: str) -> str:
         """See `Release`."""
         return render_model_card(self.folder, repo_id=repo_id, license=license)
 
-    def is_retired(self, path: str, there: NetworkFacts | None) -> bool:
+    def is_retired(self, path: str, remote: NetworkFacts | None) -> bool:
         """See `Release`."""
         return path in NETWORK_FILES
 
-    def message(self, there: NetworkFacts | None) -> str:
+    def message(self, remote: NetworkFacts | None) -> str:
         """See `Release`."""
         name = f"{self.facts.config['name']} x{self.facts.config['scale']}"
-        if there is None:
+        if remote is None:
             return f"Add {name}"
-        return f"Replace the weights of {name}" if there != self.facts else "Update the card"
+        return f"Replace the weights of {name}" if remote != self.facts else "Update the card"
 
     def change(self, released: NetworkFacts | None) -> int:
-        """MAJOR for another network or other weights, PATCH for anything else."""
+        """Major for another network or other weights, patch for anything else."""
         return 2 if released == self.facts else 0
 
 
 def is_network(folder: Path) -> bool:
-    """Whether a folder is a network's: it holds the two files that `idc train` writes."""
+    """Whether a folder holds a network: its config and its weights."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()

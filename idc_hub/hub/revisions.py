@@ -1,6 +1,6 @@
-"""A revision of a repository on the Hub: its listing, and files that are held to it.
+"""A revision of a repository on the Hub: its listing, and the files in it.
 
-The client does not compare what it downloads with the digests that the Hub lists; we do.
+The Hub's client does not compare downloaded files with the digests in the listing; this module does.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Revision:
-    """What stands on the Hub at a commit.
+    """A repository on the Hub at a commit.
 
     Attributes:
-        sha: The commit; None while there is no repository, and then everything else is empty too.
-        files: The listing of all files by path, whoever they belong to.
+        sha: The commit; None if there is no repository, and then everything else is empty.
+        files: The listing of all files, by path.
         card: README.md, if there is one.
-        facts: What the release's facts file says, if there is one.
+        facts: The facts in the release's facts file, if there is one.
     """
 
     sha: str | None = None
@@ -43,16 +43,16 @@ class Revision:
 
 
 def read_revision(api: HfApi, repo_id: str, sha: str, release: Release) -> Revision:
-    """Reads the listing, the card and the facts of a commit.
+    """Read the listing, the card and the facts of a commit.
 
     Args:
         api: The client.
-        repo_id: Where.
+        repo_id: `owner/name`.
         sha: The commit.
-        release: What kind of repository it is.
+        release: A release of the same kind; it reads the facts.
 
     Raises:
-        HubError: A file arrived damaged, or the facts cannot be used.
+        HubError: A file arrived damaged, or the facts are unusable.
     """
     files = list_files(api, repo_id, sha, kind=release.kind)
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,20 +72,20 @@ def read_revision(api: HfApi, repo_id: str, sha: str, release: Release) -> Revis
 
 
 def client(token: str | None) -> HfApi:
-    """The Hub's client for a token; None takes HF_TOKEN or the one that `hf auth login` stored.
+    """The Hub's client for a token; None: HF_TOKEN, or the token that `hf auth login` stored.
 
     Raises:
-        HubError: The token cannot be one.
+        HubError: The token contains invalid characters.
     """
     token = token or get_token()
-    if token and not re.fullmatch("[!-~]+", token):  # the client would show it in its exception
-        raise HubError("The token holds characters that no token has.", LOG_IN)
+    if token and not re.fullmatch("[!-~]+", token):  # the client's own exception would show it
+        raise HubError("The token contains characters that no token has.", LOG_IN)
     return HfApi(token=token, library_name="idc-hub")
 
 
 def commit_of(info: Any) -> str:
-    """The commit that the Hub's answer about one repository names."""
-    assert info.sha is not None, "only listings of many repositories leave it out"
+    """The commit in the Hub's answer about a repository."""
+    assert info.sha is not None, "only listings of several repositories leave it out"
     return str(info.sha)
 
 
@@ -93,23 +93,23 @@ def list_files(api: HfApi, repo_id: str, sha: str, *, kind: str = "dataset") -> 
     """The files of a commit by path.
 
     Raises:
-        HubError: A name leads out of the folder that the repository would be written to.
+        HubError: A path leads out of the repository's folder.
     """
     entries = api.list_repo_tree(repo_id, repo_type=kind, revision=sha, recursive=True)
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     for path in files:
         if path.startswith("/") or ".." in path.replace("\\", "/").split("/"):
-            raise HubError(f"{repo_id} has a file whose name leads out of its folder: {path!r}.", "Keep away from it.")
+            raise HubError(f"{repo_id} has a file whose path leads out of its folder: {path!r}.", "Do not use it.")
     return files
 
 
 def size_of(content: Path | bytes) -> int:
-    """Bytes of a file, or of what will be one."""
+    """Size in bytes of a file, or of the content for one."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def matches(content: Path | bytes, entry: RepoFile | None) -> bool:
-    """Whether a file has the size and the digest that the Hub lists: sha256 for LFS files, git's sha1 for others."""
+    """Whether a file has the size and the digest in the Hub's listing: SHA-256 for LFS files, git's SHA-1 else."""
     if entry is None or size_of(content) != entry.size:
         return False
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Things that go wrong on purpose, one request at a time.
+"""Injected faults, one request at a time.
 
 | kind | what the client sees | options |
 | --- | --- | --- |
@@ -21,7 +21,7 @@ KINDS = ("status", "reset", "lost", "cut", "corrupt", "delay", "hook")
 
 @dataclass
 class Fault:
-    """One kind of trouble, for requests that match, `times` times after `skip` of them went well."""
+    """A fault for matching requests: after `skip` of them have succeeded, it affects `times` of them."""
 
     kind: str
     method: str | None = None
@@ -42,14 +42,14 @@ class Fault:
             raise ValueError(f"{self.kind!r} is no kind of fault; there are {', '.join(KINDS)}")
 
     def matches(self, method: str, path: str, origin: str) -> bool:
-        """Whether a request is meant: exact method and origin, `path` searched as a regular expression."""
+        """Whether a request matches: exact method and origin, `path` searched as a regular expression."""
         return (
             self.method in (None, method) and self.origin in (None, origin) and re.search(self.path, path) is not None
         )
 
 
 class Faults:
-    """The faults that are still to come."""
+    """The queued faults."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []

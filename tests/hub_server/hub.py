@@ -74,7 +74,7 @@ class Hub:
     # Who may do what
 
     def account(self, request: Request) -> Account | None:
-        """The account of the request's token; None without a token, 401 with one that nobody has."""
+        """The account of the request's token; None without a token, 401 for an unknown one."""
         header = request.headers.get("Authorization")
         if header is None:
             return None
@@ -140,7 +140,7 @@ class Hub:
     # Repositories
 
     def _named(self, request: Request) -> tuple[Account, str, str]:
-        """Account, kind and id that a body with name, organization and type speaks of."""
+        """Account, kind and id for a body with name, organization and type."""
         account, body = self.logged_in(request), request.json()
         owner = body.get("organization") or account.name
         return account, body.get("type") or "model", f"{owner}/{body['name']}"
@@ -161,7 +161,7 @@ class Hub:
         return as_json({"url": url, "name": repository.id, "id": git_sha1(repo.encode())[:24]})
 
     def delete_repo(self, request: Request) -> Response:
-        """Forgets the refs of a repository, and with them everything that could be seen of it."""
+        """Forgets the refs of a repository, which makes everything in it invisible."""
         _, kind, repo = self._named(request)
         repository = self.writable(request, kind, repo)
         (repository.folder / "refs.json").unlink()
@@ -324,7 +324,7 @@ class Hub:
     # Uploads
 
     def preupload(self, request: Request, kind: str, repo: str, revision: str) -> Response:
-        """Which files go to LFS, and what stands at their paths now."""
+        """Which files go to LFS, and the present entries of their paths."""
         asked = self.proposable if request.flag("create_pr") else self.writable
         repository = asked(request, kind, repo)
         return uploads.preupload(repository, self.revision(repository, revision), request.json())
@@ -348,7 +348,7 @@ class Hub:
         )
 
     def lfs_batch(self, request: Request, kind: str, repo: str) -> Response:
-        """Where to upload which objects. Those that are there need no action.
+        """Where to upload each object. Existing objects need no action.
 
         For a pull request the client names no ref, and whoever may read the repository may upload.
         """
@@ -379,7 +379,7 @@ def _sibling(path: str, entry: dict[str, Any], blobs: bool) -> dict[str, Any]:
 
 
 def _with_folders(tree: Tree) -> set[str]:
-    """All file paths and the folders that they lie in."""
+    """All file paths and their folders."""
     folders = {str(parent) for path in tree for parent in PurePosixPath(path).parents}
     return (set(tree) | folders) - {"."}
 

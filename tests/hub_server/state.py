@@ -25,7 +25,7 @@ GITATTRIBUTES = "".join(f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for 
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token belongs to and what it may do."""
+    """The owner and the permissions of a token."""
 
     name: str
     role: str = "write"
@@ -53,7 +53,7 @@ def lfs_entry(sha256: str, size: int) -> dict[str, Any]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody sees it half written."""
+    """Writes a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     temporary.write_bytes(content)
@@ -73,7 +73,7 @@ class Repository:
 
     @property
     def prefix(self) -> str:
-        """What stands before the id in web addresses: nothing for models."""
+        """The prefix of the id in web addresses; empty for models."""
         return "" if self.kind == "model" else f"{self.kind}s/"
 
     @property
@@ -148,7 +148,7 @@ class Repository:
         return {"oid": oid, "size": len(content)}
 
     def lfs_path(self, sha256: str) -> Path:
-        """Where an LFS object lies, or will lie."""
+        """The path of an LFS object."""
         return self.folder / "lfs" / sha256
 
     def read(self, path: str, revision: str = "main") -> bytes:

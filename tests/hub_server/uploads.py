@@ -15,7 +15,7 @@ REGULAR_LIMIT = 10 * 2**20
 
 
 def preupload(repository: Repository, sha: str, body: dict[str, Any]) -> Response:
-    """For every file: lfs or regular, and the id of what stands at its path.
+    """For every file: lfs or regular, and the id of the present file at its path.
 
     The id is the sha256 for LFS files: with the pointer's git id every push would look like a change.
     """

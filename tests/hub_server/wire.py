@@ -44,7 +44,7 @@ class Request:
 
 @dataclass
 class Response:
-    """What goes back."""
+    """An answer."""
 
     status: int = 200
     body: bytes = b""
@@ -52,7 +52,7 @@ class Response:
 
 
 class Refusal(Exception):
-    """An answer with an error status, raised wherever it is found out."""
+    """An answer with an error status, raised as an exception."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
@@ -84,7 +84,7 @@ def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = No
 
 
 def ranged(request: Request, content: bytes, headers: dict[str, str]) -> Response:
-    """File content, or the one range of it that was asked for: 206, or 416 when it lies outside."""
+    """File content, or the requested range of it: 206, or 416 if it is outside the file."""
     headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
     size = len(content)
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
@@ -129,7 +129,7 @@ class Origin(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Reads a request, lets faults have their way, sends what the origin answers."""
+    """Reads a request, applies faults, and sends the origin's answer."""
 
     protocol_version = "HTTP/1.1"
     server_version = "hub-server"
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _die(self) -> None:
-        """Ends the connection the hard way: the client gets a reset, not a polite end."""
+        """Resets the connection instead of closing it."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
