@@ -1,10 +1,16 @@
-"""idc-hub: condense a super-resolution training set, remake its HR side, publish it on the Hugging Face Hub."""
+"""idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
+
+`condense` and `select` make a set; `status`, `quality` and `verify` inspect it; `regenerate` adds an HR version; `push`
+and `pull` exchange it with the Hub; `train`, `evaluate` and `benchmark` measure what it is worth. Every verb returns a
+frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idc_hub.dataset.condensed_set import CondensedSet as CondensedSet
+    from idc_hub.errors import DivergedError as DivergedError
     from idc_hub.errors import HubError as HubError
     from idc_hub.errors import IDCError as IDCError
     from idc_hub.errors import ImageError as ImageError
@@ -44,6 +50,7 @@ _VERBS = (
     "verify",
 )
 _ERRORS = (
+    "DivergedError",
     "HubError",
     "IDCError",
     "ImageError",
@@ -53,8 +60,8 @@ _ERRORS = (
     "RecipeError",
     "RunError",
 )
-# Nothing heavy is imported before it is used (PEP 562): `idc --help` must not wait for torch.
-_WHERE = {
+# Names are imported when they are first used (PEP 562): `idc --help` must not wait for torch.
+_MODULES = {
     "CondensedSet": "dataset.condensed_set",
     "Progress": "runs.progress",
     "Recipe": "recipe",
@@ -64,13 +71,13 @@ _WHERE = {
     **dict.fromkeys(_ERRORS, "errors"),
     **{verb: f"verbs.{verb}" for verb in _VERBS},
 }
-__all__ = sorted(_WHERE)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

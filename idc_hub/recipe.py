@@ -95,7 +95,11 @@ class Source(Section):
     """Where the photographs are: a folder, a zip, a Hub dataset id, or package:NAME/SUBDIR for a folder of an
     installed Python package. A relative path starts at the current directory."""
     include: Annotated[tuple[Text, ...], BeforeValidator(as_list, json_schema_input_type=list[Text] | Text)] = ()
-    """File name patterns (globs) of the photographs to use; empty: all of them."""
+    """Patterns (globs) for the paths of the photographs to use, inside the source; empty: all of them."""
+    exclude: Annotated[tuple[Text, ...], BeforeValidator(as_list, json_schema_input_type=list[Text] | Text)] = ()
+    """Patterns (globs) for the paths of the photographs to leave out."""
+    config: Text | None = None
+    """Config of a Hub dataset; null: its default, or its only one."""
     split: Text = "train"
     """Split of a Hub dataset."""
     column: Text | None = None

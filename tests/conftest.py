@@ -1,10 +1,35 @@
 """Fixtures that all tests share."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def _import_spandrel() -> None:
+    """Import spandrel where torchvision is not installed, as it cannot be beside the CPU build of torch.
+
+    spandrel needs three of its names, for architectures that no test uses. They are lent while it is imported, and no
+    longer: other packages must not believe that there is a torchvision.
+    """
+    functional = ModuleType("torchvision.transforms.functional")
+    functional.InterpolationMode = functional.normalize = functional.rotate = None  # type: ignore[attr-defined]
+    lent = {"torchvision": ModuleType("torchvision"), "torchvision.transforms": ModuleType("torchvision.transforms")}
+    lent[functional.__name__] = functional
+    sys.modules |= lent
+    try:
+        import spandrel  # noqa: F401
+    finally:
+        for name in lent:
+            del sys.modules[name]
+
+
+if find_spec("spandrel") and not find_spec("torchvision"):
+    _import_spandrel()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The architecture: imports go down only, and nothing heavy is imported before it is needed."""
+"""The architecture: rooms import only from their own floor and below, and heavy packages are imported late."""
 
 import ast
 import subprocess
@@ -22,9 +22,9 @@ FLOORS = {
     "clusters": 8,
     "verbs": 9,
 }
-"""The rooms, and how high they lie; what stands beside them (errors, atomic, machine, recipe) is the ground floor."""
+"""The floor of each room. Modules outside rooms (errors, atomic, machine, recipe) are on the ground floor."""
 NEIGHBORS = {("selection", "training"), ("training", "selection"), ("hub", "clusters"), ("clusters", "hub")}
-"""Rooms of one floor that know nothing of each other."""
+"""Rooms on the same floor that may not import each other."""
 ALLOWED_THIRD_PARTIES = {
     "typer": {"cli"},
     "rich": {"cli", "runs"},
@@ -38,12 +38,12 @@ ALLOWED_THIRD_PARTIES = {
 
 
 def room_of(parts: tuple[str, ...]) -> str:
-    """The room of a module; empty for the ground floor."""
+    """The room of a module; empty on the ground floor."""
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else ""
 
 
 def floor_of(parts: tuple[str, ...]) -> int:
-    """How high a module lies; the package's own __init__, which hands out the verbs, above all rooms."""
+    """The floor of a module; the package's own __init__, which exports the verbs, is above all rooms."""
     return 10 if len(parts) < 2 else FLOORS.get(parts[1], 0)
 
 
@@ -64,7 +64,7 @@ LIBRARY = sorted(PACKAGE.rglob("*.py"))
 CLI = sorted((REPOSITORY / "cli" / "idc_cli").rglob("*.py"))
 
 
-# The package's own __init__ hands out the public names of all rooms and stands above them.
+# The package's own __init__ exports names of all rooms and is above them.
 @pytest.mark.parametrize(
     "path",
     [path for path in LIBRARY if path != PACKAGE / "__init__.py"],
@@ -75,7 +75,7 @@ def test_a_module_imports_only_from_its_own_floor_and_those_below(path: Path) ->
     for name in imported(path):
         parts = tuple(name.split("."))
         if parts[0] == "idc_hub":
-            assert floor_of(parts) <= floor_of(here), f"{'.'.join(here)} imports {name}, which lies above it"
+            assert floor_of(parts) <= floor_of(here), f"{'.'.join(here)} imports {name}, which is above it"
             assert (room_of(here), room_of(parts)) not in NEIGHBORS, f"{'.'.join(here)} imports {name}, its neighbor"
         assert parts[0] != "idc_cli", f"{'.'.join(here)} imports the command line"
 

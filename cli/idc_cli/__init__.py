@@ -1,1 +1,1 @@
-"""The `idc` command: a thin layer over `idc_hub.api` that reads arguments and prints results."""
+"""The `idc` command: parses arguments, calls a verb of `idc_hub`, and prints its result."""

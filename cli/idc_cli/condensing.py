@@ -1,12 +1,17 @@
-"""idc condense, select, status, quality, verify: make a set and look after it."""
+"""idc condense, select, status, quality, verify: make a set and inspect it."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from idc_cli.options import (
+    ColumnOption,
+    ConfigOption,
     DryRunOption,
+    ExcludeOption,
+    IncludeOption,
     JsonOption,
     OverridesArgument,
     QuietOption,
@@ -14,13 +19,14 @@ from idc_cli.options import (
     RunArgument,
     RunDirOption,
     ScaleOption,
+    SplitOption,
     examples,
 )
 from idc_cli.output import Sink
 
 app = typer.Typer()
 
-# A copy of what the recipe knows: pydantic would slow every `idc --help` down. A test compares them.
+# A copy of the recipe's methods: importing pydantic would slow down `idc --help`. A test compares them.
 Selection = Literal["whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"]
 
 
@@ -39,16 +45,16 @@ def condense(
     run_dir: RunDirOption = None,
     num_processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Workers.", show_default="one for each GPU, or what the CPU can feed"),
+        typer.Option(min=1, help="Number of workers.", show_default="one per GPU, or as many as the CPU cores allow"),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Discard what the Run directory holds.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete the Run directory and start again.")] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Condense photographs: LR patches, HR by the recipe's teacher, and a repository ready to push.
+    """Condense photographs: optimize LR patches, make their HR with the recipe's teacher, prepare the repository.
 
-    The same command continues what was interrupted.
+    If interrupted, run the same command again to continue.
     """
     import idc_hub
 
@@ -80,32 +86,41 @@ def condense(
 def select(
     method: Annotated[
         Selection,
-        typer.Argument(help="How to choose; herding-deepcore has the released code's inverted sign.", metavar="METHOD"),
+        typer.Argument(
+            help="The baseline; herding-deepcore is herding with the sign error of DeepCore's code.", metavar="METHOD"
+        ),
     ],
     source: Annotated[
         str,
         typer.Argument(help="A folder or zip of photographs, or a dataset on the Hub.", metavar="SOURCE"),
     ],
     overrides: OverridesArgument = None,
-    ratio: Annotated[float, typer.Option(help="Which part of the patches to choose; whole takes all.")] = 0.1,
+    ratio: Annotated[float, typer.Option(help="Fraction of the patches to choose; whole takes all.")] = 0.1,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    column: ColumnOption = None,
     scale: ScaleOption = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     teacher: Annotated[
-        str, typer.Option(help="What makes HR: real, the photographs' own, or a teacher (`idc teachers ls`).")
+        str, typer.Option(help="Source of HR: real, for the photographs' own pixels, or a teacher (`idc teachers ls`).")
     ] = "real",
     run_dir: RunDirOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Choose real patches by a baseline: the fair rivals of a condensed set, as a Run like any other.
+    """Choose real patches by a baseline, to compare a condensed set with.
 
-    The same command continues what was interrupted.
+    If interrupted, run the same command again to continue.
     """
     import idc_hub
 
     sink = Sink(as_json, quiet)
+    chosen = {"include": include, "exclude": exclude, "config": config, "split": split, "column": column}
+    options = [f"source.{key}={json.dumps(value)}" for key, value in chosen.items() if value]
     recipe = idc_hub.selection_recipe(
-        method, source, ratio=ratio, scale=scale, seed=seed, teacher=teacher, overrides=overrides or ()
+        method, source, ratio=ratio, scale=scale, seed=seed, teacher=teacher, overrides=[*options, *(overrides or ())]
     )
     result = idc_hub.select(recipe, run_dir=run_dir, progress=not quiet)
     sink.result(result, leave_out=("quality",))
@@ -115,8 +130,8 @@ def select(
 def _next_steps(run: str, name: str, patches: int) -> str:
     return f"""
 Look at    {run}/repo/report/patches.png and {run}/repo/README.md
-Figures    idc quality {run}
-Load it    load_dataset("{run}/repo", split="train") was tried and gives {patches} pairs
+Quality    idc quality {run}
+Load       load_dataset("{run}/repo", split="train")  # {patches} pairs; checked
 Publish    idc push {run} YOUR_NAME/{name} --license LICENSE
 Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
 
@@ -126,7 +141,7 @@ Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
     epilog=examples("idc status runs/quickstart", "idc status runs/quickstart --json"),
 )
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show what of a Run is finished, running, failed or waiting."""
+    """Show which photographs of a Run are finished, running, interrupted, failed or waiting."""
     import idc_hub
 
     sink = Sink(as_json)
@@ -150,20 +165,20 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 def quality(
     run: RunArgument,
     hr_version: Annotated[
-        str | None, typer.Option("--hr-version", help="Which HR version.", show_default="the default version")
+        str | None, typer.Option("--hr-version", help="The HR version to measure.", show_default="the default version")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="What made it.", show_default="the recipe's teacher")
+        str | None, typer.Option("--teacher", help="The teacher that made it.", show_default="the recipe's teacher")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure patches beside random real ones of the same photographs; say which figures are not natural.
+    """Compare patches with random real patches of the same photographs.
 
-    The Run, its idc.json and its card keep what was found. The exit code is 0 also where figures fail.
+    Figures go to the Run, its idc.json and its card. Figures that fail are warnings: the exit code is still 0.
     """
     import idc_hub
-    from idc_hub.images.figures import table
+    from idc_hub.dataset.judgment import table
 
     sink = Sink(as_json, quiet)
     result = idc_hub.quality(run, hr_version=hr_version, teacher=teacher, progress=not quiet)
@@ -182,14 +197,14 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a repository's folder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Check digests, counts and pairing, and that every HR version loads; exit code 1 says what is wrong."""
+    """Check digests, counts and pairing, and load every HR version; exit code 1 if a check fails."""
     import idc_hub
 
     sink = Sink(as_json)
     result = idc_hub.verify(path)
-    same = result.one_color or []
+    one_color = result.one_color or []
     sink.result(result, leave_out=("one_color",))
-    if same:
-        more = f" and {len(same) - 3} more" if len(same) > 3 else ""
-        sink.warn(f"Pairs of one single color: {', '.join(same[:3])}{more}. Do their photographs have such pieces?")
-    sink.note("Everything is in order.")
+    if one_color:
+        more = f" and {len(one_color) - 3} more" if len(one_color) > 3 else ""
+        sink.warn(f"Pairs of one single color: {', '.join(one_color[:3])}{more}. Do their photographs have such areas?")
+    sink.note("All checks passed.")

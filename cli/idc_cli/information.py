@@ -1,4 +1,4 @@
-"""idc recipes, teachers, env: the available recipes and teachers, and the machine they would run on."""
+"""idc recipes, teachers, env: show available recipes and teachers, and this machine."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from idc_cli.output import Sink
 
 app = typer.Typer()
 recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
-teachers = typer.Typer(no_args_is_help=True, help="List and show what makes HR patches.")
+teachers = typer.Typer(no_args_is_help=True, help="List and show teachers, which make HR patches.")
 
 SCHEMA_FILE = "idc-recipe.schema.json"
 _MODELINE = "# yaml-language-server: $schema="
@@ -39,7 +39,7 @@ def list_recipes(as_json: JsonOption = False) -> None:
 
 @recipes.command("show", epilog=examples("idc recipes show quickstart", "idc recipes show org/condensed-div2k-x4"))
 def show_recipe(recipe: RecipeArgument) -> None:
-    """Print a recipe as it was written, with its comments."""
+    """Print the file of a recipe, with its comments."""
     from idc_hub.recipe import find_recipe
 
     print(_read(find_recipe(recipe)), end="")
@@ -53,7 +53,7 @@ def copy_recipe(
     ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file of your own, with a schema beside it so that editors complete and describe its keys."""
+    """Copy a recipe to a file, with a JSON schema so that editors complete and describe its keys."""
     from idc_hub.errors import RecipeError
     from idc_hub.recipe import find_recipe, recipe_schema
 
@@ -64,7 +64,7 @@ def copy_recipe(
     lines = _read(path).splitlines(keepends=True)
     body = "".join(line for line in lines if not line.startswith(_MODELINE))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The schema lies beside the copy and not in the installation, so that the folder can be moved, shared or committed.
+    # The schema is next to the copy, not in the installation, so that the folder can be moved, shared or committed.
     schema = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
     (target.parent / SCHEMA_FILE).write_text(f"{schema}\n", encoding="utf-8")
     target.write_text(f"{_MODELINE}{SCHEMA_FILE}\n{body}", encoding="utf-8")
@@ -83,7 +83,7 @@ def print_schema() -> None:
     "check", epilog=examples("idc recipes check my.yaml", "idc recipes check small-x4 source.path=photos --json")
 )
 def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
-    """Check a recipe and print it in full, every key with its value; if it is invalid, list all problems."""
+    """Check a recipe and print it with every key; if it is invalid, list all problems."""
     from idc_hub.recipe import Recipe
 
     checked = Recipe.load(recipe, overrides or ())
@@ -95,7 +95,7 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
 
 @teachers.command("ls", epilog=examples("idc teachers ls", "idc teachers ls --json"))
 def list_teachers(as_json: JsonOption = False) -> None:
-    """List the teachers that come with idc-hub; any trained network can be a teacher, too."""
+    """List the bundled teachers; any trained network can be a teacher too."""
     from idc_hub.errors import NetworkError
     from idc_hub.networks import NETWORKS
     from idc_hub.networks.teachers import KINDS, load_teacher
@@ -113,7 +113,7 @@ def list_teachers(as_json: JsonOption = False) -> None:
         ("teacher", "scale", "kind", "license"),
         [(entry["name"], f"x{entry['scale']}", entry["kind"], entry["license"]) for entry in found],
     )
-    sink.note("\nWhat --teacher may name:")
+    sink.note("\n--teacher accepts:")
     for kind, what in KINDS.items():
         sink.note(f"  {kind:<13} {what}")
 
@@ -134,7 +134,7 @@ def show_teacher(
 
 @app.command(rich_help_panel="Look around", epilog=examples("idc env", "idc env --json"))
 def env(as_json: JsonOption = False) -> None:
-    """Show versions, devices and the Hub in use: what a bug report needs, without secrets."""
+    """Show versions, devices and Hub settings for a bug report, without secrets."""
     import torch
     from huggingface_hub import constants, get_token
 

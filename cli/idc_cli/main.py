@@ -1,28 +1,29 @@
-"""The `idc` command: its families of commands, and how it ends when something goes wrong."""
+"""The `idc` command: its families of commands, and its exit codes."""
 
 import os
 import sys
+import warnings
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from idc_cli import condensing, information, output, publishing, training
-from idc_hub.errors import IDCError, Interrupted
+from idc_hub.errors import IDCError, Interrupted, LeftOutWarning
 
 EPILOG = """\
 [bold]Exit codes[/bold]
     0  done
     1  failed
     2  wrong usage or an invalid recipe; nothing was started
-    3  incomplete: photographs failed or are missing; run it again
+    3  incomplete: some photographs or runs failed; run the same command again
     4  the Hub refused or did not answer; what is on this machine is intact
-  130  Ctrl-C (143: SIGTERM); what was done is saved, run it again
+  130  Ctrl-C (143: SIGTERM); progress is saved, run the same command again
 
 [bold]Environment[/bold]
-  IDC_RUNS       where Runs are kept, ./runs without it
+  IDC_RUNS       folder of Runs (default: ./runs)
   IDC_DEBUG=1    show tracebacks
-  HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE: as everywhere with the Hub
+  HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE: see huggingface_hub
 """
 
 app = typer.Typer(
@@ -53,16 +54,17 @@ def idc(
 ) -> None:
     """Condense a super-resolution training set and publish it on the Hugging Face Hub.
 
-    Begin with `idc condense quickstart`.
+    Start with `idc condense quickstart`.
     """
 
 
 def main() -> None:
-    """Run `idc` and end with the exit code that `idc --help` documents; errors become sentences on stderr."""
+    """Run `idc` and exit with a code that `idc --help` documents; errors are printed as sentences on stderr."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except SystemExit as ended:
-        # Typer turns every KeyboardInterrupt into a silent exit; what interrupted it is the cause of its cause.
+        # Typer turns every KeyboardInterrupt into a silent exit; the original exception is the cause of its context.
         interrupted = getattr(ended.__context__, "__cause__", None)
         sys.exit(_report(interrupted) if isinstance(interrupted, Interrupted) else ended.code)
     except Exception as error:
@@ -71,15 +73,26 @@ def main() -> None:
         sys.exit(_report(error))
 
 
+_show_others = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Print our own warnings as sentences, and all others as Python does."""
+    if issubclass(category, LeftOutWarning):
+        output.Sink().warn(str(message))
+    else:
+        _show_others(message, category, *place, **more)
+
+
 def _report(error: BaseException) -> int:
     """Print an error as a sentence; returns the exit code."""
     if isinstance(error, IDCError):
         output.error(str(error))
         return error.exit_code
     if isinstance(error, Interrupted):
-        output.error(f"interrupted ({error}). What was done is saved; the same command continues.")
+        output.error(f"interrupted ({error}). Progress is saved; run the same command again to continue.")
         return 128 + error.signal
-    output.error(f"{type(error).__name__}: {error}\nThis should not happen. IDC_DEBUG=1 shows the traceback.")
+    output.error(f"{type(error).__name__}: {error}\nThis is a bug. Set IDC_DEBUG=1 to see the traceback.")
     return 1
 
 

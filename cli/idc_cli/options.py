@@ -1,4 +1,4 @@
-"""Options that several commands share, each declared once, and how a help page shows examples."""
+"""Options and arguments that several commands share, and the examples of help pages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,24 +17,39 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="section.key=value ...",
-        help="Values that win over the recipe's, such as optimizer.steps=600.",
+        help="Values that override the recipe's, such as optimizer.steps=600.",
         show_default=False,
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A Run directory.", show_default=False)]
 RunDirOption = Annotated[
     Path | None,
-    typer.Option("--run-dir", help="Directory of the Run.", show_default="$IDC_RUNS or ./runs, and the name"),
+    typer.Option("--run-dir", help="Directory of the Run.", show_default="the name, in $IDC_RUNS or ./runs"),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and say what would happen; change nothing.")
+    bool, typer.Option("--dry-run", help="Check everything and report what would happen; change nothing.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-ScaleOption = Annotated[int, typer.Option("--scale", min=2, max=4, help="How many times larger HR is than LR.")]
+ScaleOption = Annotated[int, typer.Option("--scale", min=2, max=4, help="Super-resolution scale.")]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--include", help="Pattern of the photographs to use; may be repeated.", show_default="all"),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", help="Pattern of photographs to leave out; may be repeated.", show_default=False),
+]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="Config of a Hub dataset.", show_default="its default, or the only one")
+]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a Hub dataset.", show_default="train")]
+ColumnOption = Annotated[
+    str | None, typer.Option("--column", help="Image column of a Hub dataset.", show_default="the only one")
+]
 TokenOption = Annotated[
     str | None,
-    typer.Option("--token", help="Access token of the Hub.", show_default="HF_TOKEN, or the login of `hf`"),
+    typer.Option("--token", help="Access token of the Hub.", show_default="HF_TOKEN, or the login of `hf auth login`"),
 ]
 
 

@@ -1,6 +1,6 @@
-"""The one sink for what commands print: data on stdout, for people or as JSON; everything else on stderr.
+"""All output of the commands: results on stdout, as text or JSON; everything else on stderr.
 
-Without a terminal, lines are plain and separated by tabs, so that other programs can read them.
+Without a terminal, text is plain and tab-separated for other programs.
 """
 
 import json
@@ -20,22 +20,22 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emo
 
 @dataclass(frozen=True)
 class Sink:
-    """Where a command's result goes: to people, or as JSON; with or without the notes around it.
+    """Prints the output of one command.
 
     Attributes:
-        as_json: Print the whole result as JSON on stdout, and nothing else there.
-        quiet: Leave out what is not part of the result.
+        as_json: Print the whole result as JSON on stdout, and nothing else.
+        quiet: Print no notes.
     """
 
     as_json: bool = False
     quiet: bool = False
 
     def result(self, result: Any, *, leave_out: Collection[str] = ()) -> None:
-        """Print a verb's result: as JSON, or for people as keys and values without those of `leave_out`.
+        """Print a verb's result: all of it as JSON, or keys and values as text. A list is printed only as JSON.
 
         Args:
-            result: A dataclass, a mapping or a list of them.
-            leave_out: Keys that people see elsewhere, or not at all.
+            result: A dataclass, a mapping or a list.
+            leave_out: Keys that the text leaves out.
         """
         data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         if self.as_json:
@@ -44,7 +44,7 @@ class Sink:
             _print_facts({key: value for key, value in data.items() if key not in leave_out})
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Print a table for people, under a line of column names."""
+        """Print a table with column names; not with --json."""
         if self.as_json:
             return
         words = [[_word(value) for value in row] for row in rows]
@@ -60,17 +60,17 @@ class Sink:
         stdout.print(table)
 
     def text(self, text: str = "") -> None:
-        """Print text for people that is part of the result."""
+        """Print text that is part of the result; not with --json."""
         if not self.as_json:
             print(text)
 
     def note(self, text: str) -> None:
-        """Say something that is not part of the result, such as what to do next."""
+        """Print a note on stderr, such as the next steps; not with --json or --quiet."""
         if not (self.as_json or self.quiet):
             stderr.print(text)
 
     def warn(self, message: str) -> None:
-        """Say on stderr what is wrong with a result that is there."""
+        """Print a warning about the result on stderr."""
         stderr.print(Text.assemble(("warning: ", "bold yellow"), message))
 
 
@@ -80,7 +80,7 @@ def error(message: str) -> None:
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
-    """Print keys and values, a line each; the first lines of nested values are indented below their key."""
+    """Print a line for each key; the first entries of a nested value are indented below its key."""
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
         if not value or not isinstance(value, Mapping | list | tuple):

@@ -1,4 +1,4 @@
-"""idc regenerate, push, pull: HR versions, and the way to the Hub and back."""
+"""idc regenerate, push, pull: add HR versions, publish on the Hub, download from it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,17 +25,20 @@ def regenerate(
     teacher: Annotated[
         str,
         typer.Option(
-            help="What makes HR: a name (`idc teachers ls`), a folder, a Hub id; real for an `idc select`.",
+            help="The teacher: a name (`idc teachers ls`), a folder or a Hub id; real for a Run of `idc select`.",
             show_default=False,
         ),
     ],
     name: Annotated[
-        str, typer.Option(help="Name of the HR version: the config that consumers load.", show_default=False)
+        str, typer.Option(help="Name of the HR version: the config name for `load_dataset`.", show_default=False)
     ],
     run_dir: RunDirOption = None,
     set_default: Annotated[
         bool,
-        typer.Option("--set-default/--no-set-default", help="Let `load_dataset` give this version without a name."),
+        typer.Option(
+            "--set-default/--no-set-default",
+            help="Make it the version that `load_dataset` gives without a config name.",
+        ),
     ] = True,
     steps: Annotated[int | None, typer.Option(min=1, help="Diffusion teachers: denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Diffusion teachers: guidance scale.")] = None,
@@ -44,7 +47,7 @@ def regenerate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Add an HR version made by another teacher; the LR patches stay as they are."""
+    """Add an HR version made by another teacher; the LR patches do not change."""
     import idc_hub
 
     given = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
@@ -75,21 +78,23 @@ def push(
     license: Annotated[
         str | None,
         typer.Option(
-            help="License of what is pushed, as the Hub spells it: cc-by-4.0, other, ...",
-            show_default="what its card already says",
+            help="License identifier of the Hub: cc-by-4.0, other, ...",
+            show_default="the license that the card names",
         ),
     ] = None,
     public: Annotated[
         bool,
-        typer.Option("--public/--private", help="Only matters when the push creates the repository."),
+        typer.Option("--public/--private", help="Visibility of a new repository; an existing one keeps its own."),
     ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    commit_message: Annotated[str | None, typer.Option(help="Says what changed.", show_default=False)] = None,
+    commit_message: Annotated[
+        str | None, typer.Option(help="First line of the commit message.", show_default=False)
+    ] = None,
     token: TokenOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a set, or a trained network as a model, on the Hub: one commit, after everything was loaded once."""
+    """Check a set or a trained network and publish it on the Hub in one commit."""
     import idc_hub
 
     sink = Sink(as_json)
@@ -107,12 +112,12 @@ def push(
     rows = [("+" if name in uploads else "=", name, f"{size:,}") for name, size in result.files.items()]
     sink.table(("", "file", "bytes"), rows + [("-", name, "") for name in result.deletions])
     sink.text(f"\n{result.card_diff}\n" if result.card_diff else "")
-    silent = {key for key in ("private", "commit", "tag", "pull_request") if not getattr(result, key)}
-    sink.result(result, leave_out={"repo_id", "files", "uploads", "deletions", "card_diff", *silent})
+    empty = {key for key in ("private", "commit", "tag", "pull_request") if not getattr(result, key)}
+    sink.result(result, leave_out={"repo_id", "files", "uploads", "deletions", "card_diff", *empty})
     if dry_run:
-        sink.note("Dry run: nothing was sent. Files with + would be uploaded, those with - deleted.")
+        sink.note("Dry run: nothing was changed. Files marked + would be uploaded, those marked - deleted.")
     elif result.commit is None:
-        sink.note("The Hub has all of this already: no commit was made.")
+        sink.note("The repository is up to date: no commit was made.")
 
 
 @app.command(
@@ -124,12 +129,12 @@ def push(
 )
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
-    run_dir: Annotated[Path, typer.Option(help="Directory of the Run to make.", show_default=False)],
+    run_dir: Annotated[Path, typer.Option(help="Directory for the new Run.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the main branch")] = None,
     token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a condensed set: enough to verify it, to add an HR version and to push it again."""
+    """Download a condensed set into a Run, to verify it, add HR versions or push it again."""
     import idc_hub
 
     Sink(as_json).result(idc_hub.pull(repo_id, run_dir=run_dir, revision=revision, token=token))

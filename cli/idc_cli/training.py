@@ -1,4 +1,4 @@
-"""idc train, evaluate, benchmark: what a set is worth; idc networks: weights from elsewhere."""
+"""idc train, evaluate, benchmark: measure what a set is worth; idc networks: import published weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from idc_cli.options import DryRunOption, JsonOption, QuietOption, ScaleOption, examples
+from idc_cli.options import (
+    ColumnOption,
+    ConfigOption,
+    DryRunOption,
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    QuietOption,
+    ScaleOption,
+    SplitOption,
+    examples,
+)
 from idc_cli.output import Sink
 
 app = typer.Typer()
-networks = typer.Typer(no_args_is_help=True, help="Bring in weights that others have published.")
+networks = typer.Typer(no_args_is_help=True, help="Import published weights.")
 app.add_typer(networks, name="networks", rich_help_panel="Judge")
 
 
@@ -20,6 +31,7 @@ app.add_typer(networks, name="networks", rich_help_panel="Judge")
     epilog=examples(
         "idc train edsr-small --data runs/quickstart --out networks/mine",
         "idc train swinir-light --data DIV2K_train_HR --recipe swinir-light-x4 --out networks/light accumulate=2",
+        "idc train edsr --data DIV2K_train_HR --lr DIV2K_train_LR_bicubic/X4 --out networks/given",
         "idc train edsr --data org/condensed-x4 --hr-version swinir-m --out networks/mine --num-processes 4",
     ),
 )
@@ -28,7 +40,7 @@ def train(
         str,
         typer.Argument(
             metavar="NETWORK",
-            help="A name for a fresh network; a folder or a Hub id for one to train further.",
+            help="A name for a new network, or a folder or Hub id of a network to train further.",
             show_default=False,
         ),
     ],
@@ -39,58 +51,73 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the trained network.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="key=value ...", help="Values that win over the recipe's: steps=20k, crop=48 ..."),
+        typer.Argument(metavar="key=value ...", help="Values that override the recipe's: steps=20k, crop=48 ..."),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="How to train: a name (edsr-baseline-x4, swinir-light-x4, ...: recipes/README.md) or a YAML file.",
+            help="Training recipe: a name (edsr-baseline-x4, ...; see recipes/README.md) or a YAML file.",
             show_default="20,000 steps of 16 crops",
         ),
     ] = None,
     scale: ScaleOption = 4,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            help="LR images of photographs: 0001.png or 0001x4.png for 0001.png, a_LR.png for a_HR.png.",
+            show_default="the photographs, downscaled bicubically",
+        ),
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    column: ColumnOption = None,
     hr_version: Annotated[
-        str | None, typer.Option(help="HR version of a condensed set.", show_default="the set's own default")
+        str | None, typer.Option(help="HR version of a condensed set.", show_default="the default version")
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one for each GPU, or 1 on the CPU")
+        int | None, typer.Option(min=1, help="Number of processes.", show_default="one per GPU, or 1 on the CPU")
     ] = None,
     tracker: Annotated[
         list[str] | None,
-        typer.Option(help="tensorboard, trackio or wandb, besides metrics.jsonl; may be repeated.", show_default=False),
+        typer.Option(help="Also log to tensorboard, trackio or wandb; repeatable.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a network on pairs; photographs become pairs by bicubic downscaling.
+    """Train a network on pairs; for photographs, LR is given with --lr or made by bicubic downscaling.
 
-    The same command continues a training that was interrupted.
+    All pixels are decoded once, into a temporary file in --out. If interrupted, run the same command again.
     """
     import idc_hub
 
     sink = Sink(as_json, quiet)
-    settings = idc_hub.TrainingRecipe.load(recipe, overrides or ())
+    training_recipe = idc_hub.TrainingRecipe.load(recipe, overrides or ())
     result = idc_hub.train(
         network,
-        data,
+        _photographs(data, include=include, exclude=exclude, config=config, split=split, column=column),
         out,
-        recipe=settings,
+        recipe=training_recipe,
         scale=scale,
+        lr=lr,
         hr_version=hr_version,
         num_processes=num_processes,
         trackers=tracker or (),
         progress=not quiet,
     )
     sink.result(result)
-    sink.note(f"\nMeasure  idc evaluate {out} --scale {scale} --testset FOLDER --save")
-    sink.note(f"Publish  idc push {out} YOUR_NAME/NAME --license LICENSE")
+    sink.note(f"\nEvaluate  idc evaluate {out} --scale {scale} --testset FOLDER --save")
+    sink.note(f"Publish   idc push {out} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
     rich_help_panel="Judge",
     epilog=examples(
         "idc evaluate networks/mine --testset Set14 --save",
-        "idc evaluate bicubic --testset Set14/HR --lr Set14/LR_x4 --border 2 --border 4",
+        "idc evaluate bicubic --testset Set14/HR --lr Set14/LR_bicubic/X4 --border 2 --border 4",
+        "idc evaluate bicubic --testset Set5/image_SRF_4 --include '*_HR.png'",
+        "idc evaluate bicubic --testset org/testsets --config Set5 --split validation --column hr",
     ),
 )
 def evaluate(
@@ -100,30 +127,44 @@ def evaluate(
             metavar="NETWORK_OR_PATH", help="A network or any other teacher (`idc teachers ls`).", show_default=False
         ),
     ],
-    testset: Annotated[str, typer.Option(help="HR images: a folder, a zip, a Hub dataset.", show_default=False)],
+    testset: Annotated[str, typer.Option(help="HR images: a folder, a zip or a Hub dataset.", show_default=False)],
     lr: Annotated[
-        str | None, typer.Option(help="LR images of the same names.", show_default="HR, downscaled bicubically")
+        str | None,
+        typer.Option(
+            help="LR images: 0001.png or 0001x4.png for 0001.png, a_LR.png for a_HR.png.",
+            show_default="HR, downscaled bicubically",
+        ),
     ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    column: ColumnOption = None,
     scale: ScaleOption = 4,
     border: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Pixels left out on each side; may be repeated.", show_default="2, and the scale"),
+        typer.Option(
+            min=0, help="Pixels cropped from each side before measuring; repeatable.", show_default="2 and the scale"
+        ),
     ] = None,
     tile: Annotated[
         int | None,
-        typer.Option(min=32, help="Side of the tiles, in LR pixels, that bound the memory.", show_default="no tiles"),
+        typer.Option(
+            min=32, help="Side of the tiles, in LR pixels, in which a network upscales.", show_default="no tiles"
+        ),
     ] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Keep the result in the network's folder, for its model card.")
+        bool, typer.Option("--save", help="Save the result in the network's folder, for its model card.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure PSNR and SSIM on a test set, in RGB and in luma side by side, each number under its protocol."""
+    """Measure PSNR and SSIM on a test set, in RGB and in luma, under one or more protocols."""
     import idc_hub
 
     sink = Sink(as_json)
-    result = idc_hub.evaluate(network, testset, lr=lr, scale=scale, borders=border or (), tile=tile, save=save)
-    sink.result(result, leave_out=("protocols",))
+    photographs = _photographs(testset, include=include, exclude=exclude, config=config, split=split, column=column)
+    result = idc_hub.evaluate(network, photographs, lr=lr, scale=scale, borders=border or (), tile=tile, save=save)
+    sink.result(result, leave_out=("protocols", "sha256"))
     tables = result.protocols.values()
     names = next(iter(tables))["per_image"]
     rows = [(name, *(_figures(table["per_image"][name]) for table in tables)) for name in names]
@@ -143,14 +184,14 @@ def benchmark(
     plan: Annotated[
         Path, typer.Argument(metavar="PLAN", help="A YAML file (benchmarks/README.md).", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Folder for sets, students, tables and pictures.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for sets, students, tables and plots.", show_default=False)],
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare sets: train the same students on all of them, with several seeds and sizes, and measure.
+    """Compare sets: train the same students on each, with several seeds and ratios, and evaluate them.
 
-    The same command continues a benchmark that was interrupted.
+    If interrupted, run the same command again to continue.
     """
     import idc_hub
 
@@ -179,14 +220,25 @@ def import_network(
     out: Annotated[Path, typer.Option(help="Folder for the network.", show_default=False)],
     scale: ScaleOption = 4,
     license: Annotated[
-        str | None, typer.Option(help="License of the weights, noted beside them.", show_default="not noted")
+        str | None, typer.Option(help="License of the weights; saved with them.", show_default="none")
     ] = None,
 ) -> None:
-    """Make a network's folder from a published state dict; nothing in the file is run."""
+    """Convert a published state dict to a network's folder; no code in the file is executed."""
     from idc_hub.networks.published import import_weights
 
-    import_weights(file, network, out, scale=scale, **({"license": license} if license else {}))
-    Sink().note(f"{out} is a network for x{scale}: name it as a teacher, as an extractor, or for `idc evaluate`.")
+    left_out = import_weights(file, network, out, scale=scale, **({"license": license} if license else {}))
+    sink = Sink()
+    if left_out:
+        sink.note(f"Left out of {file}: {', '.join(left_out)}.")
+    sink.note(f"{out} is a network for x{scale}: use it as a teacher, as an extractor, or with `idc evaluate`.")
+
+
+def _photographs(path: str, **chosen: Any) -> Any:
+    """The place of photographs; with what chooses among them, if anything is given, as a recipe's section."""
+    from idc_hub.recipe import Source
+
+    given = {key: value for key, value in chosen.items() if value}
+    return Source(path=path, **given) if given else path
 
 
 def _figures(measured: dict[str, Any]) -> str:

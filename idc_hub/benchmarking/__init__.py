@@ -1,1 +1,4 @@
-"""Comparing sets by training the same students on them: `plan`, `ladder`, `statistics`, `tables`, `plots`."""
+"""Benchmarks: train the same students on several sets and compare them.
+
+`plan`: what to compare. `ladder`: carry out a plan. `statistics`, `tables`, `plots`: evaluate and report it.
+"""

@@ -1,12 +1,12 @@
-"""A benchmark plan, carried out: every set, HR version, student and evaluation that is not there yet.
+"""Carry out a benchmark plan: make every set, HR version, student and evaluation that is missing.
 
 ```
-sets/<set>-<ratio>-s<seed>/      a Run, with the plan's HR versions in it
+sets/<set>-<ratio>-s<seed>/                 a Run with the plan's HR versions
 students/<set>-…/<hr>/<student>-s<seed>/    a network, its metrics.jsonl and its results.json
-ladder.csv  ladder.md            rewritten after every single run
+ladder.csv  ladder.md                       rewritten after every single run
 ```
 
-What is finished is left alone, so a benchmark that was killed goes on where it was.
+Finished parts are not made again, so a benchmark can be interrupted and continued at any time.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from idc_hub.training.evaluation import RESULTS, evaluate, save_result
 from idc_hub.training.launch import train_network
 from idc_hub.training.loop import CHECKPOINT, FACTS
 from idc_hub.training.loop import METRICS as METRICS_FILE
+from idc_hub.training.pairing import set_name
 from idc_hub.training.pairs import read_version
 
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ class Ladder:
     """A plan and the folder that it is carried out in.
 
     Attributes:
-        plan: What to compare.
-        folder: Where everything goes.
-        make_set: Makes the cell's set with the cell's HR version, in the Run directory that it is given.
-        add_version: Adds the cell's HR version to that Run.
-        say: Called with what is done next, its number, and the number of single runs.
+        plan: The plan.
+        folder: The folder of sets, students and tables.
+        make_set: Called with a cell and a Run directory; makes the cell's set there, with the cell's HR version.
+        add_version: Called with a cell and a Run directory; adds the cell's HR version to that Run.
+        say: Called with a message, the number of the single run that it is about, and the number of single runs.
     """
 
     plan: Plan
@@ -81,29 +82,33 @@ class Ladder:
         return self.folder / "ladder.md"
 
     def states(self) -> dict[Cell, dict[str, str]]:
-        """For each single run its `set`, `hr`, `student` and `evaluation`: done, begun or to do.
+        """The state (done, begun, to do) of the `set`, `hr`, `student` and `evaluation` of each single run.
 
-        Where something stands in the way, `problem` says what. Nothing is changed.
+        If a single run cannot be made, its only key is `problem`, a sentence. Nothing is changed.
 
         Raises:
             ImageError: There is no such test set.
             HubError: A test set on the Hub cannot be loaded.
         """
-        for testset in self.plan.testsets:  # or it would be missed only after the first training
+        for testset in self.plan.testsets:  # otherwise a missing one is noticed only after the first training
             open_source(testset)
-        found = {}
+        states = {}
         for cell in self.plan.cells():
             try:
-                found[cell] = self._state(cell)
+                states[cell] = self._state(cell)
             except IDCError as error:
-                found[cell] = {"problem": str(error)}
-        return found
+                states[cell] = {"problem": str(error)}
+        return states
 
     def run(self) -> Findings:
-        """Do what is left to do; a single run that fails is noted, and the others go on.
+        """Carry out all unfinished single runs. If one fails, its error is recorded and the others continue.
+
+        Returns:
+            Results and failures of all single runs.
 
         Raises:
-            RunError: Another process works in the folder.
+            RunError: Another benchmark is running in the folder.
+            Interrupted: A signal stopped the benchmark.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -111,7 +116,7 @@ class Ladder:
                 return self._run()
         except Timeout:
             raise RunError(
-                f"Another benchmark works in {self.folder}.", "Wait for it, or choose another --out."
+                f"Another benchmark is running in {self.folder}.", "Wait for it, or choose another --out."
             ) from None
 
     def _run(self) -> Findings:
@@ -119,23 +124,23 @@ class Ladder:
         pending = []
         for cell, state in self.states().items():
             if set(state.values()) == {DONE}:
-                self._note(cell, findings)
+                self._collect(cell, findings)
             else:
                 pending.append(cell)
         begun, total = time.monotonic(), len(self.plan.cells())
         for number, cell in enumerate(pending):
             left = (time.monotonic() - begun) / number * (len(pending) - number) if number else None
-            place = total - len(pending) + number + 1
-            self.say(f"{cell}{_eta(left)}", place, total)
+            position = total - len(pending) + number + 1
+            self.say(f"{cell}{_eta(left)}", position, total)
             try:
                 self._finish(cell)
-                self._note(cell, findings)
+                self._collect(cell, findings)
             except Interrupted:
                 raise
-            except Exception as error:  # whatever it is, it must not cost the other runs
+            except Exception as error:  # no failure of one run may stop the others
                 sentence = str(error) if isinstance(error, IDCError) else f"{type(error).__name__}: {error}"
                 findings.failures[str(cell)] = sentence
-                self.say(f"{cell} failed: {sentence}", place, total)
+                self.say(f"{cell} failed: {sentence}", position, total)
             self._write(findings)
         self._write(findings)
         return findings
@@ -145,7 +150,7 @@ class Ladder:
         write_text_atomically(self.report, to_markdown(findings))
 
     def _finish(self, cell: Cell) -> None:
-        """Take a single run through the stages that it lacks."""
+        """Carry out the unfinished stages of a single run."""
         if cell.run_name in self._lost_sets:
             raise RunError(self._lost_sets[cell.run_name])
         run_dir, student = self.run_dir(cell), self.student_dir(cell)
@@ -161,34 +166,33 @@ class Ladder:
         if state["hr"] != DONE:
             self.add_version(cell, run_dir)
         if state["student"] != DONE:
-            pairs, facts = read_version(CondensedSet.open(run_dir), self.plan.scale, cell.hr)
-            recipe = self.plan.training_of(cell)
-            train_network(cell.student, pairs, student, recipe, scale=self.plan.scale, data=facts)
+            pairs = read_version(CondensedSet.open(run_dir), self.plan.scale, cell.hr)
+            train_network(cell.student, pairs, student, self.plan.training_of(cell))
         if cell.learning_rate is None:
             self._evaluate(student)
 
     def _evaluate(self, student: Path) -> None:
-        """Measure a student on the test sets that it was not measured on yet."""
+        """Evaluate a student on the test sets that it has no results for."""
         network = load(student, scale=self.plan.scale).to("cuda" if torch.cuda.is_available() else "cpu")
         protocols = list({protocol(metric, self.plan.scale): None for metric in METRICS})
-        measured = self._measured(student)
+        results = self._results(student)
         for testset in self.plan.testsets:
-            if Path(testset).name not in measured:
+            if set_name(testset) not in results:
                 save_result(student, evaluate(network, testset, protocols))
 
     def curves(self) -> dict[str, dict[float, dict[str, list[tuple[int, float]]]]]:
-        """Steps and losses of the students at several learning rates, by student, learning rate and set."""
-        found: dict[str, dict[float, dict[str, list[tuple[int, float]]]]] = {}
+        """Training curves, as (step, loss): by student, then learning rate, then set."""
+        curves: dict[str, dict[float, dict[str, list[tuple[int, float]]]]] = {}
         for cell in self.plan.cells():
             path = self.student_dir(cell) / METRICS_FILE
             if cell.learning_rate is not None and path.is_file():
                 lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-                rates = found.setdefault(cell.student, {}).setdefault(cell.learning_rate, {})
+                rates = curves.setdefault(cell.student, {}).setdefault(cell.learning_rate, {})
                 rates[cell.set] = [(line["step"], line["loss"]) for line in lines]
-        return found
+        return curves
 
     def run_dir(self, cell: Cell) -> Path:
-        """The Run of a cell's set."""
+        """The Run directory of a cell's set."""
         return self.folder / "sets" / cell.run_name
 
     def student_dir(self, cell: Cell) -> Path:
@@ -196,10 +200,10 @@ class Ladder:
         return self.folder / "students" / cell.student_path
 
     def _state(self, cell: Cell) -> dict[str, str]:
-        """How far a single run is; see `states`.
+        """The state of a single run; see `states`.
 
         Raises:
-            RunError: What is there belongs to another plan.
+            RunError: Its set or its student belongs to another plan.
         """
         run_dir, student = self.run_dir(cell), self.student_dir(cell)
         state = dict.fromkeys(("set", "hr", "student", "evaluation"), TODO)
@@ -218,20 +222,20 @@ class Ladder:
         self._check_student(cell, manifest)
         state["student"] = DONE
         if cell.learning_rate is None:
-            missing = {Path(testset).name for testset in self.plan.testsets} - self._measured(student).keys()
+            missing = {set_name(testset) for testset in self.plan.testsets} - self._results(student).keys()
             state["evaluation"] = TODO if len(missing) == len(self.plan.testsets) else PARTLY if missing else DONE
         return state
 
     def _check_set(self, cell: Cell) -> None:
-        """Take a finished Run as it is if scale, method, ratio and photographs are the plan's."""
+        """Check that the scale, method, ratio and photographs of a finished Run are those of the plan."""
         if cell.run_name in self._checked:
             return
         run = Run.open(self.run_dir(cell))
         method = self.plan.sets[cell.set].method or "idc"
-        wanted = {"scale": self.plan.scale, "method": method, "ratio": cell.ratio}
+        planned = {"scale": self.plan.scale, "method": method, "ratio": cell.ratio}
         recipe = run.recipe
-        found = {"scale": recipe.scale, "method": recipe.method, "ratio": recipe.patches.ratio}
-        differing = [f"{key} {found[key]} instead of {value}" for key, value in wanted.items() if found[key] != value]
+        actual = {"scale": recipe.scale, "method": recipe.method, "ratio": recipe.patches.ratio}
+        differing = _differing(actual, planned)
         source = recipe.source.model_copy(update={"path": self.plan.source})
         if {instance.id: instance.sha256 for instance in run.instances} != self._photographs(source):
             differing.append(f"other photographs than {self.plan.source}")
@@ -241,68 +245,74 @@ class Ladder:
             )
         self._checked.add(cell.run_name)
 
-    def _photographs(self, spec: Source) -> dict[str, str]:
-        """Instance id to digest of the photographs of a source."""
-        if spec not in self._digests:
-            source = open_source(**spec.model_dump())
-            self._digests[spec] = {e.id: hashlib.sha256(source.read(e)).hexdigest() for e in source.entries}
-        return self._digests[spec]
+    def _photographs(self, source: Source) -> dict[str, str]:
+        """SHA-256 of every photograph of a source, by instance id."""
+        if source not in self._digests:
+            photographs = open_source(**source.model_dump())
+            self._digests[source] = {
+                entry.id: hashlib.sha256(photographs.read(entry)).hexdigest() for entry in photographs.entries
+            }
+        return self._digests[source]
 
     def _check_student(self, cell: Cell, manifest: Manifest) -> None:
-        """Refuse a student that was trained otherwise, or on patches that are not there any more."""
-        facts = yaml.safe_load((self.student_dir(cell) / FACTS).read_text(encoding="utf-8"))
-        recipe = self.plan.training_of(cell).model_dump(mode="json")
-        found = {key: facts["recipe"].get(key) for key in recipe}
-        differing = [f"{key} {found[key]} instead of {value}" for key, value in recipe.items() if found[key] != value]
-        if facts["data"].get("lr_digest") != manifest.lr_digest:
+        """Check that a student was trained with the plan's training recipe and on the set's present patches."""
+        training = yaml.safe_load((self.student_dir(cell) / FACTS).read_text(encoding="utf-8"))
+        differing = _differing(training["recipe"], self.plan.training_of(cell).model_dump(mode="json"))
+        if training["data"].get("lr_digest") != manifest.lr_digest:
             differing.append("on other patches")
         if differing:
             raise RunError(
-                f"{self.student_dir(cell)} was trained otherwise: {', '.join(differing)}.",
-                "Remove it to train again, or choose another --out.",
+                f"{self.student_dir(cell)} was trained differently: {', '.join(differing)}.",
+                "Delete it to train again, or choose another --out.",
             )
 
-    def _measured(self, student: Path) -> dict[str, Mapping[str, Any]]:
-        """Test set to figures by protocol, of the student's present weights."""
+    def _results(self, student: Path) -> dict[str, dict[str, Any]]:
+        """Results of the student's present weights: figures by protocol, by name of the test set."""
         path = student / RESULTS
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if kept.get("weights_sha256") != weights_sha256(student, scale=None):
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if saved.get("weights_sha256") != weights_sha256(student, scale=None):
             return {}
-        return {result["testset"]: result["protocols"] for result in kept["results"]}
+        results: dict[str, dict[str, Any]] = {}
+        for result in saved["results"]:
+            results.setdefault(result["testset"], {}).update(result["protocols"])
+        return results
 
-    def _note(self, cell: Cell, findings: Findings) -> None:
-        """Add what is known of a finished single run."""
+    def _collect(self, cell: Cell, findings: Findings) -> None:
+        """Add the results of a finished single run to the findings."""
         manifest = Manifest.load(self.run_dir(cell) / "repo")
-        made = manifest.condensation
         findings.sets[cell.run_name] = {
             "set": cell.set,
             "ratio": cell.ratio,
             "patches": manifest.patches,
-            "seconds": made.get("worker_seconds"),
-            "device": made.get("device", "not known"),
+            "seconds": manifest.condensation.get("worker_seconds"),
+            "device": manifest.condensation.get("device", "unknown"),
         }
-        teacher = manifest.hr_versions[cell.hr]["teacher"]
-        digest = f", weights {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""
-        findings.teachers[cell.hr] = teacher["name"] + digest
+        teacher = manifest.hr_versions[cell.hr].teacher
+        digest = f", weights {teacher.weights_sha256[:12]}" if teacher.weights_sha256 else ""
+        findings.teachers[cell.hr] = teacher.name + digest
         if cell.learning_rate is not None:
             return
-        measured = self._measured(self.student_dir(cell))
+        results = self._results(self.student_dir(cell))
         for testset in findings.testsets:
             figures = (
-                measured[testset][str(protocol(metric, self.plan.scale))][metric.partition("_")[0]]
-                for metric in METRICS
+                results[testset][str(protocol(metric, self.plan.scale))][metric.partition("_")[0]] for metric in METRICS
             )
             findings.results.append(Result(cell.set, cell.hr, cell.student, cell.seed, cell.ratio, testset, *figures))
 
 
+def _differing(actual: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """A phrase for each planned value that differs from the actual one."""
+    return [f"{key} {actual.get(key)} instead of {value}" for key, value in planned.items() if actual.get(key) != value]
+
+
 def draw_plots(ladder: Ladder, findings: Findings) -> list[str] | str:
-    """Draw the pictures into `plots/`; returns the files, or a sentence where matplotlib is not installed."""
+    """Draw the plots into `plots/`; returns their paths, or a sentence if matplotlib is not installed."""
     try:
         return [str(path) for path in draw(findings, ladder.curves(), ladder.folder / "plots")]
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        return "left out: matplotlib is not installed; pip install 'idc-hub[report]', and run the same command again"
+        return "left out: matplotlib is not installed. Run `pip install 'idc-hub[report]'` and the same command again."
 
 
 def _eta(seconds: float | None) -> str:

@@ -1,6 +1,6 @@
-"""A benchmark plan: which sets, HR versions, students and seeds are compared. One YAML file, checked at the start.
+"""A benchmark plan: the sets, HR versions, students and seeds to compare, in one YAML file.
 
-`Plan.cells` lists the single runs that a plan stands for, in the order in which they are worth having.
+`Plan.load` checks the whole file. `Plan.cells` lists its single runs in the order in which they are carried out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +14,7 @@ from idc_hub.errors import IDCError
 from idc_hub.networks import NETWORKS
 from idc_hub.recipe import Patches, Recipe, Section
 from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, as_list, explain, sections_of
+from idc_hub.training.pairing import set_name
 from idc_hub.training.recipe import TrainingRecipe
 
 REAL = "real"
@@ -38,18 +39,18 @@ class SetPlan(Section):
     """How one set of the comparison is made."""
 
     method: Literal["whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"] | None = None
-    """Which real patches are chosen (`idc select`); instead of a recipe."""
+    """A baseline that chooses real patches (`idc select`); either this or `recipe`."""
     recipe: Text | None = None
-    """A recipe to condense by: a bundled name or a YAML file; instead of a method."""
+    """A recipe to condense with, a bundled name or a YAML file; either this or `method`."""
     set: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = ()
-    """`section.key=value` of the recipe, after the plan's own."""
+    """Overrides of the recipe, `section.key=value`, applied after the plan's own."""
     ratios: Ratios | None = None
-    """Ratios of this set; null: the plan's. The set `whole` has none."""
+    """Ratios of this set; null: the plan's. Not for the method `whole`."""
     hr: Names | None = None
-    """HR versions of this set, by the plan's names; null: all that it can have."""
+    """Names of the HR versions of this set; null: all of the plan's that it can have."""
     seeds: Count | None = None
-    """How many different sets are made, with the seeds 0, 1 ...; students of further seeds use them again.
-    null: one for each of the plan's seeds; of the whole there is one."""
+    """Number of sets to make, with the seeds 0, 1, ...; students with higher seeds reuse them.
+    null: one for each of the plan's seeds. Not for the method `whole`."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -64,40 +65,40 @@ class Plan(Section):
     """Everything that defines a benchmark."""
 
     name: Name
-    """What the benchmark is called."""
+    """Name of the benchmark."""
     scale: Literal[2, 3, 4] = 4
-    """How many times larger HR is than LR."""
+    """Super-resolution scale."""
     source: Text
-    """The photographs, as in a recipe. A relative path starts at the current directory."""
+    """The photographs, as `source.path` of a recipe. A relative path starts at the current directory."""
     set: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = ()
-    """`section.key=value` of the recipes of all sets, such as patches.size=48."""
+    """Overrides of the recipes of all sets, such as patches.size=48."""
     ratios: Ratios = (0.1,)
-    """Patches of a set per patch of the whole."""
+    """Ratios of the sets: patches of a set divided by all real patches."""
     hr: Annotated[dict[Name, Text], Field(min_length=1)]
-    """HR versions: a name, and the teacher; `real: real` are the photographs' own pixels."""
+    """HR versions: name and teacher. `real: real` takes the HR pixels of the photographs."""
     sets: dict[Name, SetPlan]
-    """The sets to compare: a name, and how it is made."""
+    """The sets to compare, by name."""
     students: Annotated[dict[Text, dict[str, Any]], BeforeValidator(_names), Field(min_length=1)]
-    """Networks to train: a name, and what differs from `training`; or a list of names."""
+    """Networks to train: a list of names, or names with values that override `training`."""
     training: TrainingRecipe = TrainingRecipe()
-    """How students are trained; the seed is the student's."""
+    """The training recipe of the students, without `seed`."""
     learning_rates: Annotated[tuple[Real, ...], BeforeValidator(as_list)] = ()
-    """Learning rates to draw training curves at: each set's first ratio with the first HR version and seed."""
+    """Extra trainings for curves: one per learning rate and set, at the first ratio, HR version and seed."""
     seeds: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(as_list), AfterValidator(_distinct)] = (
         0,
         1,
         2,
     )
-    """Seeds of the students, and of the sets."""
+    """Seeds of the students and of the sets."""
     testsets: Names
-    """Folders of HR images."""
+    """Folders of HR images to evaluate on."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read and check a plan.
 
         Raises:
-            RecipeError: With every problem of the file, one a line.
+            RecipeError: The plan is invalid; the message names every problem, one per line.
         """
         draft = Draft(path.name, sections_of(cls))
         draft.read(path)
@@ -111,7 +112,7 @@ class Plan(Section):
         return plan
 
     def cells(self) -> list["Cell"]:
-        """All single runs: seed by seed, so that all sets can be compared as early as possible; curves last."""
+        """All single runs, seed by seed, so that all sets can be compared early; training curves last."""
         cells = [
             Cell(name, hr, student, seed, ratio, self._set_seed(entry, seed))
             for seed in self.seeds
@@ -129,36 +130,36 @@ class Plan(Section):
         return cells + [replace(cell, learning_rate=rate) for rate in self.learning_rates for cell in first]
 
     def ratios_of(self, entry: SetPlan) -> tuple[float, ...]:
-        """The ratios that a set is made at."""
+        """The ratios of a set."""
         return (1.0,) if entry.method == "whole" else entry.ratios or self.ratios
 
     def hr_of(self, entry: SetPlan) -> tuple[str, ...]:
-        """Names of the HR versions that a set gets; real ones first, since they are made with the set."""
+        """Names of the HR versions of a set; `real` first, because `select` makes it with the set."""
         names = entry.hr or tuple(name for name in self.hr if name != REAL or not entry.recipe)
         return tuple(sorted(names, key=lambda name: name != REAL))
 
     def recipe_of(self, cell: "Cell") -> Recipe:
-        """The recipe of a set that is condensed.
+        """The recipe of a set to condense.
 
-        Its windows, and how patches are shared out, are those of a selection whatever the recipe says, so that a ratio
-        means as many patches of the same photographs for every set; the overrides have the last word.
+        Its `patches` section, except `complexity`, gets the default values that a selection has, so that equal ratios
+        mean equally many patches of the same size in every set. The plan's overrides still win.
 
         Raises:
             RecipeError: It cannot be loaded with these overrides.
-            HubError: It is on the Hub, which does not answer.
+            HubError: It is on the Hub and cannot be loaded.
         """
         entry = self.sets[cell.set]
         assert entry.recipe is not None
         shared = Patches().model_dump(exclude={"ratio", "complexity"})
-        windows = [f"patches.{key}={value}" for key, value in shared.items()]
-        place = [f"scale={self.scale}", f"seed={cell.set_seed}", f"source.path={self.source}"]
+        patches = [f"patches.{key}={value}" for key, value in shared.items()]
+        source = [f"scale={self.scale}", f"seed={cell.set_seed}", f"source.path={self.source}"]
         teacher = [f"teacher.network={self.hr[cell.hr]}", f"teacher.hr_version={cell.hr}"]
         return Recipe.load(
-            entry.recipe, [*windows, *place, *self.set, *entry.set, f"patches.ratio={cell.ratio}", *teacher]
+            entry.recipe, [*patches, *source, *self.set, *entry.set, f"patches.ratio={cell.ratio}", *teacher]
         )
 
     def training_of(self, cell: "Cell") -> TrainingRecipe:
-        """How a cell's student is trained."""
+        """The training recipe of a cell's student."""
         rate = {} if cell.learning_rate is None else {"learning_rate": cell.learning_rate}
         values = self.training.model_dump() | self.students[cell.student] | rate | {"seed": cell.seed}
         return TrainingRecipe.model_validate(values)
@@ -169,20 +170,20 @@ class Plan(Section):
         return seed % entry.seeds if entry.seeds else seed
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
-        """What is right on its own and cannot go together: the key, and a sentence."""
+        """Values that are valid on their own but contradict each other: key and sentence."""
         for name, teacher in self.hr.items():
             if (name == REAL) != (teacher == REAL):
                 yield (
                     f"hr.{name}",
-                    f"hr.{name} is {teacher}; the photographs' own pixels, and only they, are `real: real`.",
+                    f"hr.{name} is {teacher}; the name real is for the photographs' own pixels: write `real: real`.",
                 )
         for name, entry in self.sets.items():
             yield from ((f"sets.{name}", f"sets.{name}: {sentence}") for sentence in self._problems_of(name, entry))
         for name, overrides in self.students.items():
             yield from ((f"students.{name}", sentence) for sentence in self._problems_of_student(name, overrides))
         if "seed" in self.training.model_fields_set:
-            yield "training", "training.seed is not used: the students' seeds are `seeds`."
-        names = [Path(testset).name for testset in self.testsets]
+            yield "training", "training.seed is not used: set `seeds` instead."
+        names = [set_name(testset) for testset in self.testsets]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield "testsets", f"testsets has two folders called {name}; rename one."
 
@@ -192,9 +193,9 @@ class Plan(Section):
             yield f"there is no HR version {', '.join(unknown)}; the plan's `hr` has {', '.join(self.hr)}."
             return
         if entry.recipe and REAL in (entry.hr or ()):
-            yield "condensed patches have no real HR; give it a teacher's."
+            yield "condensed patches have no real HR; name an HR version by a teacher."
         elif not self.hr_of(entry):
-            yield "the plan's `hr` names no teacher, and condensed patches have no real HR."
+            yield "condensed patches have no real HR, and the plan's `hr` names no teacher."
         elif entry.recipe:
             try:
                 seed = self._set_seed(entry, self.seeds[0])
@@ -206,7 +207,7 @@ class Plan(Section):
         if name not in NETWORKS:
             yield f"students: there is no network {name}. The networks: {', '.join(NETWORKS)}."
         if "seed" in overrides:
-            yield f"students.{name}.seed is not used: the students' seeds are `seeds`."
+            yield f"students.{name}.seed is not used: set `seeds` instead."
         try:
             TrainingRecipe.model_validate({**self.training.model_dump(), **overrides})
         except ValidationError as error:
@@ -223,9 +224,9 @@ class Cell:
         hr: Name of the HR version.
         student: Name of the network.
         seed: The student's seed.
-        ratio: Patches of the set per patch of the whole.
-        set_seed: Seed that the set is made with.
-        learning_rate: Only for training curves; None: that of the training recipe.
+        ratio: Patches of the set divided by all real patches.
+        set_seed: Seed of the set.
+        learning_rate: Learning rate of a training curve; None: that of the training recipe.
     """
 
     set: str
@@ -243,7 +244,7 @@ class Cell:
 
     @property
     def student_path(self) -> Path:
-        """The student's folder, below that of all students."""
+        """The student's folder, relative to `students/`."""
         rate = "" if self.learning_rate is None else f"-lr{self.learning_rate:g}"
         return Path(self.run_name) / self.hr / f"{self.student}{rate}-s{self.seed}"
 
@@ -253,13 +254,13 @@ class Cell:
 
 
 def _valid_sets(sets: Mapping[str, Any], draft: Draft) -> dict[str, SetPlan]:
-    """The sets that are right on their own; of the others the draft gets every problem."""
+    """The sets that are valid on their own; the draft gets every problem of the others."""
     valid = {}
     if not sets:
         draft.complain("sets", "sets is empty; write at least `random: {method: random}`.")
     for name, values in sets.items():
         if not isinstance(values, Mapping):
-            draft.complain(f"sets.{name}", f"sets.{name} should say how it is made, such as {{method: random}}.")
+            draft.complain(f"sets.{name}", f"sets.{name} should be a mapping, such as {{method: random}}.")
             continue
         try:
             valid[name] = SetPlan.model_validate(values)

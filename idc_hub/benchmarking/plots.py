@@ -1,4 +1,4 @@
-"""The pictures of a benchmark; needs matplotlib (`pip install 'idc-hub[report]'`)."""
+"""The plots of a benchmark; needs matplotlib (`pip install 'idc-hub[report]'`)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 METRIC = "psnr_rgb"
 Curves = Mapping[float, Mapping[str, Sequence[tuple[int, float]]]]
-"""Learning rate, then set: steps and losses."""
+"""Training curves of a student, as (step, loss): by learning rate, then set."""
 
-# Okabe and Ito's palette, which people with any color vision can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vPX"  # one more than colors, so that pairs of both do not repeat soon
+# The palette of Okabe and Ito, which is safe for color-blind readers.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vPX"  # one more than colors, so that (color, marker) pairs repeat late
 _RANDOM, _WHOLE = "#000000", "#777777"
 _FAR = 1.0
-"""Sets more than so many dB below the worst random one are told in words: they would flatten all others."""
+"""The axis ends this many dB below the worst random set; sets below are listed as text."""
 
 
 def draw(findings: Findings, curves: Mapping[str, Curves], folder: Path) -> list[Path]:
-    """Draw what there is to draw, as PNG.
+    """Draw all plots as PNG files.
 
     Args:
-        findings: What the benchmark has found.
-        curves: For each student its training curves.
-        folder: Gets `<student>-patches.png`, `<student>-seconds.png` and `<student>-curves.png`.
+        findings: The results.
+        curves: Training curves by student.
+        folder: Folder for `<student>-patches.png`, `<student>-seconds.png` and `<student>-curves.png`.
 
     Returns:
-        The files, those without anything to show left out.
+        The files; plots without data are left out.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -55,7 +55,7 @@ def draw(findings: Findings, curves: Mapping[str, Curves], folder: Path) -> list
 
 
 def _quality_figure(findings: Findings, rows: Mapping[Row, list[Result]], *, by_seconds: bool) -> Figure:
-    """Quality against patches or against what making the sets cost, a panel for each HR version."""
+    """PSNR against the number of patches or the seconds to make the set, a panel for each HR version."""
     versions = [name for name in findings.plan.hr if any(row.hr == name for row in rows)]
     figure, panels = _panels(len(versions))
     for axes, version in zip(panels, versions, strict=True):
@@ -80,7 +80,7 @@ def _quality_figure(findings: Findings, rows: Mapping[Row, list[Result]], *, by_
 
 
 def _cut_off(panels: Sequence[Axes], findings: Findings, rows: Mapping[Row, list[Result]]) -> None:
-    """End the axis `_FAR` below the worst random set, and write down what lies below."""
+    """End the axis `_FAR` below the worst random set and list the sets below it as text."""
     versions = [name for name in findings.plan.hr if any(row.hr == name for row in rows)]
     means = {}
     for row, found in rows.items():
@@ -102,41 +102,41 @@ def _cut_off(panels: Sequence[Axes], findings: Findings, rows: Mapping[Row, list
 
 
 def _draw_set(axes: Axes, findings: Findings, line: Mapping[Row, Mapping[int, float]], *, by_seconds: bool) -> None:
-    """One set at its ratios: random as a line with a band, the others as points with bars."""
+    """Draw one set at its ratios: random patches as a line with a band, other sets as points with error bars."""
     points = []
     for row, values in line.items():
-        found = spread(list(values.values()))
+        quality = spread(list(values.values()))
         seconds = findings.seconds(row)
         if by_seconds and not seconds:
             continue
-        # A logarithmic axis has no 0; below a tenth of a second nobody counts.
-        place = max(fmean(seconds), 0.1) if by_seconds else findings.patches(row)
-        points.append((place, found.mean, found.deviation or 0.0))
+        # A logarithmic axis has no 0.
+        cost = max(fmean(seconds), 0.1) if by_seconds else findings.patches(row)
+        points.append((cost, quality.mean, quality.deviation or 0.0))
     if not points:
         return
     name = next(iter(line)).set
-    places, means, deviations = zip(*points, strict=True)
+    costs, means, deviations = zip(*points, strict=True)
     if name == findings.random and not by_seconds:
         low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
-        axes.fill_between(places, low, high, color=_RANDOM, alpha=0.15, linewidth=0)
-        axes.plot(places, means, color=_RANDOM, marker=".", label=name, zorder=2)
+        axes.fill_between(costs, low, high, color=_RANDOM, alpha=0.15, linewidth=0)
+        axes.plot(costs, means, color=_RANDOM, marker=".", label=name, zorder=2)
         return
     color, marker = _style(findings, name)
     axes.errorbar(
-        places, means, deviations, color=color, marker=marker, markersize=6, capsize=3, linewidth=0.8,
+        costs, means, deviations, color=color, marker=marker, markersize=6, capsize=3, linewidth=0.8,
         linestyle=":", label=name, zorder=3,
     )  # fmt: skip
 
 
 def _style(findings: Findings, name: str) -> tuple[str, str]:
-    """Color and marker of a set, the same in all pictures."""
+    """Color and marker of a set, the same in all plots."""
     if name == findings.random:
         return _RANDOM, "."
     sets = findings.plan.sets
     if sets[name].method == "whole":
         return _WHOLE, ""
     number = [other for other in sets if other != findings.random and sets[other].method != "whole"].index(name)
-    return _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    return _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
 
 
 def _curves_figure(findings: Findings, curves: Curves) -> Figure:

@@ -1,4 +1,4 @@
-"""The statistics of a benchmark: spreads over seeds, paired differences, and what a set is worth in random patches."""
+"""The statistics of a benchmark: spreads over seeds, paired differences, and the worth of a set in random patches."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ class Result(NamedTuple):
         hr: Name of its HR version.
         student: Name of the network.
         seed: The student's seed.
-        ratio: Patches of the set per patch of the whole.
+        ratio: Patches of the set divided by all real patches.
         testset: Name of the test set.
-        psnr_rgb: Mean PSNR over its images in dB, RGB, border as wide as the scale.
-        psnr_y: The same of luma.
-        ssim_rgb: Mean SSIM, RGB, the same border.
+        psnr_rgb: Mean PSNR over its images in dB, RGB, with a border of `scale` pixels cropped.
+        psnr_y: Mean PSNR of luma in dB, same border.
+        ssim_rgb: Mean SSIM, RGB, same border.
     """
 
     set: str
@@ -37,14 +37,14 @@ class Result(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (n - 1) of a few values; `deviation` is None for a single one."""
+    """Mean and sample standard deviation (n - 1); `deviation` is None for a single value."""
 
     mean: float
     deviation: float | None
 
 
 class Worth(NamedTuple):
-    """How many random patches a patch is worth; `bound` is "<" or ">" where the random curve ends before."""
+    """How many random patches one patch is worth; `bound` is "<" or ">" if the random curve does not reach that far."""
 
     factor: float
     bound: str
@@ -61,10 +61,10 @@ def paired_differences(values: Mapping[int, float], reference: Mapping[int, floa
 
 
 def beyond_spread(differences: Sequence[float]) -> bool:
-    """Whether the seeds cannot explain a mean difference: 0 lies outside its 95 % confidence interval.
+    """Whether 0 is outside the 95 % confidence interval of the mean difference (paired Student's t).
 
-    Student's t over the paired differences, so that two or three seeds have to agree very well; about one in twenty
-    comparisons without any difference is called beyond all the same.
+    With two or three seeds, differences must agree closely. About one in twenty comparisons without a real difference
+    passes by chance. False for fewer than two differences.
     """
     if len(differences) < 2:
         return False
@@ -74,19 +74,19 @@ def beyond_spread(differences: Sequence[float]) -> bool:
 
 
 def worth(quality: float, patches: int, curve: Sequence[tuple[int, float]]) -> Worth | None:
-    """How many random patches train as well as one of a set's patches.
+    """How many random patches train as well as one patch of a set.
 
-    The curve is joined linearly in the logarithm of its patches. Where noise makes it pass the quality more than
-    once, the fewest patches count.
+    Interpolates the curve linearly in the logarithm of the number of patches. If noise makes it cross the quality more
+    than once, the first crossing counts.
 
     Args:
-        quality: The set's quality.
-        patches: The set's patches.
-        curve: Patches and quality of random sets, by increasing patches.
+        quality: Quality of the set.
+        patches: Number of patches of the set.
+        curve: Number of patches and quality of random sets, by increasing number of patches.
 
     Returns:
-        Random patches of that quality divided by `patches`; a bound where the curve does not reach so far; None for
-        a curve of fewer than two points.
+        Number of random patches that reach the quality, divided by `patches`; a bound if the curve does not reach it;
+        None if the curve has fewer than two points.
     """
     if len(curve) < 2:
         return None
@@ -105,12 +105,12 @@ def worth(quality: float, patches: int, curve: Sequence[tuple[int, float]]) -> W
 
 
 def by_seed(results: Sequence[Result], metric: str, testsets: Sequence[str]) -> dict[int, float]:
-    """A metric's mean over test sets for each seed that has been measured on all of them.
+    """Mean of a metric over test sets, for each seed with results on all of them.
 
     Args:
-        results: Runs that differ in seed and test set alone.
+        results: Results that differ only in seed and test set.
         metric: `psnr_rgb`, `psnr_y` or `ssim_rgb`.
-        testsets: Which test sets to average over.
+        testsets: Names of the test sets to average over.
     """
     measured = {(result.seed, result.testset): getattr(result, metric) for result in results}
     return {
@@ -123,12 +123,16 @@ def by_seed(results: Sequence[Result], metric: str, testsets: Sequence[str]) -> 
 def worth_in_random(
     values: Mapping[int, float], patches: int, random: Mapping[int, Mapping[int, float]]
 ) -> Worth | None:
-    """`worth` of a set against random sets, with the seeds that the set and a random set both have.
+    """`worth` of a set against random sets, over the seeds of the set.
 
     Args:
-        values: Seed to quality of the set.
-        patches: The set's patches.
-        random: Patches of each random set, to seed to quality. Sets that lack a seed of `values` are left out.
+        values: Quality of the set, by seed.
+        patches: Number of patches of the set.
+        random: Quality of the random sets, by number of patches, then seed. Those that lack a seed of `values` are
+            left out.
+
+    Returns:
+        See `worth`; None without values.
     """
     if not values:
         return None

@@ -1,10 +1,9 @@
-"""A benchmark as a table: `ladder.csv` with the single runs, `ladder.md` with their means, differences and worth."""
+"""The tables of a benchmark: `ladder.csv` lists single runs, `ladder.md` their means, differences and worth."""
 
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from idc_hub.benchmarking.plan import Plan
@@ -18,13 +17,14 @@ from idc_hub.benchmarking.statistics import (
     worth_in_random,
 )
 from idc_hub.images.metrics import Protocol
+from idc_hub.training.pairing import set_name
 
 METRICS = {"psnr_rgb": "PSNR (dB)", "psnr_y": "PSNR (dB)", "ssim_rgb": "SSIM"}
 _NOTHING = "–"
 
 
 class Row(NamedTuple):
-    """A line of the table: all seeds of one set with one HR version at one ratio."""
+    """A row of the table: all seeds of one set with one HR version at one ratio."""
 
     set: str
     hr: str
@@ -33,14 +33,14 @@ class Row(NamedTuple):
 
 @dataclass
 class Findings:
-    """What a benchmark has found so far.
+    """The results of a benchmark so far.
 
     Attributes:
-        plan: What was compared.
-        results: The single runs.
-        sets: For each Run its `set`, `ratio`, `set_seed`, `patches`, `seconds` (None: not known) and `device`.
-        teachers: HR version to what made it.
-        failures: Single run to why it failed, as a sentence.
+        plan: The plan.
+        results: Results of the finished single runs.
+        sets: By name of the Run: its `set`, `ratio`, `patches`, `seconds` to make it (None if unknown) and `device`.
+        teachers: Description of the teacher of each HR version.
+        failures: The error of each failed single run, a sentence.
     """
 
     plan: Plan
@@ -52,42 +52,42 @@ class Findings:
     @property
     def testsets(self) -> list[str]:
         """Names of the test sets, in the plan's order."""
-        return [Path(testset).name for testset in self.plan.testsets]
+        return [set_name(testset) for testset in self.plan.testsets]
 
     def rows(self, student: str) -> dict[Row, list[Result]]:
-        """The results of a student by rows; sets and HR versions in the plan's order, ratios increasing."""
-        found: dict[Row, list[Result]] = {}
+        """The results of a student by row; sets and HR versions in the plan's order, ratios ascending."""
+        rows: dict[Row, list[Result]] = {}
         for result in self.results:
             if result.student == student:
-                found.setdefault(Row(result.set, result.hr, result.ratio), []).append(result)
+                rows.setdefault(Row(result.set, result.hr, result.ratio), []).append(result)
         sets, hrs = list(self.plan.sets), list(self.plan.hr)
-        order = sorted(found, key=lambda row: (sets.index(row.set), hrs.index(row.hr), row.ratio))
-        return {row: found[row] for row in order}
+        order = sorted(rows, key=lambda row: (sets.index(row.set), hrs.index(row.hr), row.ratio))
+        return {row: rows[row] for row in order}
 
     def patches(self, row: Row) -> int:
-        """Patches of a row's sets."""
-        return next(
-            facts["patches"] for facts in self.sets.values() if (facts["set"], facts["ratio"]) == (row.set, row.ratio)
-        )
+        """Number of patches of a row's sets."""
+        return self._sets_of(row)[0]["patches"]
 
     def seconds(self, row: Row) -> list[float]:
-        """What making each of a row's sets took, where that is known."""
-        mine = [facts for facts in self.sets.values() if (facts["set"], facts["ratio"]) == (row.set, row.ratio)]
-        return [facts["seconds"] for facts in mine if facts["seconds"] is not None]
+        """Seconds that it took to make each of a row's sets; unknown ones are left out."""
+        return [made["seconds"] for made in self._sets_of(row) if made["seconds"] is not None]
+
+    def _sets_of(self, row: Row) -> list[dict[str, Any]]:
+        return [made for made in self.sets.values() if (made["set"], made["ratio"]) == (row.set, row.ratio)]
 
     @property
     def random(self) -> str | None:
-        """The set that the others are compared with: the first whose method is random."""
+        """Name of the reference set: the first whose method is random."""
         return next((name for name, entry in self.plan.sets.items() if entry.method == "random"), None)
 
 
 def protocol(metric: str, scale: int) -> Protocol:
-    """What a metric is computed under: the border is as wide as the scale."""
+    """The protocol of a metric: a border of `scale` pixels is cropped."""
     return Protocol("y" if metric == "psnr_y" else "rgb", scale, scale)
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """All single runs, sorted; equal results give equal text."""
+    """The results as CSV, sorted."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Result._fields)
@@ -98,7 +98,7 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def to_markdown(findings: Findings) -> str:
-    """The whole report."""
+    """The report as Markdown."""
     return "\n".join(_lines(findings)) + "\n"
 
 
@@ -107,11 +107,11 @@ def _lines(findings: Findings) -> Iterator[str]:
     yield f"# {plan.name}"
     yield ""
     yield (
-        "Means ± sample standard deviations over the seeds (of the student, and of the set where it depends on one). "
-        "Differences are paired by seed and HR version, to random patches at the same ratio. **Bold**: beyond the "
-        "seed spread, that is, 0 lies outside the 95 % confidence interval (Student's t); where there is no "
-        "difference, about one figure in twenty is bold by chance. *Worth*: how many times as many random patches "
-        "train as well, on the mean of the test sets; the random curve is joined in the logarithm of the patches."
+        "Means ± sample standard deviations over the seeds of the students and of the sets. Differences are to random "
+        "patches at the same ratio, paired by seed and HR version. **Bold**: 0 is outside the 95 % confidence interval "
+        "of the difference (Student's t); without any real difference, about one figure in twenty is bold by chance. "
+        "*Worth*: how many times as many random patches train as well, by the mean over the test sets; the curve of "
+        "random sets is interpolated linearly in the logarithm of the number of patches."
     )
     training = ", ".join(f"{key} {value}" for key, value in plan.training.model_dump(exclude_unset=True).items())
     yield ""
@@ -167,9 +167,9 @@ def _difference_table(findings: Findings, rows: Mapping[Row, list[Result]], metr
 def _cost_table(findings: Findings) -> Iterator[str]:
     yield from ("", "## Sets and HR versions", "")
     yield from _header(["set", "patches", "seconds to make", "device"])
-    for name, facts in sorted(findings.sets.items()):
-        seconds = _NOTHING if facts["seconds"] is None else f"{facts['seconds']:,.1f}"
-        yield _line([name, f"{facts['patches']:,}", seconds, facts["device"]])
+    for name, made in sorted(findings.sets.items()):
+        seconds = _NOTHING if made["seconds"] is None else f"{made['seconds']:,.1f}"
+        yield _line([name, f"{made['patches']:,}", seconds, made["device"]])
     yield ""
     yield from _header(["HR", "teacher"])
     yield from (_line([name, teacher]) for name, teacher in findings.teachers.items())

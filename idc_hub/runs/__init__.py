@@ -1,5 +1,5 @@
 """Run directories and the processes that work on them.
 
-`run` is the directory, `worker` takes photographs from it, `launch` starts workers on this machine, `progress` shows
-how far they are, `forecast` says beforehand how long they will take.
+`run`: the directory. `worker`: a process that condenses photographs of a Run. `launch`: start workers on this machine.
+`progress`: report how far they are. `forecast`: estimate how long they will take.
 """

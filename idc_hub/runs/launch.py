@@ -21,7 +21,7 @@ LOG_NAME = "workers.log"
 
 
 def default_num_processes(recipe: Recipe, photographs: int) -> int:
-    """The visible GPUs; on a machine without, as many workers as its cores can feed with `workers.threads` each."""
+    """One worker for each visible GPU; without a GPU, as many as the CPU cores allow at `workers.threads` each."""
     import torch
 
     workers = torch.cuda.device_count() or (os.cpu_count() or 1) // recipe.workers.threads
@@ -29,15 +29,17 @@ def default_num_processes(recipe: Recipe, photographs: int) -> int:
 
 
 def launch(run: Run, num_processes: int) -> None:
-    """Work on a Run with several processes until nothing is left, or until they are stopped.
+    """Condense all photographs of a Run with one or several workers.
 
     Args:
         run: The Run.
-        num_processes: Workers; a single one works in this process.
+        num_processes: Number of workers; a single one works in this process.
 
     Raises:
-        Interrupted: If a signal stopped the work; what was under way is saved.
-        IncompleteError: If workers died; what they had finished or checkpointed is kept.
+        Interrupted: A signal stopped the work; photographs under way were checkpointed.
+        IncompleteError: Workers died; what they finished or checkpointed is kept.
+        NetworkError: The extractor cannot be loaded.
+        ImageError: The source is gone.
     """
     if num_processes == 1:
         import torch
@@ -49,27 +51,27 @@ def launch(run: Run, num_processes: int) -> None:
     if status != 0:
         left = sum(not run.is_settled(instance) for instance in run.instances)
         raise IncompleteError(
-            f"The workers ended with status {status}; {left} of {len(run.instances)} photographs are not "
-            f"finished. The last words of the workers are in {log}.",
-            "Run the same command again: it continues where they ended.",
+            f"The workers ended with status {status}; {left} of {len(run.instances)} photographs are not finished. "
+            f"Their output is in {log}.",
+            "Run the same command again to continue.",
         )
 
 
 def run_processes(module: str, arguments: Sequence[str], num_processes: int, *, log: Path, threads: int) -> int:
-    """Run `python -m module arguments` in several processes through Accelerate's launcher, until all have ended.
+    """Run `python -m module arguments` in several processes through Accelerate's launcher and wait for all of them.
 
     Args:
-        module: The module, which finds its rank in the environment.
-        arguments: Its arguments.
-        num_processes: How many.
-        log: Gets all that they and the launcher print.
-        threads: CPU threads of each.
+        module: The module; it reads its rank from the environment.
+        arguments: Its command line arguments.
+        num_processes: Number of processes.
+        log: File for the output of the processes and the launcher; overwritten.
+        threads: CPU threads of each process.
 
     Returns:
         The launcher's exit status.
 
     Raises:
-        Interrupted: If a signal stopped them.
+        Interrupted: A signal stopped them.
     """
     command = [sys.executable, "-m", "idc_hub.runs.launch", str(num_processes), module, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -82,13 +84,13 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, *, 
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the launcher; hand a signal on to it and return its number, 0 if there was none."""
+    """Wait for the launcher and forward signals to it; returns the number of the last signal, or 0."""
     received = 0
 
     def forward(number: int, frame: object) -> None:
         nonlocal received
         received = number
-        # SIGINT reaches the launcher from the terminal too; SIGTERM asks its workers to save and end in any case.
+        # A terminal sends SIGINT to the launcher too; SIGTERM makes its workers save and exit in any case.
         process.terminate()
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -101,7 +103,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Accelerate's launcher in a process that dies with the one that started it; the module sees to its own end."""
+    """Run Accelerate's launcher in a process that ends with its parent; `module` must watch its own parent."""
     end_with_parent()
     from accelerate.commands.launch import launch_command, launch_command_parser
 

@@ -1,6 +1,6 @@
-"""Progress of long work: one event type for callers, bars on a terminal, lines elsewhere.
+"""Progress of long work: bars on a terminal, lines elsewhere, or events for a callback.
 
-That of a Run is read from its directory, so it is the same whoever works on it.
+The progress of a Run is read from its directory, so it covers all workers, on this machine or others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from idc_hub.runs.run import Run
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is.
+    """One progress event.
 
     Attributes:
-        stage: What is being done, such as "condensing" or "HR version bicubic".
-        done: How much of it is done, in the unit of `total`.
-        total: How much there is in all.
-        figures: Values worth showing, such as the loss of a training.
+        stage: The current stage, such as "condensing" or "HR version bicubic".
+        done: Units done.
+        total: Units in all.
+        figures: Values to show, such as the training loss.
     """
 
     stage: str
@@ -40,14 +40,14 @@ class Progress:
 
 
 Reporting = bool | Callable[[Progress], None]
-"""What the verbs take as `progress`: True shows bars on stderr, False nothing; a function gets every event."""
+"""The `progress` argument of the verbs: True shows bars on stderr, False nothing; a function gets every event."""
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 
 
 class _Reader:
-    """Follows the metrics files of the photographs that are not finished yet."""
+    """Follows the metrics files of unfinished photographs."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -76,14 +76,14 @@ class _Reader:
             self.last[instance.id] = {**self.last.get(instance.id, {}), **json.loads(line)}
 
     def patch_steps(self) -> int:
-        """Steps done, counted once for each synthetic patch, so that photographs weigh what they cost."""
+        """Steps done times synthetic patches, summed over photographs: a measure of the work done."""
         return sum(instance.count * self._step(instance) for instance in self.run.instances)
 
     def _step(self, instance: Instance) -> int:
         return self.steps if instance.id in self.done else int(self.last.get(instance.id, {}).get("step", 0))
 
     def active(self) -> list[tuple[str, dict[str, Any]]]:
-        """Photographs under way, with their last logged values."""
+        """Ids of photographs under way, with their last logged values."""
         return [
             (name, last)
             for name, last in self.last.items()
@@ -93,11 +93,12 @@ class _Reader:
 
 @contextmanager
 def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
-    """Show how far a Run is while the block works on it: a bar on a terminal, a line now and then elsewhere.
+    """Report the progress of a Run while the block runs.
 
     Args:
         run: The Run.
-        progress: What to show, or whom to tell; events count the steps of all patches.
+        progress: True shows bars on a terminal and a line every ten seconds elsewhere, False nothing; a function gets
+            events whose unit is one step of one synthetic patch.
     """
     if progress is False:
         yield
@@ -119,18 +120,19 @@ def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
 
 @contextmanager
 def counting(label: str, progress: Reporting = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar for work that counts itself; yields the callback (done, total), or None where nothing is shown.
+    """Report the progress of a counted loop; yields a callback `(done, total)`, or None if nothing is shown.
 
     Args:
-        label: What is being done.
-        progress: What to show, or whom to tell; without a terminal only the end is printed, if there was anything.
+        label: The stage, such as "reading photographs".
+        progress: True shows a bar on a terminal and one line at the end elsewhere, False nothing; a function gets every
+            event.
     """
     if progress is False:
         yield None
         return
     if progress is not True:
-        tell = progress
-        yield lambda done, total: tell(Progress(label, done, total))
+        report = progress
+        yield lambda done, total: report(Progress(label, done, total))
         return
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -145,17 +147,17 @@ def counting(label: str, progress: Reporting = True) -> Iterator[Callable[[int, 
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _events(run: Run, tell: Callable[[Progress], None], over: threading.Event) -> None:
+def _events(run: Run, report: Callable[[Progress], None], over: threading.Event) -> None:
     reader = _Reader(run)
-    total, told = sum(instance.count for instance in run.instances) * reader.steps, -1
+    total, reported = sum(instance.count for instance in run.instances) * reader.steps, -1
     ending = False
     while not ending:
         ending = over.wait(REFRESH_SECONDS)
         reader.refresh()
         done = reader.patch_steps()
-        if done != told:
-            tell(Progress("condensing", done, total))
-            told = done
+        if done != reported:
+            report(Progress("condensing", done, total))
+            reported = done
 
 
 def _bars(run: Run, console: Console, over: threading.Event) -> None:

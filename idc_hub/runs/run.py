@@ -1,18 +1,18 @@
-"""A Run: one execution of a recipe, one directory, and the only place where its state lives.
+"""A Run: one execution of a recipe. Its directory holds all of its state.
 
 ```
-recipe.yaml            the recipe, every key written out
-run.json               the photographs with their digests and counts, versions, machine
-locks/<id>.lock        held by the process that condenses the photograph; dies with it
-partial/<id>.safetensors    an optimization under way: patches, Adam's moments, assignment, step
-instances/<id>.safetensors  a finished photograph; finished means: it is there and has the recipe's lr_recipe_hash
-real/<id>.safetensors  real LR patches of a sample of the photographs, until `idc condense` has measured its result
-failed/<id>.json       why a photograph could not be condensed
-metrics/<id>.jsonl     one line each for start, log and end
-repo/                  the repository tree, byte for byte what will stand on the Hub
+recipe.yaml                 the recipe, every key written out
+run.json                    the photographs with their digests and counts, versions, machine
+locks/<id>.lock             held by the process that condenses the photograph
+partial/<id>.safetensors    a checkpoint: patches, Adam's moments, assignment, step
+instances/<id>.safetensors  the patches of a finished photograph, with the recipe's lr_recipe_hash
+real/<id>.safetensors       real LR patches of a sample of the photographs, until `idc condense` has measured quality
+failed/<id>.json            why a photograph could not be condensed
+metrics/<id>.jsonl          one line for each start, log, stop and end
+repo/                       the dataset repository, byte for byte as `idc push` publishes it
 ```
 
-Any process on any machine that sees the directory sees the same state, and every file appears whole or not at all.
+All processes that can access the directory, on any machine, share this state. Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 FORMAT = "idc-run"
 FORMAT_VERSION = 1
 SAMPLE = 64
-"""Photographs that stand for all in what is measured after a condensation."""
+"""Most photographs that the quality gate looks at."""
 
 
 class Run:
-    """An existing Run directory; make one with `create`, come back to one with `open`.
+    """An existing Run directory; make one with `create`, open one with `open`.
 
     Attributes:
         path: The directory.
         recipe: The recipe, with the extractor's digest.
-        instances: The photographs, ordered by id, with the patches that stand for each.
+        instances: The photographs, ordered by id, with the number of patches of each.
     """
 
     def __init__(self, path: Path, recipe: Recipe, instances: list[Instance]) -> None:
@@ -62,23 +62,24 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, instances: list[Instance], facts: dict[str, Any]) -> Run:
-        """Make a Run directory, or continue the one that stands there.
+        """Make a Run directory, or continue the Run that is there.
 
         Args:
             path: The directory; its parents are made.
             recipe: The recipe, with the extractor's digest.
-            instances: The photographs, ordered by id, with the patches that stand for each.
-            facts: What `run.json` further says: versions, machine.
+            instances: The photographs, ordered by id, with the number of patches of each.
+            facts: Further keys of `run.json`: versions, machine.
 
         Raises:
-            RecipeError: If the directory holds a Run of another recipe or of other photographs, or other files.
+            RecipeError: The directory holds a Run of another recipe or of other photographs, or other files.
+            RunError: `run.json` is damaged or newer than this version of idc-hub.
         """
         if (path / "run.json").is_file():
             run = cls.open(path)
             run.check_same(recipe, instances)
         elif path.exists() and any(path.iterdir()):
             raise RecipeError(
-                f"{path} holds files, but no run.json: it is not a Run of `idc condense`.",
+                f"{path} is not empty and not a Run: it has no run.json.",
                 "Choose another --run-dir.",
             )
         for folder in ("locks", "partial", "instances", "failed", "metrics"):
@@ -101,10 +102,10 @@ class Run:
         """Open an existing Run.
 
         Raises:
-            RunError: If there is none, or it is damaged or newer than this version of idc-hub.
+            RunError: There is none, or it is damaged or newer than this version of idc-hub.
         """
         if not (path / "run.json").is_file():
-            raise RunError(f"{path} is no Run: it has no run.json.", "Name the directory that `idc condense` made.")
+            raise RunError(f"{path} is not a Run: it has no run.json.", "Give the directory that `idc condense` made.")
         try:
             state = json.loads((path / "run.json").read_text(encoding="utf-8"))
             version = state["format_version"]
@@ -115,7 +116,7 @@ class Run:
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise RunError(
                 f"{path / 'run.json'} is damaged ({error}).",
-                "Condense into another --run-dir; the files under instances/ are untouched.",
+                "Condense into another --run-dir.",
             ) from error
         raise RunError(f"{path / 'run.json'} has format version {version}.", "Update idc-hub to read it.")
 
@@ -123,9 +124,9 @@ class Run:
         """Refuse to continue this Run with another recipe or other photographs.
 
         Raises:
-            RecipeError: With the differing keys or photographs.
+            RecipeError: The recipe or the photographs differ; the message names the keys or photographs.
         """
-        restart = ", or --restart to discard what this one holds" if recipe.method == "idc" else ""
+        restart = ", or --restart to discard this Run" if recipe.method == "idc" else ""
         hint = f"Choose another --run-dir{restart}."
         if recipe.lr_recipe_hash != self.recipe.lr_recipe_hash:
             differing = "; ".join(self.recipe.differing(recipe))
@@ -133,72 +134,84 @@ class Run:
         mine, theirs = ({instance.id: instance.sha256 for instance in s} for s in (self.instances, instances))
         if mine != theirs:
             changed = sorted(key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key])
-            parts = {"missing now": sorted(mine.keys() - theirs.keys()), "new": sorted(theirs.keys() - mine.keys())}
-            listed = [f"{what}: {', '.join(ids[:5])}" for what, ids in {**parts, "changed": changed}.items() if ids]
-            raise RecipeError(f"{self.path} was made from other photographs ({'; '.join(listed)}).", hint)
+            missing, new = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+            differing = "; ".join(
+                f"{label}: {', '.join(ids[:5])}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+                for label, ids in {"missing now": missing, "new": new, "changed": changed}.items()
+                if ids
+            )
+            raise RecipeError(f"{self.path} was made from other photographs ({differing}).", hint)
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `run.json` says."""
+        """The content of `run.json`, read anew."""
         return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
     @property
     def repo(self) -> Path:
-        """The repository tree."""
+        """The folder of the dataset repository."""
         return self.path / "repo"
 
     def lock(self, instance_id: str) -> FileLock:
-        """The lock of a photograph, not waited for; the system frees it when its process dies."""
+        """The lock of a photograph. Taking it never waits; the system frees it when its process dies."""
         return FileLock(self.path / "locks" / f"{instance_id}.lock", timeout=0)
 
     @cached_property
     def sample(self) -> dict[str, Instance]:
-        """At most `SAMPLE` of the photographs that have patches, by id, always the same: the gate looks at these."""
+        """The photographs that the quality gate looks at, by id: at most `SAMPLE`, drawn by the recipe's seed."""
         instances = [instance for instance in self.instances if instance.count]
         order = torch.randperm(len(instances), generator=generator(self.recipe.seed, "quality"))[:SAMPLE]
         return {instances[number].id: instances[number] for number in sorted(order.tolist())}
 
     def held_out(self) -> dict[str, float]:
-        """Mean `held_out` and `held_out_random` of the finished photographs that have them; empty where none has."""
-        facts = [self.read_facts(instance) for instance in self.instances if instance.count]
-        measured = [found for found in facts if "held_out" in found]  # of a selection, only a sample
+        """Mean `held_out` and `held_out_random` over the finished photographs that have them; empty if none has.
+
+        Raises:
+            RunError: A finished file is missing, damaged, or belongs to another recipe or photograph.
+        """
+        every = [self.read_facts(instance) for instance in self.instances if instance.count]
+        measured = [facts for facts in every if "held_out" in facts]  # a selection measures only a sample
         return {
-            key: sum(found[key] for found in measured) / len(measured)
+            key: sum(facts[key] for facts in measured) / len(measured)
             for key in ("held_out", "held_out_random")
             if measured
         }
 
     def instance_file(self, instance_id: str) -> Path:
-        """Where the finished patches of a photograph stand."""
+        """Path of the finished patches of a photograph."""
         return self.path / "instances" / f"{instance_id}.safetensors"
 
     def is_finished(self, instance: Instance) -> bool:
-        """Whether the photograph's finished file is there; its header must belong to this recipe.
+        """Whether the photograph has an instance file; reads its header.
 
         Raises:
-            RunError: If the file is damaged or belongs to another recipe or photograph.
+            RunError: The file is damaged or belongs to another recipe or photograph.
         """
         return self.instance_file(instance.id).is_file() and bool(self.read_facts(instance))
 
     def is_settled(self, instance: Instance) -> bool:
-        """Whether nothing is left to do for the photograph in this round: it is finished, or it has failed."""
+        """Whether the photograph is finished or has failed.
+
+        Raises:
+            RunError: As `is_finished`.
+        """
         return self.is_finished(instance) or self._failure(instance.id).is_file()
 
     def read_facts(self, instance: Instance) -> dict[str, Any]:
         """The metadata of a finished photograph: `lr_recipe_hash`, `source_sha256`, steps, discrepancies, losses.
 
-        Only the header of the file is read.
+        Reads only the header of the file.
 
         Raises:
-            RunError: If the file is missing, damaged, or belongs to another recipe or photograph.
+            RunError: The file is missing, damaged, or belongs to another recipe or photograph.
         """
         return self._read(self.instance_file(instance.id), instance, with_tensors=False)[1]
 
     def read_patches(self, instance: Instance) -> Tensor:
-        """Finished LR patches of a photograph, uint8 `[n, 3, h, w]`, checked against their own digest.
+        """Finished LR patches of a photograph, uint8 `[n, 3, h, w]`, checked against their digest in the header.
 
         Raises:
-            RunError: If the file is missing, damaged, or belongs to another recipe or photograph.
+            RunError: The file is missing, damaged, or belongs to another recipe or photograph.
         """
         path = self.instance_file(instance.id)
         tensors, facts = self._read(path, instance)
@@ -211,12 +224,12 @@ class Run:
         return patches
 
     def write_patches(self, instance: Instance, patches: Tensor, facts: dict[str, Any]) -> None:
-        """Finish a photograph: one atomic file, byte-reproducible; then its partial state and failure go.
+        """Write the instance file of a photograph, then remove its checkpoint and its failure.
 
         Args:
             instance: The photograph.
             patches: uint8 `[n, 3, h, w]`.
-            facts: Deterministic facts only (no times, no machine), so that equal runs write equal bytes.
+            facts: Further metadata; must be deterministic (no times, no machine) so that equal Runs write equal bytes.
         """
         metadata = {
             "format": "idc-instance",
@@ -232,7 +245,7 @@ class Run:
         self._failure(instance.id).unlink(missing_ok=True)
 
     def read_partial(self, instance: Instance) -> dict[str, Tensor] | None:
-        """The tensors of an optimization under way; None where there is none that this recipe can continue."""
+        """The tensors of a photograph's checkpoint; None if there is none that this recipe can continue."""
         path = self._partial(instance.id)
         if not path.is_file():
             return None
@@ -242,77 +255,81 @@ class Run:
             tensors = {}
         if tensors and all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             return tensors
-        # Damaged, not finite, or left by another recipe: the photograph begins anew, nothing finished is lost.
+        # Damaged, not finite, or of another recipe: the photograph starts again, and nothing finished is lost.
         path.unlink()
         return None
 
     def write_partial(self, instance: Instance, tensors: dict[str, Tensor]) -> None:
-        """Keep the state of an optimization under way, atomically."""
+        """Write a photograph's checkpoint."""
         metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
         write_tensors(self._partial(instance.id), tensors, metadata)
 
     def write_real(self, instance: Instance, patches: Tensor) -> None:
-        """Keep real LR patches, uint8 `[N, 3, h, w]`, of a photograph of the sample until the gate has seen them."""
+        """Keep all real LR patches of a photograph, uint8 `[N, 3, h, w]`, for the quality gate."""
         metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
         self._real(instance.id).parent.mkdir(exist_ok=True)
         write_tensors(self._real(instance.id), {"real": patches}, metadata)
 
     def read_real(self, instance: Instance) -> Tensor | None:
-        """What `write_real` kept; None where there is nothing of use."""
+        """The real LR patches that `write_real` kept, uint8 `[N, 3, h, w]`; None if they are missing or damaged."""
         if not self._real(instance.id).is_file():
             return None
         try:
             return self._read(self._real(instance.id), instance)[0]["real"]
         except (RunError, KeyError):
-            return None  # the photograph has them still
+            return None  # they can be cut out of the photograph again
 
     def forget_real(self) -> None:
-        """Remove what `write_real` kept."""
+        """Remove all patches that `write_real` kept."""
         shutil.rmtree(self.path / "real", ignore_errors=True)
 
     def require_finished(self) -> None:
-        """Raise IncompleteError, with every photograph that failed and why, if any did."""
+        """Check that no photograph failed.
+
+        Raises:
+            IncompleteError: Some failed; the message names each of them and the reason.
+        """
         failures = {instance.id: self.failure(instance) for instance in self.instances}
-        failed = {key: error for key, error in failures.items() if error}
-        if failed:
-            listed = "\n".join(f"  {key}: {error}" for key, error in failed.items())
+        lines = [f"  {instance_id}: {error}" for instance_id, error in failures.items() if error]
+        if lines:
+            failed = "\n".join(lines)
             raise IncompleteError(
-                f"{len(failed)} of {len(self.instances)} photographs failed:\n{listed}\n",
+                f"{len(lines)} of {len(self.instances)} photographs failed:\n{failed}\n",
                 "The others are finished and kept. Run the same command again to retry.",
             )
 
     def record_failure(self, instance: Instance, sentence: str) -> None:
-        """Note why a photograph could not be condensed; the next run tries it again."""
+        """Write down why a photograph could not be condensed; the next `idc condense` tries it again."""
         text = json.dumps({"id": instance.id, "name": instance.name, "error": sentence}, indent=2)
         write_text_atomically(self._failure(instance.id), text + "\n")
 
     def clear_failures(self) -> None:
-        """Forget earlier failures, so that their photographs are tried again."""
+        """Remove all recorded failures, so that their photographs are tried again."""
         for path in (self.path / "failed").glob("*.json"):
             path.unlink(missing_ok=True)
 
     def failure(self, instance: Instance) -> str | None:
-        """Why the photograph failed, if it did."""
+        """Why the photograph failed; None if it did not."""
         path = self._failure(instance.id)
         return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
 
     def append_metrics(self, instance_id: str, line: dict[str, Any]) -> None:
-        """Add a line to the photograph's metrics."""
+        """Append a line to the photograph's metrics."""
         with self._metrics(instance_id).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def read_metrics(self, instance_id: str) -> list[dict[str, Any]]:
-        """All lines of the photograph's metrics; a line cut short by a kill is left out."""
+        """All lines of the photograph's metrics, except one that a kill cut short."""
         path = self._metrics(instance_id)
         return list(_whole_lines(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
     def status(self) -> dict[str, Any]:
-        """What is finished, running, failed or waiting, as plain data.
+        """The state of every photograph, as plain data.
 
         Returns:
             `run`, `recipe`, `lr_recipe_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`,
-            `step`, `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and the last
-            logged terms.
+            `step`, `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and `last`
+            (the terms logged last).
         """
         instances = [self._instance_status(instance) for instance in self.instances]
         states = [instance["state"] for instance in instances]
@@ -400,12 +417,15 @@ class Run:
 
 
 def default_run_dir(name: str) -> Path:
-    """Where a Run goes unless somebody says otherwise: `$IDC_RUNS` or `runs`, and its name."""
+    """The default directory of a Run: its name in `$IDC_RUNS`, or in `runs`."""
     return Path(os.environ.get("IDC_RUNS", "runs")) / name
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a safetensors file atomically; all metadata under one key, since two would not be reproducible."""
+    """Write a safetensors file atomically.
+
+    All metadata goes under one key: the order of several keys, and so the bytes of the file, would not be fixed.
+    """
     from safetensors.torch import save
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -413,13 +433,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def patches_sha256(patches: Tensor) -> str:
-    """Digest of uint8 patches `[n, 3, h, w]`: shape and pixels."""
+    """SHA-256 of the shape and the pixels of uint8 patches `[n, 3, h, w]`, in hexadecimal."""
     shape = ",".join(map(str, patches.shape))
     return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _instance(notes: list[str], **found: Any) -> Instance:
-    return Instance(notes=tuple(notes), **found)
+def _instance(notes: list[str], **fields: Any) -> Instance:
+    """An instance from its JSON form."""
+    return Instance(notes=tuple(notes), **fields)
 
 
 def _whole_lines(text: str) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""A worker: a process that takes unfinished photographs from a Run until none is left.
+"""A worker: a process that condenses unfinished photographs of a Run until none is left.
 
-Workers never talk to each other. What is finished stands in the Run directory, what is taken is locked there, and
-the system frees a lock when its process dies. So workers may come, go and be killed at any time, and they open no
-process group. Started by Accelerate's launcher as `python -m idc_hub.runs.worker RUN_DIR`.
+Workers share only the Run directory: finished photographs have a file there, those in work a lock, which the system
+frees when its process dies. Workers may start, stop or be killed at any time, and open no process group.
+Accelerate's launcher starts them as `python -m idc_hub.runs.worker RUN_DIR`.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 
 
 
 def work(run: Run, device: torch.device) -> None:
-    """Condense every photograph of a Run that nobody else condenses; wait for those that others hold.
+    """Condense all photographs of a Run that no other worker holds, then wait for those that others hold.
 
-    A photograph that fails is recorded and left; the others go on.
+    A photograph that fails is recorded, and the work continues with the others.
 
     Args:
         run: The Run.
         device: Where to compute.
 
     Raises:
-        Interrupted: On SIGINT, SIGTERM or SIGUSR1, after the photograph at hand has been saved.
-        NetworkError: If the extractor cannot be loaded.
-        ImageError: If the source has gone.
+        Interrupted: On SIGINT, SIGTERM or SIGUSR1, after writing a checkpoint of the current photograph.
+        NetworkError: The extractor cannot be loaded.
+        ImageError: The source is gone.
+        RunError: An instance file is damaged or belongs to another recipe or photograph.
     """
     import torch
 
@@ -65,7 +66,9 @@ def work(run: Run, device: torch.device) -> None:
     ).network
     source = open_source(**recipe.source.model_dump())
     with _stop_on_signal() as stopping:
-        while left := [instance for instance in run.instances if not run.is_settled(instance)]:
+        left = run.instances
+        # A settled photograph stays settled: a waiting worker must not read all headers again every second.
+        while left := [instance for instance in left if not run.is_settled(instance)]:
             took_any = False
             for instance in left:
                 took_any |= _take(run, instance, source, network, stopping)
@@ -76,7 +79,7 @@ def work(run: Run, device: torch.device) -> None:
 
 
 def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> bool:
-    """Condense one photograph if its lock is free; says whether it was."""
+    """Condense one photograph if its lock is free; returns whether it was."""
     if stopping:
         return False
     try:
@@ -89,7 +92,7 @@ def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module
 
 
 def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> None:
-    """Condense one photograph under its lock and write what came of it, or why nothing did."""
+    """Condense one photograph under its lock; write its patches, or the reason why it failed."""
     import torch
 
     recipe = run.recipe
@@ -120,7 +123,7 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
     except Stopped:
         run.append_metrics(instance.id, {"event": "stop", "time": time.time()})
     except (IDCError, RuntimeError, ValueError, MemoryError) as error:
-        # One photograph that fails (out of memory, changed file) must not cost the others.
+        # A photograph that fails (out of memory, changed file) must not stop the others.
         run.record_failure(instance, f"{type(error).__name__}: {error}")
     else:
         run.write_patches(instance, condensed.patches, _facts(run, condensed))
@@ -128,21 +131,32 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
 
 
 def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """All real LR patches of a photograph, uint8 `[N, 3, h, w]`, and their (top, left) `[N, 2]`."""
+    """All real LR patches of a photograph and where they were cut out.
+
+    Args:
+        instance: The photograph.
+        source: Its source.
+        recipe: The recipe, which has scale, size and stride.
+
+    Returns:
+        Patches, uint8 `[N, 3, h, w]`, and their places in LR pixels, int64 `[N, 2]`: (top, left).
+
+    Raises:
+        ImageError: The photograph is gone or has changed since the survey.
+    """
     import torch
 
     from idc_hub.images.patches import windows
     from idc_hub.images.sources import load_lr_patches
 
-    size, stride = recipe.patches.size, recipe.patches.stride
-    instance, scale = instance, recipe.scale
+    size, stride, scale = recipe.patches.size, recipe.patches.stride, recipe.scale
     lr = load_lr_patches(source, instance, scale=scale, size=size, stride=stride)
     places = windows(instance.height // scale, instance.width // scale, size, stride)
     return torch.from_numpy(lr), torch.tensor(places)
 
 
 def _facts(run: Run, condensed: Condensed) -> dict[str, Any]:
-    """What a finished file says of its making; the same on every equal run."""
+    """The metadata of an instance file; equal Runs have equal metadata."""
     return {
         "held_out": condensed.held_out,
         "held_out_random": condensed.held_out_random,
@@ -152,36 +166,45 @@ def _facts(run: Run, condensed: Condensed) -> dict[str, Any]:
     }
 
 
-def find_photographs(recipe: Recipe, progress: Reporting = True) -> list[Instance]:
-    """Look at every photograph of a recipe's source once, and share the synthetic patches out among them.
+def find_photographs(recipe: Recipe, progress: Reporting = True) -> tuple[list[Instance], list[str]]:
+    """Check every photograph of a recipe's source and assign each its number of synthetic patches.
+
+    Args:
+        recipe: The recipe.
+        progress: True shows a bar on stderr, False nothing; a function gets every event.
+
+    Returns:
+        The instances, ordered by id, and the names of the files that are left out; a LeftOutWarning reports these.
 
     Raises:
-        ImageError: Some cannot be used; one error that names all of them.
-        HubError: The source is on the Hub, which does not answer.
+        ImageError: Some photographs cannot be used; one error names all of them.
+        HubError: The source is on the Hub and cannot be loaded.
     """
     from idc_hub.images.patches import synthetic_counts
     from idc_hub.images.sources import open_source, survey
 
     patches = recipe.patches
     source = open_source(**recipe.source.model_dump())
+    source.warn_of_left_out()
     with counting("reading photographs", progress) as count:
-        found = survey(source, scale=recipe.scale, size=patches.size, stride=patches.stride, progress=count)
-    counts = synthetic_counts([one.patches for one in found], patches.ratio, patches.min_per_image)
-    return [replace(instance, count=count) for instance, count in zip(found, counts, strict=True)]
+        instances = survey(source, scale=recipe.scale, size=patches.size, stride=patches.stride, progress=count)
+    counts = synthetic_counts([instance.patches for instance in instances], patches.ratio, patches.min_per_image)
+    counted = [replace(instance, count=count) for instance, count in zip(instances, counts, strict=True)]
+    return counted, list(source.left_out)
 
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 instead of dying of them; yields the list that they land in."""
+    """Collect SIGINT, SIGTERM and SIGUSR1 instead of ending the process; yields the list of received signals."""
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
         yield received
     finally:
@@ -190,9 +213,9 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
 
 def end_with_parent() -> None:
-    """End this process, whatever it does, as soon as the process that started it is gone.
+    """End this process as soon as its parent is gone.
 
-    A killed launcher cannot tell its workers; a worker left behind would hold its locks. What it had saved stays.
+    A killed launcher cannot stop its workers, and an orphaned worker would keep its locks. Its checkpoints stay.
     """
     parent = os.getppid()
 
@@ -205,7 +228,7 @@ def end_with_parent() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of a worker process; its rank comes from the environment that the launcher sets."""
+    """Run a worker process; returns its exit code. The launcher sets its rank in the environment."""
     end_with_parent()
     import torch
 

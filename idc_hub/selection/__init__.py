@@ -1,1 +1,1 @@
-"""Choosing real patches: what a condensed set is compared with. `methods` choose, `pool` makes the Run."""
+"""Baselines that choose real patches. `methods`: how to choose. `pool`: the Run of a selection."""

@@ -1,8 +1,8 @@
-"""Baselines: a part of the real patches instead of synthetic ones (paper section 4, appendix C.2).
+"""Baselines: methods that choose real patches (paper section 4, appendix C.2).
 
-Descriptors of patches go in, indices of the chosen ones come out, as int64 in any order. `select_in_groups` is the
-protocol around them. Nothing here reads images but `texture`, which describes them for `dcsr`.
-The greedy choice by characteristic functions works photograph by photograph: `RealSide.greedy_subset`.
+Each method takes descriptors of patches and returns the indices of the chosen ones, int64 `[count]`, in any order.
+`select_in_groups` applies a method as the paper does. `texture` computes descriptors for `dcsr`. The method cf-greedy
+chooses within each photograph and is `RealSide.greedy_subset`.
 """
 
 from collections.abc import Callable
@@ -16,27 +16,29 @@ from idc_hub.condensation.real_side import seed_of
 from idc_hub.images.patches import luma, synthetic_counts
 
 GROUPS = 20
-"""Groups that the pool is shuffled into (appendix C.2)."""
+"""Number of groups that the pool is split into (appendix C.2)."""
 
 CLUSTERS = 15
-"""Clusters of `dcsr` (appendix C.2)."""
+"""Number of clusters of `dcsr` (appendix C.2)."""
 
 _PATTERNS = ((8, 1), (16, 2), (24, 3))
+"""(points, radius in pixels) of the local binary patterns of `texture`."""
 
 
 def select_in_groups(
     size: int, ratio: float, seed: int, choose: Callable[[np.ndarray, int, int], np.ndarray]
 ) -> np.ndarray:
-    """Shuffle a pool into `GROUPS` groups, choose in each on its own, and put the choices together (appendix C.2).
+    """Shuffle a pool, split it into `GROUPS` groups, choose in each of them, and join the choices (appendix C.2).
 
     Args:
-        size: Patches in the pool.
-        ratio: Which part of them to choose.
-        seed: Determines the groups, and what `choose` draws.
-        choose: Given the members of a group, how many of them to choose and a seed: indices into the members.
+        size: Number of patches in the pool.
+        ratio: Fraction of them to choose, in [0, 1].
+        seed: Seed of the groups and of the random draws of `choose`.
+        choose: Called with the members of a group (indices into the pool), the number of them to choose, and a seed;
+            returns indices into the members.
 
     Returns:
-        `floor(ratio * size)` different indices into the pool, rising.
+        int64 `[floor(ratio * size)]`: distinct indices into the pool, ascending.
     """
     groups = np.array_split(np.random.default_rng(seed).permutation(size), GROUPS)
     counts = synthetic_counts([len(members) for members in groups], ratio, 0)
@@ -49,29 +51,29 @@ def select_in_groups(
 
 
 def random(size: int, count: int, seed: int) -> np.ndarray:
-    """`count` of `size` patches, all alike likely."""
+    """`count` distinct indices below `size`, uniformly at random."""
     return np.random.default_rng(seed).permutation(size)[:count]
 
 
 def herding(features: np.ndarray, count: int) -> np.ndarray:
-    """Herding (Welling 2009; appendix C.2): each choice brings the mean of the chosen nearest to the mean of all.
+    """Herding (Welling 2009; appendix C.2): each choice brings the mean of the chosen closest to the mean of all.
 
     Args:
         features: float `[N, d]`.
-        count: How many to choose.
+        count: Number of patches to choose.
     """
     return _herd(features, count, np.argmin)
 
 
 def herding_deepcore(features: np.ndarray, count: int) -> np.ndarray:
-    """Herding as the released code of DeepCore has it, which takes the farthest patch (argmax) for the nearest.
+    """Herding as in the released code of DeepCore, which takes the farthest patch (argmax) instead of the nearest.
 
-    The paper says that it followed that code (appendix C.2), and its herding row is the worst in every table, as one
-    would expect of this. It is here to reproduce that row; as a baseline take `herding`.
+    The paper follows that code (appendix C.2), and its herding row is the worst of every table. Use this method to
+    reproduce that row, and `herding` as a baseline.
 
     Args:
         features: float `[N, d]`.
-        count: How many to choose.
+        count: Number of patches to choose.
     """
     return _herd(features, count, np.argmax)
 
@@ -82,52 +84,52 @@ def _herd(features: np.ndarray, count: int, best: Callable[[np.ndarray], np.intp
     left = np.arange(len(features))
     chosen = np.empty(count, np.int64)
     for number in range(count):
-        wanted = (number + 1) * mean - total
-        place = int(best(np.square(features[left] - wanted).sum(1)))
-        chosen[number] = left[place]
-        total += features[left[place]]
-        left = np.delete(left, place)
+        ideal = (number + 1) * mean - total  # the feature that would make both means equal
+        position = int(best(np.square(features[left] - ideal).sum(1)))
+        chosen[number] = left[position]
+        total += features[left[position]]
+        left = np.delete(left, position)
     return chosen
 
 
 def k_center(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """K-center greedy (Sener & Savarese 2018; appendix C.2): a random start, then always the farthest patch.
+    """K-center greedy (Sener & Savarese 2018; appendix C.2): start at random, then always take the farthest patch.
 
-    No patch is then farther from its nearest chosen one than twice the least that is possible.
+    The largest distance of a patch to its nearest chosen one is at most twice the optimum.
 
     Args:
         features: float `[N, d]`, compared by Euclidean distance.
-        count: How many to choose.
-        seed: Determines the start.
+        count: Number of patches to choose.
+        seed: Seed of the first choice.
     """
     features = features.astype(np.float64)
     nearest = np.full(len(features), np.inf)
     chosen = np.empty(count, np.int64)
-    place = int(np.random.default_rng(seed).integers(len(features)))
+    index = int(np.random.default_rng(seed).integers(len(features)))
     for number in range(count):
-        chosen[number] = place
-        nearest = np.minimum(nearest, np.square(features - features[place]).sum(1))
-        nearest[place] = -1  # not again, not even where others lie at the same point
-        place = int(nearest.argmax())
+        chosen[number] = index
+        nearest = np.minimum(nearest, np.square(features - features[index]).sum(1))
+        nearest[index] = -1  # never chosen again, even if all other patches have the same features
+        index = int(nearest.argmax())
     return chosen
 
 
 def dcsr(complexities: np.ndarray, textures: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """DCSR (Ding et al. 2023; appendix C.2): of complex patches, equally many of each of `CLUSTERS` kinds of texture.
+    """DCSR (Ding et al. 2023; appendix C.2): complex patches, equally many from each of `CLUSTERS` texture clusters.
 
-    Patches below the average complexity are removed, the others clustered, and from each cluster equally many drawn.
-    A cluster with too few gives all it has, and the other clusters give more. Where not enough patches are
-    left to reach `count`, the most complex of those removed come back.
+    Removes patches of less than average complexity, clusters the others, and draws equally many from each cluster. A
+    cluster that is too small gives all its patches, and the others give more. If fewer than `count` patches are left,
+    the most complex of the removed ones are used too.
 
-    Two things differ from the released code, which the paper's text does not follow either: there, patches below the
-    *median* are removed, and selection works on HR. And the clusters are not those of the published method, whose
-    texture network is not available: `texture` stands in for it.
+    The released code differs from the paper's text, which is followed here: it removes patches below the *median*
+    complexity and selects on HR. The texture network of the published method is not available; `texture` replaces it,
+    so the clusters differ.
 
     Args:
         complexities: float `[N]`, see `complexity`.
         textures: float `[N, d]`, see `texture`.
-        count: How many to choose.
-        seed: Determines clusters and draws.
+        count: Number of patches to choose.
+        seed: Seed of the clustering and of the draws.
     """
     by_complexity = np.argsort(-complexities, kind="stable")
     above = int((complexities >= complexities.mean()).sum())
@@ -140,7 +142,7 @@ def dcsr(complexities: np.ndarray, textures: np.ndarray, count: int, seed: int) 
 
 
 def _equal_shares(sizes: list[int], total: int) -> list[int]:
-    """Share `total` out over clusters, as equally as their sizes allow; the first ones get what cannot be divided."""
+    """Split `total` among clusters as equally as their sizes allow; the first clusters get the remainder."""
     shares = [0] * len(sizes)
     while rest := total - sum(shares):
         open_ = [number for number, size in enumerate(sizes) if shares[number] < size]
@@ -150,16 +152,16 @@ def _equal_shares(sizes: list[int], total: int) -> list[int]:
 
 
 def texture(patches: np.ndarray) -> np.ndarray:
-    """How often each local binary pattern occurs: uniform, rotation invariant, at radii of 1, 2 and 3 pixels.
+    """Histograms of local binary patterns: uniform and rotation invariant, at radii of 1, 2 and 3 pixels.
 
-    The statistic of Ojala et al. (2002). A substitute: DCSR takes the 47 outputs of a texture network (Zhang et al.
-    2017, trained on the 47 kinds of DTD), of which neither code nor weights are available.
+    The statistic of Ojala et al. (2002). DCSR itself uses the 47 outputs of a texture network (Zhang et al. 2017,
+    trained on the 47 classes of DTD), whose code and weights are not available.
 
     Args:
         patches: uint8 RGB `[n, 3, h, w]`.
 
     Returns:
-        float64 `[n, 54]`: three histograms of 10, 18 and 26 patterns, each of which sums to 1.
+        float64 `[n, 54]`: three histograms of 10, 18 and 26 patterns; each sums to 1.
     """
     histograms = [
         np.concatenate(

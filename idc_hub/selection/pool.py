@@ -1,7 +1,7 @@
-"""A selection as a Run: real patches chosen by a baseline stand where condensed ones would.
+"""A selection as a Run whose patches are real ones, chosen by a baseline.
 
-What is chosen is decided once, when the Run is made, and noted in `run.json`; after that one photograph at a time is
-read, measured as a condensed one is, and finished. Of a large pool only descriptors are in memory at once.
+The choice is made once, when the Run is created, and stored in `run.json`. Then photographs are read and finished one
+by one, and measured like condensed ones. Only descriptors of the whole pool are in memory at once, never its patches.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from idc_hub.runs.worker import real_patches
 from idc_hub.selection import methods as selection
 
 BATCH = 32
-"""Patches whose features are taken at a time."""
+"""Patches per forward pass of the extractor."""
 MEASURED = 16
-"""Photographs, drawn by the seed, whose held-out discrepancy is measured: it costs far more than choosing does."""
+"""Most photographs, drawn by seed, whose held-out discrepancy is measured: it costs far more than the choice."""
 
 Chosen = dict[str, list[int]]
-"""For each photograph the numbers of the windows chosen, rising."""
+"""Numbers of the chosen patches among a photograph's real ones, ascending, by instance id."""
 
 
 def selection_recipe(
@@ -47,29 +47,32 @@ def selection_recipe(
     name: str | None = None,
     overrides: Iterable[str] = (),
 ) -> Recipe:
-    """The recipe of a selection, for `select`.
+    """Make the recipe of a selection, for `select`.
 
     Args:
-        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (`selection.methods`).
+        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (see `selection.methods`).
         source: A folder or zip of photographs, or a Hub dataset.
-        ratio: Which part of the patches to choose; all of them where the method is `whole`.
-        scale: How many times larger HR is than LR.
-        seed: Seed of every random draw.
-        teacher: `real` for the photographs' own HR, or what `regenerate` takes.
-        name: Name of the set; None: one that is made of source and method.
-        overrides: Further recipe keys as `section.key=value`; they win over all of these.
+        ratio: Fraction of the patches to choose, in (0, 1]; the method `whole` takes all of them.
+        scale: Super-resolution scale: 2, 3 or 4.
+        seed: Seed of all random draws.
+        teacher: `real` for the HR pixels of the photographs, or a teacher as for `regenerate`.
+        name: Name of the set; None: made from source and method.
+        overrides: Recipe keys as `section.key=value`; they override all other arguments.
+
+    Returns:
+        The recipe.
 
     Raises:
         RecipeError: There is no such method, or another key is wrong.
     """
-    made_up = re.sub("[^a-z0-9]+", "-", f"{Path(source).stem}-{method}".lower()).strip("-")
+    default_name = re.sub("[^a-z0-9]+", "-", f"{Path(source).stem}-{method}".lower()).strip("-")
     values = {
-        "name": name or made_up,
+        "name": name or default_name,
         "method": method,
         "scale": scale,
         "seed": seed,
         "source": {"path": str(source)},
-        # A baseline is chosen from, and measured against, all patches unless somebody says otherwise.
+        # By default a baseline chooses from all patches, and is measured against all of them.
         "patches": {"ratio": 1 if method == "whole" else ratio, "complexity": "all"},
         "teacher": {"network": teacher},
     }
@@ -84,29 +87,33 @@ def begin(
     facts: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> Run:
-    """Choose patches and make the Run that will hold them, or come back to it and to what it chose.
+    """Choose patches and create their Run; if the Run exists, open it with the choice that it stores.
 
     Args:
         path: The Run directory.
         recipe: A recipe whose method is a selection, with the extractor's digest.
-        instances: The photographs, as the survey found them.
+        instances: The photographs, as returned by the survey.
         network: The extractor.
-        facts: What `run.json` further says: versions, machine.
+        facts: Further keys of `run.json`: versions, machine.
         progress: Called with (photographs described, photographs in all).
 
+    Returns:
+        The Run.
+
     Raises:
-        RecipeError: The ratio leaves no patch, or the directory holds something else.
+        RecipeError: The ratio is too small for a single patch, or the directory holds something else.
         ImageError: A photograph has changed since the survey.
+        NetworkError: The extractor gives NaN or Inf for a photograph.
     """
     if (path / "run.json").is_file():
         run = Run.open(path)
         run.check_same(recipe, instances)
         return Run.create(path, recipe, run.instances, {})
-    counts, chosen = _shares_of_method(recipe, instances, network, progress)
+    counts, chosen = _counts_and_choice(recipe, instances, network, progress)
     if not sum(counts):
-        windows = sum(instance.patches for instance in instances)
+        total = sum(instance.patches for instance in instances)
         raise RecipeError(
-            f"{windows} real patches at a ratio of {recipe.patches.ratio} leave none to choose.",
+            f"A ratio of {recipe.patches.ratio} of {total} real patches is less than one patch.",
             "Raise the ratio.",
         )
     counted = [replace(instance, count=count) for instance, count in zip(instances, counts, strict=True)]
@@ -114,16 +121,17 @@ def begin(
 
 
 def finish(run: Run, network: torch.nn.Module, progress: Callable[[int, int], None] | None) -> None:
-    """Write the chosen patches of every photograph that is not finished, with what was measured on them.
+    """Write the chosen patches of every unfinished photograph, and measure those of a sample of photographs.
 
     Args:
-        run: What `begin` returned.
+        run: The Run that `begin` returned.
         network: The extractor.
         progress: Called with (photographs done, photographs in all).
 
     Raises:
         ImageError: A photograph is gone or has changed.
-        RunError: A finished file is damaged.
+        RunError: An instance file is damaged.
+        NetworkError: The extractor gives NaN or Inf for a photograph.
     """
     source = open_source(**run.recipe.source.model_dump())
     chosen: Chosen | None = run.state["chosen"]
@@ -139,10 +147,10 @@ def finish(run: Run, network: torch.nn.Module, progress: Callable[[int, int], No
             progress(done, len(run.instances))
 
 
-def _shares_of_method(
+def _counts_and_choice(
     recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Callable[[int, int], None] | None
 ) -> tuple[list[int], Chosen | None]:
-    """How many patches each photograph gives, and which; None where each photograph chooses on its own later."""
+    """The number of patches of each photograph, and which; None for cf-greedy, which chooses them in `finish`."""
     counts = [instance.patches for instance in instances]
     if recipe.method == "cf-greedy":
         return synthetic_counts(counts, recipe.patches.ratio, recipe.patches.min_per_image), None
@@ -159,61 +167,61 @@ def _shares_of_method(
 def _choose(
     recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Callable[[int, int], None] | None
 ) -> np.ndarray:
-    """Indices into the pool of all patches, in the order of photographs and windows, by a method over the pool."""
+    """Indices, ascending, into the pool: the real patches of all photographs in order."""
     size, method = sum(instance.patches for instance in instances), recipe.method
     in_groups = partial(selection.select_in_groups, size, recipe.patches.ratio, recipe.seed)
     if method == "random":
         return in_groups(lambda members, count, seed: selection.random(len(members), count, seed))
     if method == "dcsr":
-        describe = _described(recipe, instances, _edges_and_texture, progress)
+        descriptors = _descriptors(recipe, instances, _complexity_and_texture, progress)
         return in_groups(
-            lambda members, count, seed: selection.dcsr(describe[members, 0], describe[members, 1:], count, seed)
+            lambda members, count, seed: selection.dcsr(descriptors[members, 0], descriptors[members, 1:], count, seed)
         )
-    features = _described(recipe, instances, partial(_mean_features, network=network, recipe=recipe), progress)
+    features = _descriptors(recipe, instances, partial(_mean_features, network=network, recipe=recipe), progress)
     if method == "k-center":
         return in_groups(lambda members, count, seed: selection.k_center(features[members], count, seed))
     herd = {"herding": selection.herding, "herding-deepcore": selection.herding_deepcore}[method]
     return in_groups(lambda members, count, seed: herd(features[members], count))
 
 
-def _described(
+def _descriptors(
     recipe: Recipe,
     instances: list[Instance],
     describe: Callable[[torch.Tensor], np.ndarray],
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """Descriptors of all patches `[N, d]`, with the patches of one photograph in memory at a time."""
+    """Descriptors of all patches `[N, d]`; the patches of only one photograph are in memory at a time."""
 
     def pieces() -> Iterator[np.ndarray]:
         source = open_source(**recipe.source.model_dump())
         for done, instance in enumerate(instances, start=1):
             lr, _ = real_patches(instance, source, recipe)
-            described = describe(lr)
-            if not np.isfinite(described).all():
+            descriptors = describe(lr)
+            if not np.isfinite(descriptors).all():
                 raise non_finite_features(instance.id, recipe, "some of its real patches")
-            yield described
+            yield descriptors
             if progress:
                 progress(done, len(instances))
 
     return np.concatenate(list(pieces()))
 
 
-def _edges_and_texture(lr: torch.Tensor) -> np.ndarray:
-    """Complexity, then texture: float64 `[n, 1 + d]`."""
+def _complexity_and_texture(lr: torch.Tensor) -> np.ndarray:
+    """Complexity and texture of each patch: float64 `[n, 1 + d]`."""
     patches = lr.numpy()
     return np.column_stack([complexity(patches), selection.texture(patches)])
 
 
 @torch.no_grad()
 def _mean_features(lr: torch.Tensor, network: torch.nn.Module, recipe: Recipe) -> np.ndarray:
-    """The mean over space of each patch's feature map: float32 `[n, c]`."""
+    """The spatial mean of each patch's feature map: float32 `[n, c]`."""
     device = next(network.parameters()).device
-    means = [extract(network, piece.to(device), recipe).float().mean((2, 3)).cpu() for piece in lr.split(BATCH)]
+    means = [extract(network, batch.to(device), recipe).float().mean((2, 3)).cpu() for batch in lr.split(BATCH)]
     return torch.cat(means).numpy()
 
 
 def _sample(run: Run) -> set[str]:
-    """Ids of the photographs that are measured."""
+    """Ids of the photographs whose held-out discrepancy is measured."""
     ids = [instance.id for instance in run.instances if instance.count]
     order = torch.randperm(len(ids), generator=generator(run.recipe.seed, "measured"))[:MEASURED]
     return {ids[number] for number in order.tolist()}
@@ -222,16 +230,16 @@ def _sample(run: Run) -> set[str]:
 def _finish(
     run: Run, instance: Instance, chosen: list[int] | None, source: Source, network: torch.nn.Module, *, measure: bool
 ) -> None:
-    """Finish one photograph."""
+    """Write the patches of one photograph; `chosen` is None for cf-greedy."""
     recipe = run.recipe
     if instance.count == 0:
         side = recipe.patches.size
-        run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"windows": []})
+        run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"places": []})
         return
     lr, places = real_patches(instance, source, recipe)
     facts: dict[str, float] = {}
     if chosen is not None and len(chosen) == len(lr):
-        facts = {"held_out": 0.0, "held_out_random": 0.0}  # what a photograph without a patch left out is
+        facts = {"held_out": 0.0, "held_out_random": 0.0}  # all patches are chosen: there is no discrepancy
     elif chosen is not None and not measure:
         lr, places = lr[chosen], places[chosen]
     else:
@@ -244,4 +252,4 @@ def _finish(
         lr, places = lr[subset], places[subset]
         names = ("held_out", "held_out_random")
         facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
-    run.write_patches(instance, lr, {**facts, "seed": recipe.seed, "windows": places.tolist()})
+    run.write_patches(instance, lr, {**facts, "seed": recipe.seed, "places": places.tolist()})

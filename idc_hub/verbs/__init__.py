@@ -1,5 +1,5 @@
-"""What users do: one file a verb, each a short composition of the rooms below it.
+"""The verbs of the public API, one per module: `idc_hub.condense` is `verbs.condense.condense`, and so on.
 
-`idc_hub.condense` is `verbs.condense.condense`, and so on. Every verb returns a frozen dataclass, whose fields are the
-keys of the command's `--json`, and raises the errors of `idc_hub.errors`.
+Every verb returns a frozen dataclass and raises the errors of `idc_hub.errors`. The fields of the dataclass are the
+keys that `idc VERB --json` prints.
 """

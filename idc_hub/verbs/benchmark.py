@@ -1,4 +1,4 @@
-"""benchmark: sets against each other, by the students that they train."""
+"""benchmark: compare sets by the students that they train."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from idc_hub.verbs.select import select
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What `benchmark(dry_run=True)` found out.
+    """Result of `benchmark(dry_run=True)`.
 
     Attributes:
-        runs: Single runs of the plan.
-        finished: How many of them are finished.
-        states: For each single run its `set`, `hr`, `student` and `evaluation`: done, begun or to do.
+        runs: Number of single runs in the plan.
+        finished: Number of finished ones.
+        states: For each single run the state (done, begun, to do) of its `set`, `hr`, `student` and `evaluation`; or
+            `problem`, a sentence, if the run cannot be made.
     """
 
     runs: int
@@ -33,14 +34,14 @@ class BenchmarkPlan:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What `benchmark` made.
+    """Result of `benchmark`.
 
     Attributes:
-        runs: Single runs of the plan.
-        finished: How many of them are finished: all.
-        report: The table of means, Markdown.
-        csv: The table of single runs.
-        plots: The pictures; a sentence where matplotlib is not installed.
+        runs: Number of single runs in the plan, all of them finished.
+        finished: The same number.
+        report: Path of the table of means (Markdown).
+        csv: Path of the table of single runs.
+        plots: Paths of the plots; a sentence if matplotlib is not installed.
     """
 
     runs: int
@@ -53,23 +54,26 @@ class BenchmarkResult:
 def benchmark(
     plan: str | Path, *, out: str | Path, dry_run: bool = False, progress: Reporting = True
 ) -> BenchmarkResult | BenchmarkPlan:
-    """Compare sets: make them, train students on them, measure, and write tables and pictures.
+    """Compare sets: make them, train students on them, evaluate the students, and write tables and plots.
 
-    Call it again to continue an interrupted benchmark; what is finished is left alone.
+    If interrupted, call it again: finished parts are not made again.
 
     Args:
-        plan: A YAML file; see `benchmarking.plan.Plan`.
+        plan: A YAML file; its keys are the fields of `benchmarking.plan.Plan`.
         out: Folder for the sets, the students, `ladder.csv`, `ladder.md` and `plots/`.
-        dry_run: Only say what is there and what is to be done.
-        progress: True prints what is done on stderr, False nothing; a function gets every `Progress` event.
+        dry_run: Only report the state of every single run; write nothing.
+        progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
-        What was made; with `dry_run`, what is to be done.
+        Paths of the tables and plots; with `dry_run`, the state of every single run.
 
     Raises:
-        RecipeError: With every problem of the plan.
-        RunError: Another benchmark works in the folder.
-        IncompleteError: Single runs failed; the others are finished, and the same call tries again.
+        RecipeError: The plan is invalid; the message names every problem.
+        ImageError: There is no such test set.
+        RunError: Another benchmark is running in the folder.
+        HubError: A test set on the Hub cannot be loaded.
+        IncompleteError: Some single runs failed; the others are finished. The same call retries.
+        Interrupted: A signal stopped the benchmark; the same call continues.
     """
     checked = Plan.load(Path(plan))
 
@@ -91,7 +95,7 @@ def benchmark(
         select(recipe, run_dir=run_dir, progress=progress)
 
     def add_version(cell: Cell, run_dir: Path) -> None:
-        if cell.hr == REAL:  # only the call that chose the patches knows where in the photographs they lie
+        if cell.hr == REAL:  # `select` adds it: the Run knows the places of its patches
             make_set(cell, run_dir)
         else:
             regenerate(run_dir, teacher=checked.hr[cell.hr], name=cell.hr, set_default=False, progress=progress)
@@ -110,9 +114,9 @@ def benchmark(
     findings, runs = ladder.run(), len(checked.cells())
     plots = draw_plots(ladder, findings)
     if findings.failures:
-        listed = "\n".join(f"  {cell}: {sentence}" for cell, sentence in findings.failures.items())
+        failed = "\n".join(f"  {cell}: {sentence}" for cell, sentence in findings.failures.items())
         raise IncompleteError(
-            f"{len(findings.failures)} of {runs} single runs failed:\n{listed}\n",
+            f"{len(findings.failures)} of {runs} single runs failed:\n{failed}\n",
             f"The others are finished: {ladder.report}. Run the same command again to retry.",
         )
     return BenchmarkResult(runs, runs, str(ladder.report), str(ladder.csv), plots)

@@ -1,4 +1,4 @@
-"""condense: photographs to a condensed set, ready to push."""
+"""condense: make a condensed set from photographs, ready to push."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from idc_hub.dataset.gate import measure_version, recorded
 from idc_hub.dataset.pack import pack
 from idc_hub.dataset.regenerate import add_version
 from idc_hub.errors import RecipeError
+from idc_hub.images.sources import Instance, count_conversions
 from idc_hub.machine import device, machine, packages
 from idc_hub.networks.extractors import load_extractor
 from idc_hub.networks.teachers import load_teacher
@@ -24,22 +25,21 @@ from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run, default_run_dir
 from idc_hub.runs.worker import find_photographs
 
-if TYPE_CHECKING:
-    from idc_hub.images.sources import Instance
-
 
 @dataclass(frozen=True)
 class CondensePlan:
-    """What `condense(dry_run=True)` found out.
+    """Result of `condense(dry_run=True)`.
 
     Attributes:
         run: The Run directory that would be used.
         photographs: Number of photographs.
         real_patches: Number of their real LR patches.
-        patches: Number of patches that would stand for them.
-        lr_recipe_hash: Hash of everything in the recipe that determines the LR patches.
-        predicted_seconds: What the workers will need, by a calibration of about ten seconds on this device.
-        counts: Patches of each photograph, by instance id.
+        patches: Number of synthetic LR patches that would be made.
+        lr_recipe_hash: Hash of the recipe keys that determine the LR patches.
+        predicted_seconds: Predicted seconds of the workers, from a calibration of about ten seconds on this device.
+        counts: Synthetic patches of each photograph, by instance id.
+        conversions: Number of photographs that take each conversion, such as "gray converted to RGB".
+        left_out: Names of the files of the source that are no photographs.
     """
 
     run: str
@@ -49,24 +49,28 @@ class CondensePlan:
     lr_recipe_hash: str
     predicted_seconds: float
     counts: dict[str, int]
+    conversions: dict[str, int]
+    left_out: list[str]
 
 
 @dataclass(frozen=True)
 class CondenseResult:
-    """What `condense` made.
+    """Result of `condense`.
 
     Attributes:
         run: The Run directory.
         photographs: Number of photographs.
         real_patches: Number of their real LR patches.
         patches: Number of synthetic LR patches.
-        lr_digest: Digest of the LR patches.
-        hr_version: Name of the HR version by the recipe's teacher.
-        held_out: Mean discrepancy (paper Eq. 6, unweighted) of the patches on draws that no step used.
-        held_out_random: The same for as many random real patches.
-        quality: The gate's figures; see `quality`.
+        lr_digest: SHA-256 of the LR patches.
+        hr_version: Name of the HR version made by the recipe's teacher.
+        held_out: Mean discrepancy (paper Eq. 6, unweighted) of the synthetic patches on draws that no step used.
+        held_out_random: The same for equally many random real patches.
+        quality: Figures of the quality gate, as `QualityResult.figures`.
         warnings: A sentence for each figure that fails.
-        seconds: Time of this call.
+        seconds: Wall-clock seconds of this call.
+        conversions: Number of photographs that took each conversion, such as "gray converted to RGB".
+        left_out: Names of the files of the source that are no photographs.
     """
 
     run: str
@@ -80,6 +84,8 @@ class CondenseResult:
     quality: dict[str, Any]
     warnings: list[str]
     seconds: float
+    conversions: dict[str, int]
+    left_out: list[str]
 
 
 def condense(
@@ -91,26 +97,30 @@ def condense(
     dry_run: bool = False,
     progress: Reporting = True,
 ) -> CondenseResult | CondensePlan:
-    """Condense photographs: LR patches, HR by the recipe's teacher, and a repository folder ready to push.
+    """Condense photographs: optimize LR patches, make their HR with the recipe's teacher, and prepare the repository.
 
-    Call it again to continue an interrupted Run. Where nothing is left to do, it does nothing.
+    If interrupted, call it again: it continues from the last checkpoints. On a CPU the LR patches are then
+    byte-identical to those of an uninterrupted Run. A finished Run is checked and not made again.
 
     Args:
-        recipe: A recipe, or the name, file or Hub repository of one.
-        run_dir: The Run directory; `$IDC_RUNS` or `runs`, and the recipe's name, by default.
-        num_processes: Workers; None: the visible GPUs, or on a CPU what its cores can feed.
-        restart: Discard what the Run directory holds.
-        dry_run: Check everything and say what would be done; write nothing.
-        progress: True shows bars on stderr, False nothing; a function gets every `Progress` event.
+        recipe: A `Recipe`, or the name, YAML file, Run or Hub repository to load one from.
+        run_dir: The Run directory; None: the recipe's name in `$IDC_RUNS`, or in `runs`.
+        num_processes: Number of workers; None: one per visible GPU, or as many as the CPU cores allow at the recipe's
+            `workers.threads`.
+        restart: Delete the Run directory first.
+        dry_run: Check the recipe, the photographs and the networks, and predict the time; write nothing.
+        progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
-        What was made; with `dry_run`, what would be.
+        Counts, digest, quality figures and warnings; with `dry_run`, counts and the predicted time.
 
     Raises:
-        RecipeError: The recipe cannot be run, or the Run directory belongs to another one.
-        ImageError: Photographs cannot be used; all of them are named.
-        NetworkError: The extractor or the teacher cannot be loaded or has another scale.
-        IncompleteError: Photographs failed or workers died; the same call continues.
+        RecipeError: The recipe is invalid, or the Run directory belongs to another recipe or to other photographs.
+        ImageError: Photographs cannot be used; the message names all of them.
+        NetworkError: The extractor or the teacher cannot be loaded, has another scale, or gives NaN or Inf.
+        RunError: A file of the Run is damaged.
+        HubError: The recipe, photographs or weights are on the Hub and cannot be loaded.
+        IncompleteError: Photographs failed or workers died; the same call retries.
         Interrupted: A signal stopped the work; the same call continues.
     """
     begun = time.monotonic()
@@ -118,23 +128,23 @@ def condense(
     if recipe.method != "idc":
         raise RecipeError(
             f"The recipe {recipe.name} chooses real patches (method: {recipe.method}); nothing is condensed.",
-            f"Say `idc select {recipe.method} {recipe.source.path}`, or condense with method=idc.",
+            f"Use `idc select {recipe.method} {recipe.source.path}`, or set method=idc.",
         )
     features = recipe.features
     extractor = load_extractor(features.network, features.layer, scale=recipe.scale, size=recipe.patches.size)
     recipe = recipe.with_extractor(extractor.weights_sha256)
     teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=device())
-    instances = find_photographs(recipe, progress)
+    instances, left_out = find_photographs(recipe, progress)
     path = Path(run_dir) if run_dir else default_run_dir(recipe.name)
     real_patches = sum(instance.patches for instance in instances)
     if not any(instance.count for instance in instances):
         raise RecipeError(
-            f"{real_patches} real patches at a ratio of {recipe.patches.ratio} leave no synthetic patch.",
+            f"A ratio of {recipe.patches.ratio} of {real_patches} real patches is less than one patch.",
             "Raise patches.ratio, or set patches.min_per_image=1.",
         )
     processes = num_processes or default_num_processes(recipe, len(instances))
     if dry_run:
-        return _plan(path, recipe, instances, extractor.network, processes)
+        return _plan(path, recipe, instances, left_out, extractor.network, processes)
     if restart and (path / "run.json").is_file():
         shutil.rmtree(path)
     run = Run.create(path, recipe, instances, {"packages": packages(), "machine": machine()})
@@ -147,6 +157,7 @@ def condense(
     first = name not in condensed.manifest.hr_versions
     add_version(condensed, teacher, name, set_default=first, progress=progress)
     measured = recorded(run, condensed).get(name) or measure_version(run, condensed, name, teacher, progress)
+    run.forget_real()  # if the quality was recorded already, nothing else removes them
     return CondenseResult(
         run=str(path),
         photographs=len(instances),
@@ -158,11 +169,18 @@ def condense(
         quality=measured["figures"],
         warnings=measured["warnings"],
         seconds=round(time.monotonic() - begun, 1),
+        conversions=count_conversions(instances),
+        left_out=left_out,
     )
 
 
 def _plan(
-    path: Path, recipe: Recipe, instances: list[Instance], network: torch.nn.Module, processes: int
+    path: Path,
+    recipe: Recipe,
+    instances: list[Instance],
+    left_out: list[str],
+    network: torch.nn.Module,
+    processes: int,
 ) -> CondensePlan:
     seconds = predict_seconds(recipe, instances, network, processes, torch.device(device()))
     return CondensePlan(
@@ -173,4 +191,6 @@ def _plan(
         lr_recipe_hash=recipe.lr_recipe_hash,
         predicted_seconds=round(seconds, 1),
         counts={instance.id: instance.count for instance in instances},
+        conversions=count_conversions(instances),
+        left_out=left_out,
     )

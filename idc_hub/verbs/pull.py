@@ -1,4 +1,4 @@
-"""pull: a condensed set from the Hub."""
+"""pull: download a condensed set from the Hub."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from idc_hub.hub.pull import PullResult
 
 
 def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None) -> PullResult:
-    """Download a condensed set into a Run: enough to verify it, to add an HR version and to push it again.
+    """Download a condensed set into a Run directory, to verify it, add HR versions, or push it again.
 
-    `run_dir/repo` is then what stands on the Hub, byte for byte. It appears at the end, complete; after an interruption
-    the same call continues.
+    Afterwards `run_dir/repo` equals the repository on the Hub byte for byte. It appears only when it is complete. If
+    interrupted, call it again to continue.
 
     Args:
         repo_id: `owner/name` on the Hub.
-        run_dir: A folder that is missing or empty, or that an interrupted or an equal pull left.
-        revision: Tag, branch or commit; None takes the newest state.
-        token: Access token; None takes HF_TOKEN or the one that `hf auth login` stored.
+        run_dir: A missing or empty folder, or one left by an interrupted or identical pull.
+        revision: Tag, branch or commit; None: the head of the main branch.
+        token: Access token; None: HF_TOKEN, or the login of `hf auth login`.
 
     Returns:
-        What was fetched.
+        The commit, the HR versions, and the number and size of the files.
 
     Raises:
-        RunError: `run_dir` holds something else.
-        HubError: The Hub refused or could not be reached, the repository is not one of ours or contradicts itself, or
-            a file arrived damaged.
+        RunError: `run_dir` holds other files.
+        HubError: The Hub refused or could not be reached, the repository is not a condensed set or contradicts its
+            idc.json, or a file arrived damaged.
     """
     return hub.pull(repo_id, Path(run_dir), revision=revision, token=token)

@@ -1,10 +1,10 @@
-"""push: a set or a trained network to the Hub."""
+"""push: publish a set or a trained network on the Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.condensed_set import repository_folder
 from idc_hub.hub import push as hub
 from idc_hub.hub.push import PushResult
 from idc_hub.hub.releases import is_network
@@ -21,34 +21,34 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> PushResult:
-    """Publish a condensed set as a dataset, or a network as a model: one commit with what changed, then a tag.
+    """Publish a condensed set as a dataset, or a network as a model: one commit with the changed files, then a tag.
 
-    The first tag is v1.0.0; then other LR patches or other weights make a new MAJOR, other HR versions or another
-    default a new MINOR, anything else a new PATCH. The card keeps its user's keys and prose, whether they were written
-    on the Hub or in the folder. Where nothing has changed, no commit is made.
+    The first tag is v1.0.0. New LR patches or weights raise MAJOR, new HR versions or another default raise MINOR, any
+    other change raises PATCH. Your own keys and prose in the card are kept, whether you wrote them on the Hub or in the
+    folder. If nothing changed, no commit is made.
 
     Args:
-        path: A Run, a repository folder, or the folder of a network that `train` wrote.
-        repo_id: `owner/name`, or a name under the token's account. Created if there is none.
-        license: The Hub's identifier of the license. None keeps the one that the card names.
-        public: Whether a new repository can be seen by everybody. One that exists stays as it is.
-        create_pr: Open a pull request instead of committing: the way to add to somebody else's repository.
-        dry_run: Find out everything and change nothing.
-        token: Access token; None takes HF_TOKEN or the one that `hf auth login` stored.
-        commit_message: First line of the commit; None says what changed.
+        path: A Run, a repository folder, or a network's folder that `train` wrote.
+        repo_id: `owner/name`, or a name under the token's account; created if it does not exist.
+        license: License identifier of the Hub, such as cc-by-4.0; None: the license that the card names.
+        public: Make a new repository public; an existing repository keeps its visibility.
+        create_pr: Open a pull request instead of committing.
+        dry_run: Check everything and report what would be pushed; change nothing.
+        token: Access token; None: HF_TOKEN, or the login of `hf auth login`.
+        commit_message: First line of the commit message; None: a summary of the changes.
 
     Returns:
-        What was done, or would be done.
+        The files, which of them are uploaded or deleted, the change of the card, and the commit and tag if any.
 
     Raises:
-        RunError: The set is not complete, or `datasets` cannot load it; nothing was uploaded.
+        RunError: The set is incomplete, or `datasets` cannot load it; nothing was uploaded.
         NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: No license.
-        HubError: The Hub refused or could not be reached, or holds something that this push would destroy.
+        RecipeError: Neither `license` nor the card names a license.
+        HubError: The Hub refused or could not be reached, or this push would destroy something there.
     """
     folder = Path(path)
     return hub.push(
-        folder if is_network(folder) else CondensedSet.open(folder).folder,
+        folder if is_network(folder) else repository_folder(folder),
         repo_id,
         license=license,
         public=public,

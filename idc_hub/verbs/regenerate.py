@@ -1,4 +1,4 @@
-"""regenerate: another HR version of a set whose LR patches stay as they are."""
+"""regenerate: add an HR version to a set without changing its LR patches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from idc_hub.verbs.pull import pull
 
 @dataclass(frozen=True)
 class RegenerateResult:
-    """What `regenerate` did.
+    """Result of `regenerate`.
 
     Attributes:
         repo: The repository folder.
         hr_version: Name of the HR version.
-        written: False where it was there already, made by the same teacher from the same patches.
+        written: False if the same teacher had already made this version from the same LR patches.
         default: The version that `load_dataset` gives without a config name.
-        patches: Rows of the version.
+        patches: Number of pairs in the version.
         bytes: Size of its parquet files.
     """
 
@@ -45,26 +45,27 @@ def regenerate(
     progress: Reporting = True,
     **settings: Any,
 ) -> RegenerateResult:
-    """Add an HR version to a condensed set, your own or one from the Hub; LR is not touched.
+    """Add an HR version to a condensed set, your own or one from the Hub; the LR patches do not change.
 
     Args:
         run_or_repo: A Run, a repository folder, or the id of a dataset repository on the Hub.
-        teacher: What makes HR: a bundled name, `bicubic`, a folder, a weights file, a Hub id or `package.module:build`;
-            or `real` for the photographs' own, of a Run that `select` made.
-        name: Name of the HR version, the config that consumers load.
-        run_dir: Where to pull a Hub repository to; `$IDC_RUNS` or `runs`, and its name, by default.
+        teacher: The teacher: a bundled name, `bicubic`, a folder, a weights file, a Hub id or `package.module:build`.
+            `real` takes the HR pixels of the photographs, for a Run that `select` made.
+        name: Name of the HR version: the config name that users pass to `load_dataset`.
+        run_dir: Where to pull a Hub repository to; None: its name in `$IDC_RUNS`, or in `runs`.
         set_default: Make it the version that `load_dataset` gives without a config name.
-        progress: True shows bars on stderr, False nothing; a function gets every `Progress` event.
+        progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
         **settings: `steps`, `guidance`, `prompt` and `seed` of a diffusion teacher.
 
     Returns:
-        What was done.
+        The version's name and size, and whether it was written.
 
     Raises:
         RunError: There is no condensed set, or it is damaged.
-        NetworkError: The teacher cannot be loaded or has another scale.
-        RecipeError: The name is not allowed, or taken by another teacher.
-        HubError: The repository cannot be pulled.
+        NetworkError: The teacher cannot be loaded, has another scale, or gives NaN or Inf.
+        RecipeError: The name is not allowed, or another teacher made the version of that name.
+        ImageError: For `real`: a photograph is gone or has changed.
+        HubError: The repository or the teacher cannot be downloaded.
     """
     path = Path(run_or_repo)
     if not path.exists():

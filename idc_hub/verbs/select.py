@@ -1,4 +1,4 @@
-"""select: real patches chosen by a baseline, as a set like any other."""
+"""select: make a set of real patches chosen by a baseline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from idc_hub.dataset.hr import REAL, HRSource, RealHR
 from idc_hub.dataset.pack import pack
 from idc_hub.dataset.regenerate import add_version
 from idc_hub.errors import RecipeError
+from idc_hub.images.sources import count_conversions
 from idc_hub.machine import device, machine, packages
 from idc_hub.networks.extractors import load_extractor
 from idc_hub.networks.teachers import load_teacher
@@ -24,20 +25,22 @@ from idc_hub.selection.pool import begin, finish
 
 @dataclass(frozen=True)
 class SelectResult:
-    """What `select` made.
+    """Result of `select`.
 
     Attributes:
         run: The Run directory.
         photographs: Number of photographs.
         real_patches: Number of their real LR patches.
-        patches: How many were chosen.
-        lr_digest: Digest of the LR patches.
+        patches: Number of chosen patches.
+        lr_digest: SHA-256 of the LR patches.
         hr_version: Name of the HR version.
         held_out: Mean discrepancy (paper Eq. 6, unweighted) of the chosen patches on draws that no choice used.
-            Measured on a sample of the photographs, except for cf-greedy, which looks at all of them anyway.
-        held_out_random: The same for as many random real patches.
-        quality: The gate's figures; see `quality`. There are no warnings: a baseline is what it is.
-        seconds: Time of this call.
+            Measured on a sample of the photographs; for cf-greedy, on all of them.
+        held_out_random: The same for equally many random real patches.
+        quality: Figures of the quality gate, as `QualityResult.figures`. A baseline gets no warnings.
+        seconds: Wall-clock seconds of this call.
+        conversions: Number of photographs that took each conversion, such as "gray converted to RGB".
+        left_out: Names of the files of the source that are no photographs.
     """
 
     run: str
@@ -50,6 +53,8 @@ class SelectResult:
     held_out_random: float
     quality: dict[str, Any]
     seconds: float
+    conversions: dict[str, int]
+    left_out: list[str]
 
 
 def select(
@@ -58,27 +63,30 @@ def select(
     run_dir: str | Path | None = None,
     progress: Reporting = True,
 ) -> SelectResult:
-    """Choose real patches by a baseline (paper appendix C.2), in a Run like any other: evaluate, push, regenerate it.
+    """Choose real patches by a baseline (paper appendix C.2); the result is a Run that every other verb accepts.
 
-    Call it again to continue an interrupted selection. Where nothing is left to do, it does nothing.
+    If interrupted, call it again to continue. A finished Run is checked and not made again.
 
     Args:
-        recipe: A recipe whose `method` is not idc; `selection.pool.selection_recipe` makes one from a few arguments.
-            Its teacher may be `real`, the photographs' own HR.
-        run_dir: The Run directory; `$IDC_RUNS` or `runs`, and the recipe's name, by default.
-        progress: True shows bars on stderr, False nothing; a function gets every `Progress` event.
+        recipe: A recipe whose `method` is not idc, such as `selection_recipe` makes. Its teacher may be `real`: the HR
+            pixels of the photographs.
+        run_dir: The Run directory; None: the recipe's name in `$IDC_RUNS`, or in `runs`.
+        progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
-        What was made.
+        Counts, digest and quality figures.
 
     Raises:
-        RecipeError: The recipe condenses, the ratio leaves no patch, or the Run directory belongs to something else.
-        ImageError: Photographs cannot be used; all of them are named.
-        NetworkError: The extractor or the teacher cannot be loaded or has another scale.
+        RecipeError: The recipe's method is idc, its ratio is too small for a single patch, or the Run directory belongs
+            to another recipe or to other photographs.
+        ImageError: Photographs cannot be used; the message names all of them.
+        NetworkError: The extractor or the teacher cannot be loaded, has another scale, or gives NaN or Inf.
+        RunError: A file of the Run is damaged.
+        HubError: The photographs or weights are on the Hub and cannot be loaded.
     """
     begun = time.monotonic()
     if recipe.method == "idc":
-        raise RecipeError("The method idc condenses patches; it does not choose any.", "Say `idc condense RECIPE`.")
+        raise RecipeError("The method idc condenses patches; it does not choose any.", "Use `idc condense RECIPE`.")
     features, teacher = recipe.features, recipe.teacher
     extractor = load_extractor(
         features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device()
@@ -87,7 +95,7 @@ def select(
     source: HRSource | None = None
     if teacher.network != REAL:
         source = load_teacher(teacher.network, scale=recipe.scale, device=device())
-    instances = find_photographs(recipe, progress)
+    instances, left_out = find_photographs(recipe, progress)
     path = Path(run_dir) if run_dir else default_run_dir(recipe.name)
     with counting("describing photographs", progress) as count:
         facts = {"packages": packages(), "machine": machine()}
@@ -110,4 +118,6 @@ def select(
         **run.held_out(),
         quality=measured["figures"],
         seconds=round(time.monotonic() - begun, 1),
+        conversions=count_conversions(instances),
+        left_out=left_out,
     )

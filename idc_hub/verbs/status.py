@@ -1,4 +1,4 @@
-"""status: how far a Run is."""
+"""status: report how far a Run is."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from idc_hub.runs.run import Run
 
 @dataclass(frozen=True)
 class StatusResult:
-    """How far a Run is.
+    """Result of `status`. Each photograph is in one of five states: finished, running, interrupted, failed, waiting.
 
     Attributes:
         run: The Run directory.
         recipe: Name of its recipe.
-        lr_recipe_hash: Hash of everything in the recipe that determines the LR patches.
-        photographs: Number of photographs, which the five states below sum to.
-        patches: Patches that stand, or will stand, for them.
-        finished: Photographs whose patches are there.
-        running: Photographs that a process works on.
-        interrupted: Photographs with a checkpoint that nobody works on.
+        lr_recipe_hash: Hash of the recipe keys that determine the LR patches.
+        photographs: Number of photographs.
+        patches: Number of patches, made or still to be made.
+        finished: Photographs whose patches are made.
+        running: Photographs that a process is working on.
+        interrupted: Photographs with a checkpoint that no process is working on.
         failed: Photographs that could not be condensed.
-        waiting: Photographs that nobody has begun.
+        waiting: Photographs that have not been started.
         instances: For each photograph `id`, `state`, `patches`, `step`, `steps`, `resumed_from` (the step of its latest
-            start; None before the first), `error`, and `last`, the last logged terms.
+            start; None before the first), `error`, and `last` (the terms logged last).
     """
 
     run: str
@@ -42,10 +42,13 @@ class StatusResult:
 
 
 def status(run_dir: str | Path) -> StatusResult:
-    """Say what of a Run is finished, running, interrupted, failed or waiting.
+    """Report the state of every photograph of a Run. Can be called while workers run.
 
     Args:
-        run_dir: The Run directory; whoever works on it, wherever, is not disturbed.
+        run_dir: The Run directory.
+
+    Returns:
+        Counts by state, and the state of each photograph.
 
     Raises:
         RunError: There is no Run, or it is damaged.

@@ -1,4 +1,4 @@
-"""verify: whether a Run or a repository folder is in order."""
+"""verify: check a Run or a repository folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from idc_hub.runs.run import Run
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` found in order. A part that is not there yet, or that a repository folder does not have, is None.
+    """Result of `verify`. What does not exist yet, or what a repository folder does not have, is None.
 
     Attributes:
-        photographs: Photographs of the Run.
-        finished: Photographs among them whose patches are there and have the digest that they name.
+        photographs: Number of photographs of the Run.
+        finished: Number of photographs whose instance file was read and matches its digest.
         name: Name of the set.
-        lr_digest: Digest of the LR patches.
+        lr_digest: SHA-256 of the LR patches.
         instances: Number of instances that have patches.
         patches: Number of LR patches.
         default: The HR version that `load_dataset` gives without a config name.
-        hr_versions: Names of all HR versions, each of which was loaded.
-        one_color: Names of the pairs whose LR and HR are both of one and the same color, as in a black border.
+        hr_versions: Names of all HR versions; each was loaded with `load_dataset`.
+        one_color: Names of the pairs whose LR and HR patches are both of the same single color, as in a black border.
     """
 
     photographs: int | None = None
@@ -39,26 +39,26 @@ class VerifyResult:
 
 
 def verify(path: str | Path) -> VerifyResult:
-    """Check a Run or a repository folder: digests, counts, pairing, and that every config loads.
+    """Check digests, counts and pairing of a Run or a repository folder, and load every HR version.
 
     Args:
         path: A Run, finished or not, or a repository folder.
 
     Returns:
-        What was checked.
+        Counts, digest and names of what was checked.
 
     Raises:
-        RunError: At the first thing that is wrong, with the file that is.
+        RunError: A check failed; the message names the file. Checking stops there.
     """
     path = Path(path)
     photographs = finished = None
     if (path / "run.json").is_file():
         run = Run.open(path)
-        there = [instance for instance in run.instances if run.instance_file(instance.id).is_file()]
-        for instance in there:
+        with_file = [instance for instance in run.instances if run.instance_file(instance.id).is_file()]
+        for instance in with_file:
             if instance.count:
                 run.read_patches(instance)
-        photographs, finished = len(run.instances), len(there)
+        photographs, finished = len(run.instances), len(with_file)
         if not (run.repo / MANIFEST).is_file():
             return VerifyResult(photographs, finished)
     condensed = CondensedSet.open(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.hub_tools import Client, make_tree
+from tests.flow.hub_tools import Client, make_repository
 from tests.hub_server import HubServer
 
 
@@ -60,9 +60,9 @@ def bob(make_client: Callable[..., Client]) -> Client:
 
 @pytest.fixture
 def published(hub: HubServer, alice: Client, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """A public set of Alice's, under a name that no other test has, and the tree that it came from."""
-    tree = make_tree(tmp_path / "alice", {"edsr": 0, "bicubic": 1})
+    """A public set of Alice's, under a name that no other test has, and the folder that it came from."""
+    folder = make_repository(tmp_path / "alice", {"edsr": 0, "bicubic": 1})
     repo_id = f"alice/{request.node.originalname.replace('_', '-')}"
-    alice("push", folder=tree, repo_id=repo_id, license="mit", public=True)
+    alice("push", folder=folder, repo_id=repo_id, license="mit", public=True)
     hub.forget()
-    return repo_id, tree
+    return repo_id, folder

@@ -1,4 +1,4 @@
-"""The real client in a process of its own: reads [verb, arguments] as JSON lines, writes one JSON line for each.
+"""The real client in its own process: reads [verb, arguments] as JSON lines, writes one JSON line for each.
 
 huggingface_hub and datasets take HF_ENDPOINT, HF_HOME and their like from the environment when they are imported, so
 that every consumer has to be a fresh process. Looking up any other host than the loopback address is an error here.
@@ -67,7 +67,7 @@ def api(method: str, **arguments: Any) -> None:
 
 
 def main() -> None:
-    """Answers until its input ends. Whatever the libraries print goes to stderr."""
+    """Answer until the input ends. Output of libraries goes to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
     socket.getaddrinfo = _loopback_only
     for line in sys.stdin:

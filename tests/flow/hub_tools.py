@@ -1,4 +1,4 @@
-"""What the Hub's tests work with: clients in processes of their own, and small repository trees made by hand."""
+"""Tools for tests of the Hub: clients in their own processes, and small handmade repository folders."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ INSTANCES = {"bird": 3, "house": 1, "zebra": 2}
 
 
 class Refused(Exception):
-    """What the client's process raised: the name of the exception, its message and its exit code."""
+    """An exception in the client's process: its class, its message and its exit code."""
 
     def __init__(self, kind: str, message: str, exit_code: int | None) -> None:
         super().__init__(f"{kind}: {message}")
@@ -84,7 +84,7 @@ def lr_patches(seed: int) -> dict[str, np.ndarray]:
 
 
 def hr_patch(lr: np.ndarray, teacher: int) -> np.ndarray:
-    """What teacher number `teacher` makes of an LR patch: uint8 [3, 16, 16]."""
+    """The HR patch that teacher number `teacher` makes from an LR patch: uint8 [3, 16, 16]."""
     return np.roll(lr, teacher, axis=0).repeat(2, axis=1).repeat(2, axis=2) ^ np.uint8(teacher)
 
 
@@ -132,8 +132,8 @@ def _write_parquet(folder: Path, lr: dict[str, np.ndarray], teacher: int) -> int
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def make_tree(folder: Path, versions: dict[str, int], *, seed: int = 0) -> Path:
-    """Writes a repository tree by hand, as the format is documented; none of our own code takes part.
+def make_repository(folder: Path, versions: dict[str, int], *, seed: int = 0) -> Path:
+    """Write a repository folder by hand from the documented format, without code of idc-hub.
 
     Args:
         folder: `repo/`; must not exist.
@@ -183,7 +183,7 @@ def make_tree(folder: Path, versions: dict[str, int], *, seed: int = 0) -> Path:
 
 
 def write_prose(card: str, prose: str) -> str:
-    """The card with a paragraph of its user at the end."""
+    """The card with a user's paragraph at the end."""
     return f"{card.rstrip()}\n\n{prose}\n"
 
 
@@ -193,5 +193,5 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def sha256(path: Path) -> str:
-    """The digest that an LFS file is stored under."""
+    """The digest under which an LFS file is stored."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -41,7 +41,7 @@ COLUMNS = ["set", "hr", "student", "seed", "ratio", "testset", "psnr_rgb", "psnr
 
 
 class Selector:
-    """`idc_hub.select`, which notes its calls, with a method that fails until it is repaired."""
+    """`idc_hub.select` that records its calls; the method dcsr fails until `repaired` is set."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float, int, str]] = []
@@ -147,7 +147,7 @@ def test_a_benchmark_is_finished_in_two_goes(
 
 
 @pytest.fixture
-def small(plan: Path, selector: Selector, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def small(plan: Path, selector: Selector, tmp_path: Path) -> Callable[..., Any]:
     """A function that carries out a plan of one random set; old and new text in pairs change it."""
     text = plan.read_text()
     start, end = text.index("  broken:"), text.index("students:")
@@ -178,8 +178,8 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
     small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*arguments: Any, **settings: Any) -> None:
-        def stop(progress: Progress) -> None:
-            if progress.done == 2:
+        def stop(event: Progress) -> None:
+            if event.stage == "training" and event.done == 2:
                 raise KeyboardInterrupt
 
         real(*arguments, **settings, progress=stop)
@@ -191,12 +191,10 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
     [state] = small(dry_run=True).states.values()
     assert state == {"set": "done", "hr": "done", "student": "begun", "evaluation": "to do"}
 
-    steps: list[int] = []
-    monkeypatch.setattr(
-        running, "train_network", lambda *a, **s: real(*a, **s, progress=lambda event: steps.append(event.done))
-    )
+    events: list[Progress] = []
+    monkeypatch.setattr(running, "train_network", lambda *a, **s: real(*a, **s, progress=events.append))
     assert small().finished == 1
-    assert steps == [2, 3]
+    assert [event.done for event in events if event.stage == "training"] == [2, 3]
 
 
 def test_a_new_test_set_costs_an_evaluation_only(small: Callable[..., Any], counted: list[str], tmp_path: Path) -> None:
@@ -208,16 +206,16 @@ def test_a_new_test_set_costs_an_evaluation_only(small: Callable[..., Any], coun
     assert len(counted) == 1
 
 
-def test_a_student_that_was_trained_otherwise_is_not_taken(small: Callable[..., Any]) -> None:
+def test_a_student_that_was_trained_differently_is_refused(small: Callable[..., Any]) -> None:
     small()
     change = ("steps: 3", "steps: 4")
     [state] = small(change, dry_run=True).states.values()
-    assert "was trained otherwise: steps 3 instead of 4. Remove it to train again" in state["problem"]
-    with pytest.raises(IncompleteError, match="trained otherwise"):
+    assert "was trained differently: steps 3 instead of 4. Delete it to train again" in state["problem"]
+    with pytest.raises(IncompleteError, match="trained differently"):
         small(change)
 
 
-def test_a_set_of_other_photographs_is_not_taken(small: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_set_of_other_photographs_is_refused(small: Callable[..., Any], tmp_path: Path) -> None:
     small()
     write_png(tmp_path / "photographs" / "coffee.png", data.coffee()[16:400, :384])
     [state] = small(dry_run=True).states.values()

@@ -7,15 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 from safetensors.torch import load_file
+from skimage import data
 
 from idc_hub.images.files import write_png
 
@@ -25,13 +23,9 @@ IDC = [sys.executable, "-m", "idc_cli.main"]
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three crops of the photographs that scikit-image carries."""
-    spec = find_spec("skimage")
-    assert spec is not None
-    assert spec.origin is not None
-    data = Path(spec.origin).parent / "data"
     folder = tmp_path_factory.mktemp("photographs")
     for name, (top, left) in {"astronaut": (0, 120), "coffee": (60, 150), "chelsea": (40, 60)}.items():
-        pixels = np.asarray(Image.open(data / f"{name}.png").convert("RGB"))
+        pixels = getattr(data, name)()
         write_png(folder / f"{name}.png", pixels[top : top + 200, left : left + 240])
     return folder
 

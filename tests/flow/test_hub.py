@@ -1,4 +1,4 @@
-"""`push` with the real client in processes of their own, over HTTP, against the server in tests/hub_server."""
+"""`push` with the real client in its own process, over HTTP, against the server in tests/hub_server."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_tree, pixels, sha256, write_prose
+from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_repository, pixels, sha256, write_prose
 from tests.hub_server import HubServer
 
 KEYS = [["bird", 0], ["bird", 1], ["bird", 2], ["house", 0], ["zebra", 0], ["zebra", 1]]
-OURS = {
+GENERATED = {
     "README.md",
     "idc.json",
     "recipe.yaml",
@@ -22,12 +22,12 @@ OURS = {
 
 
 def commits(hub: HubServer, repo_id: str) -> int:
-    """Number of commits, without the one that makes .gitattributes."""
+    """Number of commits, without the initial one that adds .gitattributes."""
     return len(hub.dataset(repo_id).history()) - 1
 
 
 def edit_card(client: Client, repo_id: str, text: str) -> None:
-    """What somebody does who edits the page on the Hub."""
+    """Edit the card on the Hub, as a user does on the web page."""
     client("api", method="upload_file", repo_id=repo_id, repo_type="dataset", path_in_repo="README.md", text=text)
 
 
@@ -35,10 +35,10 @@ class TestRelease:
     def test_what_was_pushed_loads_in_every_way(
         self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
     ) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0, "swinir-m": 1})
-        done = alice("push", folder=tree, repo_id="alice/release", license="mit")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0, "swinir-m": 1})
+        done = alice("push", folder=folder, repo_id="alice/release", license="mit")
         assert (done["tag"], done["private"], done["deletions"]) == ("v1.0.0", True, [])
-        assert set(done["uploads"]) == set(done["files"]) > OURS
+        assert set(done["uploads"]) == set(done["files"]) > GENERATED
         repository = hub.dataset("alice/release")
         assert repository.refs["refs/heads/main"] == repository.refs["refs/tags/v1.0.0"] == done["commit"]
         assert commits(hub, "alice/release") == 1
@@ -57,50 +57,50 @@ class TestRelease:
         assert not [seen for seen in hub.log if seen.origin == "blobs" and seen.with_token]
 
     def test_private_means_that_others_see_nothing(self, alice: Client, bob: Client, tmp_path: Path) -> None:
-        alice("push", folder=make_tree(tmp_path / "repo", {"edsr": 0}), repo_id="alice/hidden", license="mit")
+        alice("push", folder=make_repository(tmp_path / "repo", {"edsr": 0}), repo_id="alice/hidden", license="mit")
         with pytest.raises(Refused, match="no dataset alice/hidden"):
             bob("pull", repo_id="alice/hidden", run_dir=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_a_bare_name_goes_to_the_own_account(self, hub: HubServer, bob: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        done = bob("push", folder=tree, repo_id="bare-name", license="mit", public=True)
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        done = bob("push", folder=folder, repo_id="bare-name", license="mit", public=True)
         assert (done["repo_id"], done["private"]) == ("bob/bare-name", False)
         assert not hub.dataset("bob/bare-name").meta["private"]
 
     def test_nothing_changed_makes_no_commit(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        alice("push", folder=tree, repo_id="alice/twice", license="mit")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/twice", license="mit")
         before = hub.dataset("alice/twice").refs
         hub.forget()
-        again = alice("push", folder=tree, repo_id="alice/twice")
+        again = alice("push", folder=folder, repo_id="alice/twice")
         assert (again["commit"], again["uploads"], again["tag"], again["card_diff"]) == (None, [], "v1.0.0", "")
         assert hub.dataset("alice/twice").refs == before
         assert not hub.seen("PUT")
         assert not hub.seen("POST")
 
     def test_a_dry_run_changes_nothing(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        before = files_below(tree)
-        planned = alice("push", folder=tree, repo_id="alice/planned", license="mit", dry_run=True)
-        assert set(planned["uploads"]) == OURS
-        assert planned["files"]["recipe.yaml"] == (tree / "recipe.yaml").stat().st_size
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        before = files_below(folder)
+        planned = alice("push", folder=folder, repo_id="alice/planned", license="mit", dry_run=True)
+        assert set(planned["uploads"]) == GENERATED
+        assert planned["files"]["recipe.yaml"] == (folder / "recipe.yaml").stat().st_size
         assert "+license: mit" in planned["card_diff"]
         assert (planned["commit"], planned["tag"]) == (None, None)
         assert hub.state.find("dataset", "alice/planned") is None
         assert not hub.seen("POST")
         assert not hub.seen("PUT")
-        assert files_below(tree) == before
+        assert files_below(folder) == before
 
 
 class TestNextRelease:
     def test_a_new_hr_version_costs_its_own_bytes_only(
         self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
     ) -> None:
-        alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/grows", license="mit")
+        alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/grows", license="mit")
         first = hub.dataset("alice/grows").refs["refs/heads/main"]
         hub.forget()
-        more = make_tree(tmp_path / "two", {"edsr": 0, "swinir-m": 1})
+        more = make_repository(tmp_path / "two", {"edsr": 0, "swinir-m": 1})
         done = alice("push", folder=more, repo_id="alice/grows")
         new = {f"data/swinir-m/train-0000{k}-of-00002.parquet" for k in (0, 1)}
         assert set(done["uploads"]) == new | {"README.md", "idc.json"}
@@ -115,29 +115,29 @@ class TestNextRelease:
     def test_new_lr_patches_replace_our_files_and_no_others(
         self, hub: HubServer, alice: Client, tmp_path: Path
     ) -> None:
-        old = make_tree(tmp_path / "old", {"edsr": 0, "bicubic": 1})
+        old = make_repository(tmp_path / "old", {"edsr": 0, "bicubic": 1})
         (old / "report").mkdir()
         (old / "report" / "contact-sheet.png").write_bytes(b"\x89PNG" + bytes(20))
         alice("push", folder=old, repo_id="alice/anew", license="mit")
         theirs = {"notes.md": "mine", "data/own/train-00000-of-00001.parquet": "rows", "lr/thoughts.txt": "mine"}
         for path, text in theirs.items():
             alice("api", method="upload_file", repo_id="alice/anew", repo_type="dataset", path_in_repo=path, text=text)
-        done = alice("push", folder=make_tree(tmp_path / "new", {"edsr": 0}, seed=1), repo_id="alice/anew")
+        done = alice("push", folder=make_repository(tmp_path / "new", {"edsr": 0}, seed=1), repo_id="alice/anew")
         assert done["tag"] == "v2.0.0"
         gone = {f"data/bicubic/train-0000{k}-of-00002.parquet" for k in (0, 1)} | {"report/contact-sheet.png"}
         assert set(done["deletions"]) == gone
-        assert set(hub.dataset("alice/anew").tree()) == OURS | set(theirs) | {".gitattributes"}
+        assert set(hub.dataset("alice/anew").tree()) == GENERATED | set(theirs) | {".gitattributes"}
 
     def test_another_default_is_a_minor_and_prose_a_patch_release(
         self, hub: HubServer, alice: Client, tmp_path: Path
     ) -> None:
-        tree = make_tree(tmp_path / "one", {"edsr": 0, "bicubic": 1})
-        alice("push", folder=tree, repo_id="alice/steps", license="mit")
-        (tree / "README.md").write_text(write_prose((tree / "README.md").read_text(), "Written here."))
-        done = alice("push", folder=tree, repo_id="alice/steps")
+        folder = make_repository(tmp_path / "one", {"edsr": 0, "bicubic": 1})
+        alice("push", folder=folder, repo_id="alice/steps", license="mit")
+        (folder / "README.md").write_text(write_prose((folder / "README.md").read_text(), "Written here."))
+        done = alice("push", folder=folder, repo_id="alice/steps")
         assert (done["tag"], done["uploads"]) == ("v1.0.1", ["README.md"])
         assert "Written here." in hub.dataset("alice/steps").read("README.md").decode()
-        turned = make_tree(tmp_path / "two", {"bicubic": 1, "edsr": 0})
+        turned = make_repository(tmp_path / "two", {"bicubic": 1, "edsr": 0})
         done = alice("push", folder=turned, repo_id="alice/steps")
         assert done["tag"] == "v1.1.0"
         assert set(done["uploads"]) == {"README.md", "idc.json"}
@@ -146,10 +146,10 @@ class TestNextRelease:
         assert "default: true" in card.split("config_name: bicubic")[1].split("config_name")[0]
 
     def test_a_version_that_only_the_hub_has_is_not_lost(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        both = make_tree(tmp_path / "both", {"edsr": 0, "swinir-m": 1})
+        both = make_repository(tmp_path / "both", {"edsr": 0, "swinir-m": 1})
         alice("push", folder=both, repo_id="alice/shared", license="mit")
         with pytest.raises(Refused, match="lacks: swinir-m") as caught:
-            alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/shared")
+            alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/shared")
         assert caught.value.exit_code == 4
         assert "idc pull" in caught.value.message
         assert commits(hub, "alice/shared") == 1
@@ -157,12 +157,12 @@ class TestNextRelease:
 
 class TestCard:
     def test_what_its_user_wrote_on_the_hub_survives(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "one", {"edsr": 0})
-        alice("push", folder=tree, repo_id="alice/prose", license="mit")
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/prose", license="mit")
         card = hub.dataset("alice/prose").read("README.md").decode()
         edited = write_prose(card.replace("---\n", "---\nviewer: false  # slow\n", 1), "Please cite my paper.")
         edit_card(alice, "alice/prose", edited)
-        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
         alice("push", folder=more, repo_id="alice/prose")
         merged = hub.dataset("alice/prose").read("README.md")
         assert b"viewer: false  # slow\n" in merged
@@ -172,11 +172,11 @@ class TestCard:
         assert (more / "README.md").read_bytes() == merged
 
     def test_the_newer_of_two_texts_wins(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "one", {"edsr": 0})
-        (tree / "README.md").write_text(write_prose((tree / "README.md").read_text(), "From the start."))
-        alice("push", folder=tree, repo_id="alice/newer", license="mit")
-        edit_card(alice, "alice/newer", write_prose((tree / "README.md").read_text(), "Later, on the Hub."))
-        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        (folder / "README.md").write_text(write_prose((folder / "README.md").read_text(), "From the start."))
+        alice("push", folder=folder, repo_id="alice/newer", license="mit")
+        edit_card(alice, "alice/newer", write_prose((folder / "README.md").read_text(), "Later, on the Hub."))
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
         (more / "README.md").write_text(write_prose((more / "README.md").read_text(), "From the start."))
         alice("push", folder=more, repo_id="alice/newer")
         card = hub.dataset("alice/newer").read("README.md").decode()
@@ -184,31 +184,31 @@ class TestCard:
         assert "config_name: bicubic" in card
 
     def test_an_untouched_page_needs_no_release(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        alice("push", folder=tree, repo_id="alice/page", license="mit")
-        edit_card(alice, "alice/page", write_prose((tree / "README.md").read_text(), "Only on the Hub."))
-        done = alice("push", folder=tree, repo_id="alice/page")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/page", license="mit")
+        edit_card(alice, "alice/page", write_prose((folder / "README.md").read_text(), "Only on the Hub."))
+        done = alice("push", folder=folder, repo_id="alice/page")
         assert (done["commit"], done["tag"]) == (None, "v1.0.0")
-        assert "Only on the Hub." in (tree / "README.md").read_text()
+        assert "Only on the Hub." in (folder / "README.md").read_text()
 
     def test_edits_in_two_places_are_a_question_not_a_guess(
         self, hub: HubServer, alice: Client, tmp_path: Path
     ) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        alice("push", folder=tree, repo_id="alice/torn", license="mit")
-        card = (tree / "README.md").read_text()
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/torn", license="mit")
+        card = (folder / "README.md").read_text()
         edit_card(alice, "alice/torn", write_prose(card, "There."))
-        (tree / "README.md").write_text(write_prose(card, "Here."))
+        (folder / "README.md").write_text(write_prose(card, "Here."))
         with pytest.raises(Refused, match="edited both"):
-            alice("push", folder=tree, repo_id="alice/torn")
-        assert (tree / "README.md").read_text().endswith("Here.\n")
+            alice("push", folder=folder, repo_id="alice/torn")
+        assert (folder / "README.md").read_text().endswith("Here.\n")
         assert hub.dataset("alice/torn").read("README.md").endswith(b"There.\n")
 
     def test_a_page_that_was_there_before_is_kept(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         alice("api", method="create_repo", repo_id="alice/page-first", repo_type="dataset")
         edit_card(alice, "alice/page-first", "---\nlicense: mit\n---\n\nComing soon.\n")
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        done = alice("push", folder=tree, repo_id="alice/page-first")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        done = alice("push", folder=folder, repo_id="alice/page-first")
         card = hub.dataset("alice/page-first").read("README.md").decode()
         assert done["tag"] == "v1.0.0"
         assert card.endswith("\nComing soon.\n")
@@ -217,7 +217,7 @@ class TestCard:
 
 class TestTrouble:
     def test_somebody_else_commits_in_between(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/race", license="mit")
+        alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/race", license="mit")
         repository = hub.dataset("alice/race")
 
         def edit() -> None:
@@ -227,7 +227,7 @@ class TestTrouble:
 
         hub.forget()
         hook = hub.inject("hook", method="POST", path="/alice/race/commit/", hook=edit)
-        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
         done = alice("push", folder=more, repo_id="alice/race")
         assert hook.fired == 1
         assert [seen.status for seen in hub.seen("POST", "/commit/")] == [412, 200]
@@ -237,51 +237,53 @@ class TestTrouble:
         assert set(hub.sent().values()) == {(more / path).stat().st_size for path in done["uploads"] if "data/" in path}
 
     def test_a_race_that_is_lost_every_time_is_a_sentence(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
         fault = hub.inject("status", method="POST", path="/alice/busy/commit/", status=412, times=99)
         with pytest.raises(Refused, match="alice/busy changed on the Hub") as caught:
-            alice("push", folder=tree, repo_id="alice/busy", license="mit")
+            alice("push", folder=folder, repo_id="alice/busy", license="mit")
         assert (fault.fired, caught.value.exit_code) == (5, 4)
         hub.forget()
-        done = alice("push", folder=tree, repo_id="alice/busy", license="mit")
+        done = alice("push", folder=folder, repo_id="alice/busy", license="mit")
         assert done["tag"] == "v1.0.0"
         assert hub.sent() == {}
 
     @pytest.mark.parametrize("what", ["commit", "tag"])
     def test_an_answer_that_got_lost(self, hub: HubServer, alice: Client, tmp_path: Path, what: str) -> None:
         fault = hub.inject("lost", method="POST", path=f"/alice/lost-{what}/{what}/")
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        done = alice("push", folder=tree, repo_id=f"alice/lost-{what}", license="mit")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        done = alice("push", folder=folder, repo_id=f"alice/lost-{what}", license="mit")
         refs = hub.dataset(f"alice/lost-{what}").refs
         assert fault.fired == 1
-        assert set(done["uploads"]) == OURS
+        assert set(done["uploads"]) == GENERATED
         assert refs == {"refs/heads/main": done["commit"], "refs/tags/v1.0.0": done["commit"]}
         assert commits(hub, f"alice/lost-{what}") == 1
 
     def test_a_commit_that_fails_once_is_tried_again(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         hub.inject("status", method="POST", path="/alice/stumbles/commit/", status=500)
-        done = alice("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/stumbles", license="mit")
+        done = alice(
+            "push", folder=make_repository(tmp_path / "r", {"edsr": 0}), repo_id="alice/stumbles", license="mit"
+        )
         assert done["tag"] == "v1.0.0"
         assert commits(hub, "alice/stumbles") == 1
 
     def test_a_release_that_could_not_be_tagged_is_tagged_by_the_next_push(
         self, hub: HubServer, alice: Client, tmp_path: Path
     ) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
         hub.inject("status", method="POST", path="/alice/untagged/tag/", status=403)
         with pytest.raises(Refused, match="could not be tagged"):
-            alice("push", folder=tree, repo_id="alice/untagged", license="mit")
+            alice("push", folder=folder, repo_id="alice/untagged", license="mit")
         head = hub.dataset("alice/untagged").refs["refs/heads/main"]
-        again = alice("push", folder=tree, repo_id="alice/untagged")
+        again = alice("push", folder=folder, repo_id="alice/untagged")
         assert (again["commit"], again["tag"]) == (None, "v1.0.0")
         assert hub.dataset("alice/untagged").refs["refs/tags/v1.0.0"] == head
 
     def test_a_killed_upload_leaves_the_old_release_and_continues(
         self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
     ) -> None:
-        alice("push", folder=make_tree(tmp_path / "one", {"edsr": 0}), repo_id="alice/killed", license="mit")
+        alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/killed", license="mit")
         head = hub.dataset("alice/killed").refs["refs/heads/main"]
-        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1, "swinir-m": 2})
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1, "swinir-m": 2})
         hub.forget()
         stuck = hub.inject("delay", method="POST", path="/alice/killed.git/info/lfs", seconds=3600, skip=7)
         victim = make_client("hf_alice")
@@ -311,26 +313,26 @@ class TestTrouble:
             "status", method="POST", path="/alice/limited/commit/", status=429, headers={"RateLimit": '"api";r=0;t=77'}
         )
         with pytest.raises(Refused, match=r"rate limit.*Wait 77 seconds") as caught:
-            alice("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/limited", license="mit")
+            alice("push", folder=make_repository(tmp_path / "r", {"edsr": 0}), repo_id="alice/limited", license="mit")
         assert caught.value.exit_code == 4
 
 
 class TestRefusals:
-    """Each is one sentence with exit code 4 (2 for a missing argument), and nothing was sent."""
+    """Each is one sentence with exit code 4 (2 for a missing argument), and nothing is sent."""
 
     @pytest.mark.parametrize(
         ("token", "repo_id", "words"),
         [
-            ("hf_wrong_secret", "alice/new", "does not know this token"),
-            ("hf_s\u00e9cret\u2026", "alice/new", "token holds characters"),
-            ("hf_two\nlines", "alice/new", "token holds characters"),
-            ("hf_alice_reads", "alice/new", "does not let this token.*the write role"),
-            ("hf_bob", "alice/new", "does not let this token.*alice"),
-            ("hf_bob", "lab/new", "does not let this token.*lab"),
-            ("hf_bob", "alice/theirs", "does not let this token.*--create-pr"),
-            ("hf_alice", "alice/a--b", "no name for a dataset"),
-            ("hf_alice", "alice/notes.ipynb", "does not accept this.*Invalid repo name"),
-            ("hf_alice", "alice/pictures", "not a dataset made by idc"),
+            ("hf_wrong_secret", "alice/new", "does not accept this token"),
+            ("hf_s\u00e9cret\u2026", "alice/new", "token contains characters"),
+            ("hf_two\nlines", "alice/new", "token contains characters"),
+            ("hf_alice_reads", "alice/new", "no permission.*write access"),
+            ("hf_bob", "alice/new", "no permission.*alice"),
+            ("hf_bob", "lab/new", "no permission.*lab"),
+            ("hf_bob", "alice/theirs", "no permission.*--create-pr"),
+            ("hf_alice", "alice/a--b", "not a valid name for a dataset"),
+            ("hf_alice", "alice/notes.ipynb", "rejected the request.*Invalid repo name"),
+            ("hf_alice", "alice/pictures", "not a dataset of idc-hub"),
         ],
     )
     def test_push(self, hub: HubServer, alice: Client, tmp_path: Path, token: str, repo_id: str, words: str) -> None:
@@ -339,9 +341,9 @@ class TestRefusals:
                 alice("api", method="create_repo", repo_id=repo, repo_type="dataset")
                 alice("api", method="upload_file", repo_id=repo, repo_type="dataset", path_in_repo=path, text="meow")
         hub.forget()
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
         with pytest.raises(Refused, match=words) as caught:
-            alice("push", folder=tree, repo_id=repo_id, license="mit", token=token)
+            alice("push", folder=folder, repo_id=repo_id, license="mit", token=token)
         assert (caught.value.kind, caught.value.exit_code) == ("HubError", 4)
         assert "hf_" not in caught.value.message
         assert token not in alice.stderr.read_text()
@@ -351,7 +353,7 @@ class TestRefusals:
     def test_no_token(self, hub: HubServer, make_client: Callable[..., Client], tmp_path: Path) -> None:
         nobody = make_client(None)
         with pytest.raises(Refused, match=r"no Hugging Face token.*HF_TOKEN.*hf auth login") as caught:
-            nobody("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/x", license="mit")
+            nobody("push", folder=make_repository(tmp_path / "r", {"edsr": 0}), repo_id="alice/x", license="mit")
         assert caught.value.exit_code == 4
         assert not hub.log
         with pytest.raises(Refused, match=r"no dataset alice/nowhere.*HF_TOKEN"):
@@ -359,9 +361,9 @@ class TestRefusals:
 
     def test_offline(self, make_client: Callable[..., Client], tmp_path: Path) -> None:
         offline = make_client("hf_alice", HF_HUB_OFFLINE="1")
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
         with pytest.raises(Refused, match="HF_HUB_OFFLINE") as caught:
-            offline("push", folder=tree, repo_id="alice/x", license="mit")
+            offline("push", folder=folder, repo_id="alice/x", license="mit")
         assert caught.value.exit_code == 4
         unreachable = make_client("hf_alice", HF_ENDPOINT="http://127.0.0.1:9")
         with pytest.raises(Refused, match=r"connection to http://127.0.0.1:9 failed"):
@@ -372,27 +374,27 @@ class TestRefusals:
     ) -> None:
         xet = make_client("hf_alice", HF_HUB_DISABLE_XET="0")
         with pytest.raises(Refused, match=r"storage could not be used.*xet-write-token.*Run the same") as caught:
-            xet("push", folder=make_tree(tmp_path / "r", {"edsr": 0}), repo_id="alice/xet", license="mit")
+            xet("push", folder=make_repository(tmp_path / "r", {"edsr": 0}), repo_id="alice/xet", license="mit")
         assert caught.value.exit_code == 4
         assert commits(hub, "alice/xet") == 0
 
     def test_no_license(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        with pytest.raises(Refused, match=r"without a license.*--license") as caught:
-            alice("push", folder=make_tree(tmp_path / "repo", {"edsr": 0}), repo_id="alice/unlicensed")
+        with pytest.raises(Refused, match=r"needs a license.*--license") as caught:
+            alice("push", folder=make_repository(tmp_path / "repo", {"edsr": 0}), repo_id="alice/unlicensed")
         assert caught.value.exit_code == 2
         assert hub.state.find("dataset", "alice/unlicensed") is None
 
     def test_a_license_that_the_hub_does_not_know(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
-        with pytest.raises(Refused, match=r'does not accept.*"license.*cc-by-4.0'):
-            alice("push", folder=tree, repo_id="alice/odd-license", license="do-as-you-like")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        with pytest.raises(Refused, match=r'rejected the request.*"license.*cc-by-4.0'):
+            alice("push", folder=folder, repo_id="alice/odd-license", license="do-as-you-like")
         assert hub.state.find("dataset", "alice/odd-license") is None
 
     def test_a_tree_that_does_not_load_is_not_sent(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0, "bicubic": 1})
-        (tree / "data/bicubic/train-00001-of-00002.parquet").write_bytes(b"PAR1 and then nothing")
+        folder = make_repository(tmp_path / "repo", {"edsr": 0, "bicubic": 1})
+        (folder / "data/bicubic/train-00001-of-00002.parquet").write_bytes(b"PAR1 and then nothing")
         with pytest.raises(Refused, match="cannot load config bicubic") as caught:
-            alice("push", folder=tree, repo_id="alice/broken", license="mit")
+            alice("push", folder=folder, repo_id="alice/broken", license="mit")
         assert (caught.value.kind, caught.value.exit_code) == ("RunError", 1)
         assert not hub.log
 
@@ -401,10 +403,10 @@ class TestPullRequest:
     def test_bob_adds_a_version_to_the_set_of_alice(
         self, hub: HubServer, alice: Client, bob: Client, tmp_path: Path
     ) -> None:
-        tree = make_tree(tmp_path / "one", {"edsr": 0})
-        alice("push", folder=tree, repo_id="alice/open", license="mit", public=True)
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/open", license="mit", public=True)
         before = hub.dataset("alice/open").refs
-        more = make_tree(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
         done = bob("push", folder=more, repo_id="alice/open", create_pr=True)
         assert done["pull_request"] == f"{hub.url}/datasets/alice/open/discussions/1"
         assert done["tag"] is None
@@ -413,6 +415,6 @@ class TestPullRequest:
         assert "data/bicubic/train-00000-of-00002.parquet" in hub.dataset("alice/open").tree("refs/pr/1")
 
     def test_there_must_be_something_to_open_it_on(self, bob: Client, tmp_path: Path) -> None:
-        tree = make_tree(tmp_path / "repo", {"edsr": 0})
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
         with pytest.raises(Refused, match="no dataset alice/void to open a pull request on"):
-            bob("push", folder=tree, repo_id="alice/void", license="mit", create_pr=True)
+            bob("push", folder=folder, repo_id="alice/void", license="mit", create_pr=True)

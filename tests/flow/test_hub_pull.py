@@ -1,4 +1,4 @@
-"""`pull` with the real client in processes of their own, over HTTP, against the server in tests/hub_server."""
+"""`pull` with the real client in its own process, over HTTP, against the server in tests/hub_server."""
 
 import json
 import shutil
@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_tree, pixels, sha256
+from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_repository, pixels, sha256
 from tests.hub_server import HubServer
 
 
 def test_pull_gives_the_same_bytes_and_can_be_pushed_elsewhere(
     hub: HubServer, bob: Client, tmp_path: Path, published: tuple[str, Path]
 ) -> None:
-    repo_id, tree = published
+    repo_id, folder = published
     run = tmp_path / "run"
     done = bob("pull", repo_id=repo_id, run_dir=run)
-    assert files_below(run / "repo") == files_below(tree)
+    assert files_below(run / "repo") == files_below(folder)
     assert [path.name for path in run.iterdir()] == ["repo"]
     assert (done["hr_versions"], done["files"]) == (["bicubic", "edsr"], 9)
     assert done["commit"] == hub.dataset(repo_id).refs["refs/heads/main"]
@@ -34,22 +34,22 @@ def test_pull_gives_the_same_bytes_and_can_be_pushed_elsewhere(
 def test_pull_takes_a_tag_and_leaves_foreign_files(
     hub: HubServer, alice: Client, bob: Client, tmp_path: Path, published: tuple[str, Path]
 ) -> None:
-    repo_id, tree = published
-    first = files_below(tree)
+    repo_id, folder = published
+    first = files_below(folder)
     alice("api", method="upload_file", repo_id=repo_id, repo_type="dataset", path_in_repo="data/own/x.csv", text="1")
-    shutil.rmtree(tree)
-    alice("push", folder=make_tree(tree, {"edsr": 2}, seed=3), repo_id=repo_id, license="mit")
+    shutil.rmtree(folder)
+    alice("push", folder=make_repository(folder, {"edsr": 2}, seed=3), repo_id=repo_id, license="mit")
     bob("pull", repo_id=repo_id, run_dir=tmp_path / "old", revision="v1.0.0")
     bob("pull", repo_id=repo_id, run_dir=tmp_path / "new")
     assert files_below(tmp_path / "old" / "repo") == first
-    assert files_below(tmp_path / "new" / "repo") == files_below(tree)
+    assert files_below(tmp_path / "new" / "repo") == files_below(folder)
     with pytest.raises(Refused, match=r"has no revision v7.0.0"):
         bob("pull", repo_id=repo_id, run_dir=tmp_path / "none", revision="v7.0.0")
 
 
 def test_pull_never_writes_over_another_run(bob: Client, tmp_path: Path, published: tuple[str, Path]) -> None:
     run = tmp_path / "run"
-    make_tree(run / "repo", {"edsr": 0})
+    make_repository(run / "repo", {"edsr": 0})
     before = files_below(run)
     with pytest.raises(Refused, match=r"is not empty.*--run-dir") as caught:
         bob("pull", repo_id=published[0], run_dir=run)
@@ -59,8 +59,8 @@ def test_pull_never_writes_over_another_run(bob: Client, tmp_path: Path, publish
 def test_wrong_bytes_of_the_right_length_are_found(
     hub: HubServer, bob: Client, tmp_path: Path, published: tuple[str, Path]
 ) -> None:
-    repo_id, tree = published
-    shard = tree / "lr/lr-00001-of-00001.safetensors"
+    repo_id, folder = published
+    shard = folder / "lr/lr-00001-of-00001.safetensors"
     hub.inject("corrupt", method="GET", origin="blobs", path=sha256(shard))
     hub.inject("corrupt", method="GET", path="/resolve-cache/.*/recipe.yaml")
     with pytest.raises(Refused, match=r"arrived damaged: lr/lr-00001-of-00001.safetensors, recipe.yaml"):
@@ -68,7 +68,7 @@ def test_wrong_bytes_of_the_right_length_are_found(
     assert not (tmp_path / "run" / "repo").exists()
     hub.forget()
     bob("pull", repo_id=repo_id, run_dir=tmp_path / "run")
-    assert files_below(tmp_path / "run" / "repo") == files_below(tree)
+    assert files_below(tmp_path / "run" / "repo") == files_below(folder)
     assert len(hub.seen("GET", origin="blobs")) == 1
 
 
@@ -79,8 +79,8 @@ def test_an_interrupted_pull_continues(
     tmp_path: Path,
     published: tuple[str, Path],
 ) -> None:
-    repo_id, tree = published
-    last = sha256(tree / "lr/lr-00001-of-00001.safetensors")
+    repo_id, folder = published
+    last = sha256(folder / "lr/lr-00001-of-00001.safetensors")
     stuck = hub.inject("delay", method="GET", origin="blobs", path=last, seconds=3600)
     victim = make_client("hf_bob")
     victim.start("pull", repo_id=repo_id, run_dir=tmp_path / "run")
@@ -92,7 +92,7 @@ def test_an_interrupted_pull_continues(
     assert not (tmp_path / "run" / "repo").exists()
     hub.forget()
     bob("pull", repo_id=repo_id, run_dir=tmp_path / "run")
-    assert files_below(tmp_path / "run") == {f"repo/{name}": data for name, data in files_below(tree).items()}
+    assert files_below(tmp_path / "run") == {f"repo/{name}": data for name, data in files_below(folder).items()}
     assert [seen.path.rsplit("/", 1)[1] for seen in hub.seen("GET", origin="blobs")] == [last]
 
 
@@ -120,9 +120,9 @@ def test_names_that_lead_out_of_the_folder(
 def test_patches_that_are_not_those_of_the_manifest(
     hub: HubServer, bob: Client, tmp_path: Path, published: tuple[str, Path]
 ) -> None:
-    repo_id, tree = published
+    repo_id, folder = published
     repository = hub.dataset(repo_id)
-    digest = json.loads((tree / "idc.json").read_text())["lr_digest"]
+    digest = json.loads((folder / "idc.json").read_text())["lr_digest"]
     wrong = repository.read("idc.json").replace(digest.encode(), b"0" * 64)
     head = repository.refs["refs/heads/main"]
     changed = repository.tree() | {"idc.json": repository.put_blob(wrong)}
@@ -134,7 +134,7 @@ def test_patches_that_are_not_those_of_the_manifest(
 
 def test_a_dataset_of_another_kind(alice: Client, bob: Client, tmp_path: Path) -> None:
     alice("api", method="create_repo", repo_id="alice/plain", repo_type="dataset")
-    with pytest.raises(Refused, match="not a dataset made by idc"):
+    with pytest.raises(Refused, match="is not a condensed set"):
         bob("pull", repo_id="alice/plain", run_dir=tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""A network on the Hub, with the real client in processes of its own: pushed, read back, measured, updated."""
+"""Push a network with the real client in its own process, then load, evaluate and update it."""
 
 import json
 import os
@@ -33,7 +33,7 @@ packages: {torch: 2.13.0}
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
-    """A small x2 network as `idc train` leaves it."""
+    """A small x2 network, with the files that `idc train` writes."""
     torch.manual_seed(3)
     folder = tmp_path / "networks" / "mine"
     networks.save(EDSR(channels=8, blocks=1, scale=2), folder)
@@ -53,7 +53,7 @@ def testset(tmp_path: Path) -> Path:
 
 
 def in_a_fresh_process(hub: HubServer, home: Path, *arguments: object) -> str:
-    """Runs Python with Alice's token and an empty cache; returns what it prints."""
+    """Run Python with Alice's token and an empty cache; returns its output."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     paths = {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'cli'}", "OMP_NUM_THREADS": "1"}
     environment = inherited | paths | hub.environment("hf_alice", home)
@@ -88,7 +88,7 @@ def test_a_measured_network_reads_back_with_its_card(
         assert repository.read(name) == (network / name).read_bytes()
     assert hub.state.find("dataset", "alice/tiny-x2") is None
 
-    # What others do with it: the same function, from the Hub.
+    # A user loads it from the Hub and gets the same outputs.
     code = """
 import sys, torch
 from idc_hub.networks import load
@@ -140,10 +140,10 @@ def test_pushing_again_sends_what_is_new_and_keeps_the_prose(
     assert (done["tag"], set(done["uploads"])) == ("v1.0.2", {"README.md", "results.json"})
     assert "model-index" in front_matter(card.read_text())
 
-    # Other weights: what the old ones reached must not stand on their card.
+    # The results of the old weights must not stay on the card of the new ones.
     torch.manual_seed(4)
     networks.save(EDSR(channels=8, blocks=1, scale=2), network)
-    with pytest.raises(Refused, match=r"results\.json holds what other weights reached") as caught:
+    with pytest.raises(Refused, match=r"results\.json holds results of other weights") as caught:
         alice("push", folder=network, repo_id="alice/grows")
     assert (caught.value.kind, caught.value.exit_code) == ("NetworkError", 1)
     (network / "results.json").unlink()
@@ -158,18 +158,18 @@ def test_pushing_again_sends_what_is_new_and_keeps_the_prose(
 @pytest.mark.parametrize(
     ("repo_id", "options", "exit_code", "words"),
     [
-        ("alice/tiny", {}, 2, "A model is not pushed without a license"),
-        ("alice/a--b", {"license": "mit"}, 4, "is no name for a model"),
+        ("alice/tiny", {}, 2, "A model needs a license to be pushed"),
+        ("alice/a--b", {"license": "mit"}, 4, "is not a valid name for a model"),
         ("alice/llm", {"license": "mit"}, 4, r"alice/llm/config\.json isn't an idc-hub network config"),
-        ("alice/notes", {"license": "mit"}, 4, r"not a model made by idc: it has files, but no config\.json"),
-        ("bob/tiny", {"license": "mit"}, 4, "does not let this token do that to bob/tiny"),
+        ("alice/notes", {"license": "mit"}, 4, r"not a model of idc-hub: it has files, but no config\.json"),
+        ("bob/tiny", {"license": "mit"}, 4, "no permission to do that to bob/tiny"),
         ("alice/tiny", {"license": "mit", "create_pr": True}, 4, "no model alice/tiny to open a pull request on"),
     ],
 )
 def test_refusals(
     hub: HubServer, alice: Client, network: Path, repo_id: str, options: dict[str, Any], exit_code: int, words: str
 ) -> None:
-    """One sentence each, with the exit code of its kind, and nothing was sent."""
+    """Each is one sentence with its exit code, and nothing is sent."""
     for name, path, text in (("llm", "config.json", '{"model_type": "bert"}'), ("notes", "notes.txt", "mine")):
         if hub.state.find("model", f"alice/{name}") is None:
             alice("api", method="create_repo", repo_id=f"alice/{name}")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from skimage import data
 
 from idc_hub.images.files import write_png
-from tests.flow.hub_tools import REPOSITORY, Client, make_tree
+from tests.flow.hub_tools import REPOSITORY, Client, make_repository
 from tests.hub_server import HubServer
 
 IDC = [sys.executable, "-m", "idc_cli.main"]
@@ -103,7 +103,7 @@ def test_two_processes_that_are_stopped_continue(photographs: Path, start: Path,
     finally:
         process.kill()
     assert process.returncode == 143
-    assert "error: interrupted (SIGTERM). What was done is saved" in said
+    assert "error: interrupted (SIGTERM). Progress is saved" in said
     assert not psutil.wait_procs(family, timeout=30)[1], "no process is left behind"
     assert not (out / "model.safetensors").exists()
 
@@ -133,10 +133,10 @@ def test_what_goes_wrong_in_the_processes_is_the_sentence_that_one_would_say(
 def test_a_condensed_set_on_the_hub_trains_with_one_command(
     hub: HubServer, alice: Client, make_client: Callable[..., Client], start: Path, tmp_path: Path
 ) -> None:
-    tree = make_tree(tmp_path / "repo", {"edsr": 0, "swinir-m": 1})
-    alice("push", folder=tree, repo_id="alice/to-train", license="mit")
+    folder = make_repository(tmp_path / "repo", {"edsr": 0, "swinir-m": 1})
+    alice("push", folder=folder, repo_id="alice/to-train", license="mit")
     client = hub.environment("hf_alice", tmp_path / "home")
-    train(start, tree, tmp_path / "local", "steps=1", "--hr-version", "swinir-m")
+    train(start, folder, tmp_path / "local", "steps=1", "--hr-version", "swinir-m")
     train(start, "alice/to-train", tmp_path / "hub", "steps=1", "--hr-version", "swinir-m", **client)
     facts = [yaml.safe_load((tmp_path / name / "training.yaml").read_text())["data"] for name in ("local", "hub")]
     assert facts[0]["condensed_set"] == "tiny-x2"

@@ -1,4 +1,4 @@
-"""A set's whole life: condensed, published, loaded, given a second HR version, and taken up by somebody else."""
+"""The whole life of a set: condensed, published, loaded, extended by an HR version, and continued by another user."""
 
 import hashlib
 import json
@@ -68,14 +68,14 @@ def test_a_life(hub: HubServer, make_client: Callable[..., Client], tmp_path: Pa
     assert first["tag"] == "v1.0.0"
     assert idc("hf_alice", "push", "runs/life", "alice/life", "--license", "cc0-1.0")["commit"] is None
 
-    # A consumer with nothing but `datasets`, and no account.
+    # A consumer has only `datasets`, and no account.
     for streaming in (False, True):
         loaded = make_client(None)("load", repo_id="alice/life", streaming=streaming)
         assert loaded["columns"] == ["instance_id", "patch_index", "lr", "hr"]
         assert len(loaded["keys"]) == made["patches"]
         assert loaded["pixels"] == pixels(repo / "data/edsr-small")
 
-    # A second HR version costs its own rows and no LR safetensors.
+    # A second HR version uploads its own parquet files, but no LR safetensors.
     lr_file = next((repo / "lr").glob("*.safetensors")).read_bytes()
     idc("hf_alice", "regenerate", "runs/life", "--teacher", "bicubic", "--name", "bicubic", "--no-set-default")
     hub.forget()
@@ -91,7 +91,7 @@ def test_a_life(hub: HubServer, make_client: Callable[..., Client], tmp_path: Pa
     assert old("configs", repo_id="alice/life", revision="v1.0.0") == ["edsr-small"]
     assert old("load", repo_id="alice/life", revision="v1.0.0")["pixels"] == loaded["pixels"]
 
-    # Years later, Bob takes it up: an empty folder, another account, another teacher, a repository of his own.
+    # Years later, Bob continues with an empty folder, another account and a repository of his own.
     idc("hf_bob", "pull", "alice/life", "--run-dir", "pulled")
     taken = tmp_path / "pulled/repo"
     assert {path.relative_to(taken): path.read_bytes() for path in taken.rglob("*") if path.is_file()} == {

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of storage, regeneration and publishing: a small repository tree, and teachers for it."""
+"""Fixtures: a small repository folder, and teachers for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def instances() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def repo(tmp_path: Path, instances: dict[str, np.ndarray]) -> Path:
-    """A repository tree as it is packed: LR shards, idc.json and recipe.yaml, and no HR version yet."""
+    """A freshly packed repository folder: LR shards, idc.json and recipe.yaml, but no HR version."""
     folder = tmp_path / "repo"
     metadata = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "a" * 64}
     digest = write_shards(folder / "lr", instances.items(), metadata=metadata)
@@ -55,7 +55,7 @@ def repo(tmp_path: Path, instances: dict[str, np.ndarray]) -> Path:
         instances=3,
         patches=6,
         packages={"idc-hub": "0.1.0", "torch": "2.13.0+cpu"},
-        condensation={"photographs": 3, "windows": 120, "steps": 300, "worker_seconds": 75.2},
+        condensation={"photographs": 3, "real_patches": 120, "steps": 300, "worker_seconds": 75.2},
     ).save(folder)
     return folder
 

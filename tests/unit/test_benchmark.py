@@ -154,10 +154,10 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("old", "new", "sentence"),
         [
-            ("real: real", "own: real", "hr.own is real; the photographs' own pixels, and only they, are `real: real`"),
+            ("real: real", "own: real", "hr.own is real; the name real is for the photographs' own pixels"),
             ("whole}", "whole, hr: [swin]}", "sets.whole: there is no HR version swin; the plan's `hr` has bicubic"),
             ("seeds: 2}", "hr: [real]}", "sets.idc: condensed patches have no real HR"),
-            ("bicubic: bicubic, ", "", "sets.idc: the plan's `hr` names no teacher"),
+            ("bicubic: bicubic, ", "", "condensed patches have no real HR, and the plan's `hr` names no teacher"),
             ("steps=900", "stepz=900", "sets.idc: override optimizer.stepz=900  optimizer.stepz is not a recipe key"),
             ("small-x4", "smal-x4", "sets.idc: There is no recipe smal-x4"),
             ("[edsr-small]", "[edsr-smal]", "there is no network edsr-smal"),
@@ -166,7 +166,7 @@ class TestPlan:
             ("steps: 20", "seed: 20", "training.seed is not used"),
             ("tests/Set14", "more/Set5", "testsets has two folders called Set5"),
             ("[0, 1, 2]", "[0, 1, 0]", "it should be a list of different values"),
-            ("{method: whole}", "whole", "sets.whole should say how it is made"),
+            ("{method: whole}", "whole", "sets.whole should be a mapping"),
         ],
     )
     def test_contradictions(self, load, old: str, new: str, sentence: str) -> None:
@@ -246,7 +246,7 @@ class TestTables:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         nothing = lambda *arguments: None  # noqa: E731
         said = draw_plots(Ladder(findings.plan, tmp_path, nothing, nothing, nothing), findings)
-        assert said.startswith("left out: matplotlib is not installed; pip install 'idc-hub[report]'")
+        assert said.startswith("left out: matplotlib is not installed. Run `pip install 'idc-hub[report]'`")
 
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""The card: metadata that loads, facts that are true, text that cannot be hijacked, and a user's own words kept."""
+"""The card: metadata that loads, true facts, no injection by foreign values, and user text that is kept."""
 
 import re
 import socket
@@ -55,7 +55,7 @@ Trailing   spaces.\x20\x20
 
 @pytest.fixture
 def published(repo: Path, make_teacher: MakeTeacher) -> Path:
-    """A tree with two HR versions: `nearest`, the default, and the newer `negative`."""
+    """A set with two HR versions: `nearest`, the default, and the newer `negative`."""
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-11-01")
     regenerate(CondensedSet(repo), make_teacher("invert"), "negative", date="2026-11-02", set_default=False)
     return repo
@@ -127,7 +127,7 @@ def test_without_an_hr_version_there_is_nothing_to_load(repo: Path) -> None:
     assert "No HR version" in card
 
 
-def test_the_facts_stand_on_the_page(published: Path) -> None:
+def test_the_facts_are_on_the_card(published: Path) -> None:
     card = render_card(CondensedSet(published), repo_id="ada/bridges")
     for fact in (
         "6 pairs",
@@ -179,14 +179,14 @@ def test_a_measured_result_replaces_the_warning(published: Path) -> None:
     assert "0.137" in card
 
 
-def test_the_gate_is_told_in_plain_words_and_a_table_for_each_version_that_was_measured(published: Path) -> None:
+def test_the_judgment_is_shown_as_sentences_and_a_table_for_each_measured_version(published: Path) -> None:
     assert "### Quality" not in render_card(CondensedSet(published))
     good = {"held_out": {"set": 0.0155, "real": 0.0532}, "copied": {"set": 0.25, "real": 0.0}}
     bad = {"chroma_over_luma": {"set": 0.59, "real": 0.26}, "residual": {"set": 0.2, "real": 0.2}}
     change(published, condensation={"quality": {"nearest": good, "negative": bad, "unknown": bad}})
     card = render_card(CondensedSet(published))
     assert re.findall("^### (.*)$", card, flags=re.MULTILINE) == ["Quality of `nearest`", "Quality of `negative`"]
-    assert "**Nothing is wrong with the patches as far as these figures can tell**" in card
+    assert "**The patches passed all of these checks**" in card
     assert "**The patches failed 1 of these checks.**" in card
     rows = [
         re.findall("<t[hd].*?>(.*?)</t[hd]>", row)
@@ -212,7 +212,7 @@ def test_the_gate_is_told_in_plain_words_and_a_table_for_each_version_that_was_m
         {"nearest": {"held_out": {"set": "<b>", "real": True}, "<script>": {"set": 1, "real": 1}}},
     ],
 )
-def test_figures_that_are_none_are_not_told(published: Path, quality: object) -> None:
+def test_invalid_figures_are_not_shown(published: Path, quality: object) -> None:
     plain = render_card(CondensedSet(published))
     change(published, condensation=Manifest.load(published).condensation | {"quality": quality})
     assert render_card(CondensedSet(published)) == plain
@@ -226,7 +226,7 @@ def test_pictures_are_shown_where_they_are(published: Path) -> None:
     assert re.findall(r"!\[.*?\]\((.*?)\)", render_card(CondensedSet(published))) == ["report/patches.png"]
 
 
-def test_a_place_on_the_authors_machine_is_not_told(published: Path) -> None:
+def test_folders_of_the_authors_machine_are_not_revealed(published: Path) -> None:
     (published / "recipe.yaml").write_text("source: {path: /home/ada/secret-project/photos}\n")
     card = render_card(CondensedSet(published))
     assert "secret-project" not in card
@@ -259,7 +259,7 @@ def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: P
         default="nearest",
         packages={HOSTILE: HOSTILE, HOSTILE + "2": "1.0", "idc-hub": '0"; rm -rf ~; "'},
         condensation={"device": HOSTILE, HOSTILE: HOSTILE, "steps": HOSTILE, "photographs": HOSTILE}
-        | {"windows": HOSTILE, "held_out": HOSTILE, "worker_seconds": HOSTILE, "results": [{HOSTILE: HOSTILE}]},
+        | {"real_patches": HOSTILE, "held_out": HOSTILE, "worker_seconds": HOSTILE, "results": [{HOSTILE: HOSTILE}]},
     )
     recipe = {"preset": HOSTILE, "source": {"path": HOSTILE}, "features": {"network": HOSTILE}, "patches": HOSTILE}
     (published / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -284,12 +284,12 @@ def test_a_hostile_repository_id_stays_inside_its_string(published: Path) -> Non
     assert "idc condense 'a\"b; rm -rf ~ ``` # h'" in card
 
 
-def test_a_pretty_name_of_the_users_is_the_heading(published: Path) -> None:
+def test_the_users_pretty_name_is_the_heading(published: Path) -> None:
     card = render_card(CondensedSet(published), existing=USER_CARD)
     assert "\n# Bridges: a set\n" in card
 
 
-def test_what_the_user_wrote_survives_letter_by_letter(published: Path) -> None:
+def test_what_the_user_wrote_survives_character_by_character(published: Path) -> None:
     merged = render_card(CondensedSet(published), existing=USER_CARD)
     for text in (
         "# The license was agreed with the photographers.\nlicense: cc-by-4.0\n",
@@ -305,7 +305,7 @@ def test_what_the_user_wrote_survives_letter_by_letter(published: Path) -> None:
     assert merged.index("Words before.") < merged.index(BEGIN) < merged.index(END) < merged.index("## My own")
 
 
-def test_our_keys_are_brought_up_to_date_and_tags_are_united(published: Path) -> None:
+def test_generated_keys_are_updated_and_tags_are_united(published: Path) -> None:
     before, after = metadata(USER_CARD), metadata(render_card(CondensedSet(published), existing=USER_CARD))
     assert [config["config_name"] for config in after["configs"]] == ["nearest", "negative"]
     assert after["tags"][:2] == ["bridges", "x2"]
@@ -341,35 +341,35 @@ EXISTING = {
 
 
 @pytest.mark.parametrize("existing", EXISTING.values(), ids=EXISTING.keys())
-def test_merging_keeps_foreign_keys_and_prose_and_twice_is_once(published: Path, existing: str) -> None:
-    ours = render_card(CondensedSet(published))
-    merged = merge_card(existing, ours)
-    assert merge_card(merged, ours) == merged
+def test_merging_keeps_the_users_keys_and_text_and_twice_is_once(published: Path, existing: str) -> None:
+    generated = render_card(CondensedSet(published))
+    merged = merge_card(existing, generated)
+    assert merge_card(merged, generated) == merged
     unix = existing.removeprefix("\ufeff").replace("\r\n", "\n")
     match = re.match(r"---\n(.*?)^---(?:\n|\Z)", unix, flags=re.MULTILINE | re.DOTALL)
     keys = yaml.safe_load(match[1]) or {} if match else {}
     result = yaml.safe_load(merged.split("---\n")[1])
     for key in keys.keys() - {"configs", "tags"}:
         assert result[key] == keys[key]
-    assert metadata(ours).keys() <= result.keys()
+    assert metadata(generated).keys() <= result.keys()
     prose = unix[match.end() :] if match else unix
     outside = re.sub(f"{BEGIN}.*?{END}", "", merged, flags=re.DOTALL)
     for line in prose.splitlines():
         assert line in outside or line in (BEGIN, "old facts", END)
 
 
-def test_a_card_without_marks_gets_our_section_first(published: Path) -> None:
+def test_in_a_card_without_markers_the_generated_section_comes_first(published: Path) -> None:
     merged = render_card(CondensedSet(published), existing="# A title\n\nSome words.\n")
     assert merged.index(END) < merged.index("# A title")
 
 
-@pytest.mark.parametrize("marks", [[BEGIN], [END], [END, BEGIN], [BEGIN, BEGIN, END], [BEGIN, END, BEGIN, END]])
-def test_marks_that_do_not_match_are_refused_before_words_are_lost(published: Path, marks: list[str]) -> None:
-    with pytest.raises(RunError, match="Leave one of each"):
-        render_card(CondensedSet(published), existing="\n\nwords\n\n".join(["", *marks, ""]))
+@pytest.mark.parametrize("markers", [[BEGIN], [END], [END, BEGIN], [BEGIN, BEGIN, END], [BEGIN, END, BEGIN, END]])
+def test_markers_that_do_not_match_are_refused_before_text_is_lost(published: Path, markers: list[str]) -> None:
+    with pytest.raises(RunError, match="Keep one of each"):
+        render_card(CondensedSet(published), existing="\n\nwords\n\n".join(["", *markers, ""]))
 
 
-def test_marks_inside_a_sentence_are_words(published: Path) -> None:
+def test_markers_inside_a_sentence_are_text(published: Path) -> None:
     words = f"Delete {BEGIN} and {END} to write all of it yourself.\n"
     assert render_card(CondensedSet(published), existing=words).endswith(words)
 
@@ -379,14 +379,14 @@ def test_marks_inside_a_sentence_are_words(published: Path) -> None:
     [
         ("license: [", "is not YAML"),
         ("when: 2024-13-45", "is not YAML"),
-        ("- a\n- b", "not a list of different keys"),
-        ("{license: mit}", "not a list of different keys"),
-        ("license: mit\nlicense: gpl", "not a list of different keys"),
-        ("words", "not a list of different keys"),
+        ("- a\n- b", "not a list of distinct keys"),
+        ("{license: mit}", "not a list of distinct keys"),
+        ("license: mit\nlicense: gpl", "not a list of distinct keys"),
+        ("words", "not a list of distinct keys"),
         ("tags: &mine [a]\nother: *mine", "is not YAML"),
     ],
 )
-def test_metadata_that_cannot_be_taken_apart_is_a_sentence(published: Path, front: str, sentence: str) -> None:
+def test_metadata_that_cannot_be_parsed_is_refused_in_a_sentence(published: Path, front: str, sentence: str) -> None:
     with pytest.raises(RunError, match=sentence):
         render_card(CondensedSet(published), existing=f"---\n{front}\n---\n")
 
@@ -404,7 +404,7 @@ def test_a_damaged_recipe_is_a_sentence(published: Path, recipe: str, sentence: 
         render_card(CondensedSet(published))
 
 
-def test_writing_the_card_keeps_what_stands_in_the_tree(published: Path) -> None:
+def test_writing_the_card_keeps_what_the_user_wrote_in_the_folder(published: Path) -> None:
     write_card(CondensedSet(published), license="mit")
     path = published / "README.md"
     path.write_text(path.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")

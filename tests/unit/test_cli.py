@@ -173,7 +173,7 @@ class TestHelpPages:
     def test_a_page(self, idc: Callable[..., Result]) -> None:
         code, out, _ = idc("condense", "-h")
         assert code == 0
-        assert "[default: ($IDC_RUNS or ./runs, and the name)]" in out
+        assert "[default: (the name, in $IDC_RUNS or ./runs)]" in out
         assert "section.key=value" in out
 
 
@@ -566,16 +566,37 @@ class TestSurroundings:
         assert "Did you mean 'edsr-small'?" in err
 
 
-class TestTraining:
-    @pytest.fixture
-    def photographs(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "photographs"
-        folder.mkdir()
-        rng = np.random.default_rng(0)
-        for name in ("a", "b"):
-            Image.fromarray(rng.integers(0, 256, (65, 70, 3), dtype=np.uint8)).save(folder / f"{name}.png")
-        return folder
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two photographs of noise."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (65, 70, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
 
+
+def test_a_real_set_is_made_checked_and_given_a_second_version(
+    photographs: Path, tmp_path: Path, idc: Callable[..., Result]
+) -> None:
+    run = tmp_path / "run"
+    small = ["patches.size=8", "patches.stride=4", "transform.kernel_size=3", "loss.frequencies=8", "loss.bank_size=2"]
+    code, out, err = idc("select", "random", photographs, "--ratio", "0.5", "--run-dir", run, "-q", "--json", *small)
+    assert code == 0, err
+    made = json.loads(out)
+    assert made["real_patches"] == 2 * 3 * 4  # 16 x 17 LR pixels: 3 rows, 4 columns, the last flush with the edge
+    assert made["patches"] == 12
+    code, _, err = idc("regenerate", run, "--teacher", "bicubic", "--name", "bicubic", "-q")
+    assert code == 0, err
+    code, out, err = idc("verify", run, "--json")
+    assert code == 0, err
+    assert json.loads(out)["hr_versions"] == ["bicubic", "real"]
+    assert json.loads(out)["lr_digest"] == made["lr_digest"]
+    assert json.loads(idc("status", run, "--json")[1])["finished"] == 2
+
+
+class TestTraining:
     def test_photographs(self, photographs: Path, tmp_path: Path, idc: Callable[..., Result]) -> None:
         line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "net", "--json"]
         code, out, err = idc(*line, "steps=2", "crop=8", "batch_size=2", "learning_rate=1e-4")
@@ -601,10 +622,11 @@ class TestTraining:
             values.append(psnr(imresize(imresize(hr, 1 / 4), 4), hr, protocol))
         code, out, err = idc("evaluate", "bicubic", "--testset", photographs)
         assert code == 0, err
-        head, *rows = [line.split("\t") for line in out.splitlines() if "\t" in line][3:]
-        assert head[1:] == [f"x4, {channel}, border {border}, 8-bit" for border in (2, 4) for channel in ("RGB", "Y")]
+        head, *rows = [line.split("\t") for line in out.splitlines() if "\t" in line][6:]
+        protocols = [f"x4, {channel}, border {border}, 8-bit" for border in (2, 4) for channel in ("RGB", "Y")]
+        assert head[1:] == [f"{protocol}, upscaled by imresize" for protocol in protocols]
         assert [row[0] for row in rows] == ["a.png", "b.png", "mean"]
-        found = [float(row[head.index(str(protocol))].split(" / ")[0]) for row in rows]
+        found = [float(row[head.index(f"{protocol}, upscaled by imresize")].split(" / ")[0]) for row in rows]
         assert found == pytest.approx([*values, sum(values) / 2], abs=1e-3)
 
     def test_results_are_kept_beside_the_network(
@@ -612,7 +634,7 @@ class TestTraining:
     ) -> None:
         code, _, err = idc("evaluate", "bicubic", "--testset", photographs, "--save")
         assert code == 2
-        assert "bicubic is no folder to keep a result in. Leave --save out." in err
+        assert "bicubic is not a folder in which a result can be kept. Leave --save out." in err
         line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "net", "-q"]
         assert idc(*line, "steps=1", "crop=8", "batch_size=1")[0] == 0
         assert idc("evaluate", tmp_path / "net", "--testset", photographs, "--save")[0] == 0
@@ -662,7 +684,10 @@ class TestTraining:
             "patches": 3,
             "bytes": size.file_bytes,
         }
-        Manifest("mine", 4, 8, "0" * 64, "0" * 64, 1, 3, "v", {"v": version}).save(repo)
+        Manifest.model_validate(
+            {"name": "mine", "scale": 4, "patch_size": 8, "lr_recipe_hash": "0" * 64, "lr_digest": "0" * 64}
+            | {"instances": 1, "patches": 3, "default": "v", "hr_versions": {"v": version}}
+        ).save(repo)
         settings = ["steps=1", "crop=8", "batch_size=1"]
         for number, path in enumerate((tmp_path / "run", repo)):
             line = ["train", "edsr-small", "--data", path, "--out", tmp_path / str(number), *settings, "--json"]

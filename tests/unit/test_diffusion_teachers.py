@@ -129,7 +129,7 @@ def test_idc_json_tells_how_it_was_made_and_another_making_is_another_version(
 ) -> None:
     teacher = load_teacher(pipelines["stable"], scale=2, steps=2, prompt="cat", seed=3)
     regenerate(CondensedSet(repo), teacher, "cats")
-    recorded = Manifest.load(repo).hr_versions["cats"]["teacher"]
+    recorded = Manifest.load(repo).hr_versions["cats"].teacher.model_dump()
     assert recorded == {
         "name": "stable",
         "kind": "diffusers",

@@ -1,17 +1,20 @@
 """The time that a condensation will take: its parts, how they add up, and a calibration on a small photograph."""
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import idc_hub
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
 from idc_hub.runs import forecast
 from idc_hub.runs.forecast import Sample, shortened
+from idc_hub.runs.worker import find_photographs
+from idc_hub.verbs.condense import CondensePlan
 
 
 def recipe(path: Path | str = "photographs", **optimizer: Any) -> Recipe:
@@ -45,19 +48,19 @@ def test_the_parts_add_up() -> None:
 
 def test_what_is_cut_into_pieces_takes_a_third_longer_and_makes_partners_again_at_every_step() -> None:
     sample = Sample(fixed=0, draw=0, plain=3.0, event=0, partners=0.5, paired=3.0)
-    spec = recipe().model_copy(update={"patches": recipe().patches.model_copy(update={"size": 64})})
+    changed = recipe().model_copy(update={"patches": recipe().patches.model_copy(update={"size": 64})})
     # One size was measured: everything grows in proportion.
     plain, measured = 3.0 * 20, 4 * 5 / 4
     expected = 1000 * plain * 1.02 * 4 / 3 + 0.59 * 1000 * 0.5 * 20 + measured * plain
-    assert forecast._seconds(64, 20, {(16, 1): [sample]}, spec) == pytest.approx(expected)
+    assert forecast._seconds(64, 20, {(16, 1): [sample]}, changed) == pytest.approx(expected)
 
 
 def test_where_nothing_is_grouped_or_paired_all_steps_are_plain() -> None:
     sample = Sample(fixed=0, draw=0, plain=0.1, event=0.5, partners=0.5, paired=0.9)
-    spec = recipe()
-    spec = spec.model_copy(update={"loss": spec.loss.model_copy(update={"group_weight": 0, "pair_weight": 0})})
+    changed = recipe()
+    changed = changed.model_copy(update={"loss": changed.loss.model_copy(update={"group_weight": 0, "pair_weight": 0})})
     expected = 1000 * 0.1 * 1.02 + 4 * 5 * 0.1 / 4
-    assert forecast._seconds(16, 1, {(16, 1): [sample]}, spec) == pytest.approx(expected)
+    assert forecast._seconds(16, 1, {(16, 1): [sample]}, changed) == pytest.approx(expected)
 
 
 def test_choosing_the_first_patches_looks_at_the_real_side_of_four_draws_more() -> None:
@@ -66,43 +69,53 @@ def test_choosing_the_first_patches_looks_at_the_real_side_of_four_draws_more() 
         forecast._seconds(16, 1, {(16, 1): [sample]}, recipe(initial=initial)) for initial in ("cf-greedy", "real")
     )
     assert chosen - drawn == pytest.approx(4 * 0.4)
-    spec = shortened(recipe(initial="cf-greedy"))  # what is counted here must not be in the samples
-    assert spec.optimizer.initial == "real"
+    changed = shortened(recipe(initial="cf-greedy"))  # what is counted here must not be in the samples
+    assert changed.optimizer.initial == "real"
 
 
 def test_the_shortened_recipe_groups_and_pairs_everything_before_its_last_steps() -> None:
-    spec = shortened(recipe())
-    assert spec.assignment.event_steps(spec.optimizer.steps) == (3, 4)
-    assert spec.patches == recipe().patches
-    assert spec.transform == recipe().transform
+    changed = shortened(recipe())
+    assert changed.assignment.event_steps(changed.optimizer.steps) == (3, 4)
+    assert changed.patches == recipe().patches
+    assert changed.transform == recipe().transform
 
 
-def test_a_dry_run_predicts_seconds_and_writes_nothing(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Three photographs of noise, each with 9 real patches."""
+    rng = np.random.default_rng(0)
     (tmp_path / "photographs").mkdir()
-    write_png(tmp_path / "photographs" / "noise.png", picture)
+    for name in ("a", "b", "c"):
+        picture = rng.integers(0, 256, (192, 192, 3), dtype=np.uint8)
+        write_png(tmp_path / "photographs" / f"{name}.png", picture)
+    return tmp_path / "photographs"
+
+
+def test_a_dry_run_predicts_seconds_and_writes_nothing(photographs: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
     def predicted(steps: int) -> float:
-        spec = recipe(tmp_path / "photographs", steps=steps)
-        return float(idc_hub.condense(spec, run_dir=run_dir, dry_run=True, progress=False).predicted_seconds)
+        plan = idc_hub.condense(recipe(photographs, steps=steps), run_dir=run_dir, dry_run=True, progress=False)
+        assert isinstance(plan, CondensePlan)
+        return plan.predicted_seconds
 
     assert 0 < predicted(1000) < predicted(100_000)
     assert not run_dir.exists()
 
 
-def test_workers_share_the_photographs_but_not_one_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    lr, places = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)
-    monkeypatch.setattr(forecast, "real_patches", lambda *ignored: (lr, places))
-    monkeypatch.setattr(forecast, "open_source", lambda **ignored: None)
+def test_workers_share_the_photographs_but_not_one_photograph(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only the clock is replaced: a step takes .01 s, all else nothing.
     monkeypatch.setattr(Sample, "take", lambda *ignored: Sample(0, 0, 0.01, 0, 0, 0.01))
-    shares: Any = [SimpleNamespace(count=1, patches=4) for _ in range(3)]
+    network = torch.nn.Identity()
+    found, _ = find_photographs(recipe(photographs), progress=False)
+    instances = [replace(instance, count=1) for instance in found]
 
     def seconds(processes: int) -> float:
-        return forecast.predict_seconds(recipe(), shares, torch.nn.Identity(), processes, torch.device("cpu"))
+        return forecast.predict_seconds(recipe(photographs), instances, network, processes, torch.device("cpu"))
 
+    # 1,000 steps, 2 % more for logging, 5 held-out sets at 4 draws for a quarter of a step each: 10.25 s a photograph.
     assert seconds(1) == pytest.approx(30.75)
     assert seconds(2) == pytest.approx(15.375)
     assert seconds(8) == pytest.approx(10.25)
@@ -112,8 +125,6 @@ def test_workers_share_the_photographs_but_not_one_photograph(monkeypatch: pytes
 def test_a_slow_extractor_is_tried_on_a_quarter_of_the_pixels(
     monkeypatch: pytest.MonkeyPatch, limit: float, sides: list[int], scale: int
 ) -> None:
-    import torch
-
     seen: list[int] = []
 
     def take(lr: torch.Tensor, *ignored: object) -> Sample:

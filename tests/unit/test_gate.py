@@ -1,4 +1,4 @@
-"""The quality gate of a Run: measured when it is finished, kept with it, told on the card, the same each time."""
+"""The quality gate of a Run: measured at the end, recorded, shown on the card, and reproducible."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from PIL import Image
 import idc_hub
 from idc_hub.dataset import gate
 from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.judgment import FIGURES
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import ImageError, RunError
-from idc_hub.images.figures import FIGURES
 from idc_hub.images.files import write_png
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
@@ -54,7 +54,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bad(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CondenseResult]:
-    """A Run that has hardly left the noise it began with, and what `condense` returned."""
+    """A Run that is still close to its initial noise, and the result of `condense`."""
     run_dir = tmp_path_factory.mktemp("runs") / "bad"
     spec = recipe(photographs, initial="noise")
     return run_dir, idc_hub.condense(spec, run_dir=run_dir, num_processes=1, progress=False)
@@ -71,7 +71,7 @@ def test_condense_says_which_figures_fail(bad: tuple[Path, CondenseResult]) -> N
     assert result.quality["held_out"]["real"] == pytest.approx(result.held_out_random)
 
 
-def test_it_is_kept_with_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, CondenseResult]) -> None:
+def test_the_result_is_in_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, CondenseResult]) -> None:
     run_dir, result = bad
     kept = json.loads((run_dir / "quality.json").read_text())["hr_versions"]["bicubic"]
     assert kept["figures"] == result.quality
@@ -97,7 +97,7 @@ def test_condensing_again_measures_nothing_again(
     assert again.warnings == bad[1].warnings
 
 
-def test_measuring_again_gives_the_same_and_further_versions_stand_beside_it(
+def test_measuring_again_gives_the_same_result_and_keeps_other_versions(
     bad: tuple[Path, CondenseResult],
 ) -> None:
     run_dir = bad[0]
@@ -125,12 +125,12 @@ def test_the_real_patches_themselves_pass_and_count_as_copied(photographs: Path,
     assert (found["copied"], found["nearest"], found["coverage"]) == (1, 0, 1)
     for key in ("luma_hf", "chroma_over_luma", "residual", "saturated"):
         assert found[key] == pytest.approx(result.quality[key]["real"]), key
-    assert "Nothing is wrong with the patches" in (tmp_path / "run" / "repo" / "README.md").read_text()
+    assert "The patches passed all of these checks" in (tmp_path / "run" / "repo" / "README.md").read_text()
 
 
 def test_a_set_without_its_photographs_is_a_sentence(bad: tuple[Path, CondenseResult], tmp_path: Path) -> None:
     shutil.copytree(bad[0] / "repo", tmp_path / "repo")
-    with pytest.raises(RunError, match=r"without its photographs.*on its card"):
+    with pytest.raises(RunError, match=r"without its photographs.*The card shows"):
         idc_hub.quality(tmp_path)
     with pytest.raises(RunError, match="holds no condensed set"):
         idc_hub.quality(tmp_path / "nowhere")
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_a_sentence(bad: tuple[Path, CondenseResult]) -> None:
         older = json.loads(before) | {"format_version": 1}
         path.write_text(json.dumps(older))
         assert gate.recorded(Run.open(bad[0]), CondensedSet.open(bad[0])) == {}, (
-            "what was held to other limits is measured again"
+            "measurements of an older format are ignored"
         )
     finally:
         path.write_bytes(before)
@@ -163,7 +163,7 @@ def test_photographs_that_are_gone_are_named(bad: tuple[Path, CondenseResult], p
         moved.rename(photographs)
 
 
-def test_at_most_64_photographs_and_256_patches_are_looked_at(tmp_path: Path) -> None:
+def test_at_most_64_photographs_and_256_patches_are_measured(tmp_path: Path) -> None:
     photographs = [
         Instance(f"{number:03}", f"{number:03}.png", "0" * 64, 64, 64, 16, count=15 * (number != 3))
         for number in range(100)

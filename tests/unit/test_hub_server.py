@@ -1,4 +1,4 @@
-"""The test fixture in tests/hub_server, held to the protocol that the real client relies on, over plain HTTP."""
+"""The server in tests/hub_server, checked over plain HTTP against the protocol that the real client relies on."""
 
 import base64
 import hashlib

@@ -26,12 +26,12 @@ from idc_hub.dataset import gate
 from idc_hub.dataset.card import write_card
 from idc_hub.dataset.check import check_repository
 from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.judgment import FIGURES, judge, table
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import read_rows, write_rows
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import DivergedError, ImageError, IncompleteError, NetworkError, RecipeError, RunError
 from idc_hub.hub.releases import NetworkRelease
-from idc_hub.images.figures import FIGURES, judge, table
 from idc_hub.images.files import decode_png, encode_png, write_png
 from idc_hub.images.metrics import Protocol
 from idc_hub.networks import teachers
@@ -491,14 +491,14 @@ def test_black_patches_fail_on_either_side(photographs: Path, tmp_path: Path, mo
     write_rows(folder, [*rows[:-1], replace(rows[-1], hr_png=black(rows[-1].hr_png))])
     failed = gate.measure(run, CondensedSet(run.repo), "bicubic", bicubic)
     assert failed["warnings"][0].startswith(f"{FIGURES['residual'].label} is ")
-    assert failed["warnings"][0].endswith("HR patches show something else than their LR patches")
+    assert failed["warnings"][0].endswith("HR patches differ from their LR patches in content")
     assert not failed["figures"]["flat_hr"]["passed"]
     assert failed["figures"]["flat_hr"]["set"] == 1 / 16
     name = f"patch_index {rows[-1].patch_index} of instance_id coffee"
-    with pytest.raises(RunError, match=f"HR is of one color, and LR is not, in {name}; the teacher failed there"):
+    with pytest.raises(RunError, match=f"HR has a single color that LR does not have in {name}; the teacher failed"):
         check_repository(CondensedSet(run.repo), again=True)
-    with pytest.raises(ImageError, match=f"HR of row {len(rows) - 1} is of one color, and its LR is not"):
-        read_version(CondensedSet(run.repo), 4)
+    with pytest.raises(ImageError, match=f"HR of {name} is of one color, and its LR is not"):
+        list(read_version(CondensedSet(run.repo), 4))
 
     blackened = [replace(row, lr_png=black(row.lr_png), hr_png=black(row.hr_png)) for row in rows[:2]]
     write_rows(folder, [*blackened, *rows[2:]])
@@ -526,10 +526,12 @@ def test_a_figure_that_was_not_finite_fails_on_the_card_too(repo: Path) -> None:
 
 
 def test_idc_says_it_and_exits_with_1(module: str, tmp_path: Path) -> None:
-    write_png(tmp_path / "bright.png", np.full((64, 64, 3), 200, np.uint8))
-    command = [sys.executable, "-m", "idc_cli.main", "evaluate", f"{module}:build_nan", "--testset", str(tmp_path)]
+    testset = tmp_path / "bright"
+    testset.mkdir()
+    write_png(testset / "bright.png", np.full((64, 64, 3), 200, np.uint8))
+    command = [sys.executable, "-m", "idc_cli.main", "evaluate", f"{module}:build_nan", "--testset", str(testset)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 1
     said = " ".join(result.stderr.split())
-    assert said.startswith("error: The teacher overflowing-build-nan gave NaN or Inf for bright.png.")
+    assert said.startswith("error: The network overflowing-build-nan gave NaN or Inf for bright.png.")

@@ -1,4 +1,4 @@
-"""The figures of the quality gate, on arrays whose answers are known, and what the gate makes of them."""
+"""The figures of the quality gate on arrays with known answers, and their judgment."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,8 +10,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
+from idc_hub.dataset.judgment import FIGURES, judge, table
 from idc_hub.images import figures as quality
-from idc_hub.images.figures import FIGURES, Quality, judge, table
+from idc_hub.images.figures import Quality
 from idc_hub.images.patches import cut
 from idc_hub.images.resize import imresize
 
@@ -51,7 +52,7 @@ def with_chroma_noise(patches: np.ndarray, strength: float = 12) -> np.ndarray:
 
 
 def figures(patches: np.ndarray, real: np.ndarray, own: np.ndarray | None = None) -> dict[str, float]:
-    """Those of one photograph, with nearest-neighbor enlargement as the teacher."""
+    """The figures of one photograph, with nearest-neighbor enlargement as the teacher."""
     collected = Quality()
     collected.add(patches, patches.repeat(2, axis=2).repeat(2, axis=3), real, own)
     return collected.figures()
@@ -88,9 +89,9 @@ def test_blurring_lowers_the_residual(photograph: np.ndarray) -> None:
 
 
 def test_the_color_distance_is_that_of_scipy() -> None:
-    ours, theirs = noise(3, 3, 8, 8), noise(5, 3, 8, 8, low=90, high=140, seed=1)
-    expected = [wasserstein_distance(ours[:, c].ravel() / 255, theirs[:, c].ravel() / 255) for c in range(3)]
-    assert quality.color_distance(ours, theirs) == pytest.approx(np.mean(expected))
+    patches, real = noise(3, 3, 8, 8), noise(5, 3, 8, 8, low=90, high=140, seed=1)
+    expected = [wasserstein_distance(patches[:, c].ravel() / 255, real[:, c].ravel() / 255) for c in range(3)]
+    assert quality.color_distance(patches, real) == pytest.approx(np.mean(expected))
     assert quality.color_distance(flat(20), flat(71, count=4)) == pytest.approx(0.2)
 
 
@@ -117,7 +118,7 @@ def test_white_noise_has_a_flat_spectrum_at_its_variance() -> None:
     assert power[1:].mean() == pytest.approx(variance, rel=0.02)
 
 
-def test_a_wave_stands_at_its_frequency() -> None:
+def test_a_wave_has_its_power_at_its_frequency() -> None:
     wave = 128 + 100 * np.cos(2 * np.pi * 5 * np.arange(32) / 32)
     patch = np.broadcast_to(wave, (1, 3, 32, 32)).astype(np.uint8)
     assert quality.spectrum(patch).argmax() + 1 == 5
@@ -147,7 +148,7 @@ def test_more_real_patches_than_one_piece_are_all_searched() -> None:
     assert quality.nearest_distances(many[[0, 300, 599]], many).tolist() == [0, 0, 0]
 
 
-def test_the_whole_set_covers_everything_one_half_its_half_and_strangers_nothing(real: np.ndarray) -> None:
+def test_the_whole_set_covers_everything_half_of_it_half_and_noise_nothing(real: np.ndarray) -> None:
     assert quality.coverage(real, real) == 1
     dark, bright = noise(20, 3, SIDE, SIDE, high=40), noise(20, 3, SIDE, SIDE, low=200, seed=1)
     both = np.concatenate([dark, bright])
@@ -196,7 +197,7 @@ def test_blurred_patches_fail_by_their_spectrum_and_their_residual(real: np.ndar
     assert gate["figures"]["luma_hf"]["passed"] is None
 
 
-def test_what_is_copied_is_counted_and_not_judged(real: np.ndarray) -> None:
+def test_copies_are_counted_but_not_judged(real: np.ndarray) -> None:
     half = np.concatenate([real[:3], noise(3, 3, SIDE, SIDE)])
     gate = judge(figures(half, real), [figures(real[:6], real, np.arange(6))])
     assert gate["figures"]["copied"]["set"] == 0.5

@@ -52,7 +52,7 @@ def test_idc_json_names_teacher_digest_date_and_counts(repo: Path, make_teacher:
     before = Manifest.load(repo)
     result = regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-02-03")
     after = Manifest.load(repo)
-    assert after.hr_versions == {
+    assert {name: version.model_dump() for name, version in after.hr_versions.items()} == {
         "nearest": {
             "teacher": {
                 "name": "repeat",
@@ -75,7 +75,7 @@ def test_without_a_date_it_is_today(repo: Path, make_teacher: MakeTeacher) -> No
     days = {datetime.now(UTC).date().isoformat()}
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     days.add(datetime.now(UTC).date().isoformat())
-    assert Manifest.load(repo).hr_versions["nearest"]["date"] in days
+    assert Manifest.load(repo).hr_versions["nearest"].date in days
 
 
 def test_a_second_version_leaves_lr_and_the_first_one_as_they_are(repo: Path, make_teacher: MakeTeacher) -> None:
@@ -176,7 +176,9 @@ def test_damaged_lr_is_found_before_the_teacher_starts(repo: Path, make_teacher:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()])
-def test_an_interruption_leaves_the_tree_as_it_was(repo: Path, make_teacher: MakeTeacher, error: BaseException) -> None:
+def test_an_interruption_leaves_the_folder_as_it_was(
+    repo: Path, make_teacher: MakeTeacher, error: BaseException
+) -> None:
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     before = contents(repo)
     calls = []

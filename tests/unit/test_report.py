@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from idc_hub.dataset.condensed_set import CondensedSet
-from idc_hub.dataset.manifest import Manifest
+from idc_hub.dataset.manifest import HRVersion, Manifest, TeacherRecord
 from idc_hub.dataset.parquet import Row, write_rows
 from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, draw_patches
 from idc_hub.dataset.regenerate import regenerate
@@ -19,7 +19,7 @@ MakeTeacher = Callable[..., Teacher]
 
 
 def holds(picture: np.ndarray, tile: np.ndarray) -> bool:
-    """Whether `tile` stands somewhere in `picture`, pixel for pixel."""
+    """Whether `picture` contains `tile`, pixel for pixel."""
     height, width, _ = tile.shape
     corners = np.argwhere((picture == tile[0, 0]).all(axis=2))
     return any(np.array_equal(picture[y : y + height, x : x + width], tile) for y, x in corners)
@@ -82,13 +82,13 @@ def test_noise_that_no_png_shrinks_still_fits(repo: Path) -> None:
     size = write_rows(repo / "data" / "noise", rows)
     manifest = Manifest.load(repo)
     teacher = {"name": "noise", "kind": "network", "scale": 2, "weights_sha256": None, "license": None}
-    manifest.hr_versions["noise"] = {
-        "teacher": teacher,
-        "lr_digest": manifest.lr_digest,
-        "date": "2026-11-21",
-        "patches": 6,
-        "bytes": size.file_bytes,
-    }
+    manifest.hr_versions["noise"] = HRVersion(
+        teacher=TeacherRecord.of(teacher),
+        lr_digest=manifest.lr_digest,
+        date="2026-11-21",
+        patches=6,
+        bytes=size.file_bytes,
+    )
     manifest.default = "noise"
     manifest.save(repo)
     path = draw_patches(CondensedSet(repo))

@@ -70,7 +70,7 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
     assert result.patches == (total if method == "whole" else 20)
     assert result.hr_version == "real"
     shares = {instance.id: instance for instance in Run.open(run).instances}
-    chosen = {name: Run.open(run).read_facts(instance)["windows"] for name, instance in shares.items()}
+    chosen = {name: Run.open(run).read_facts(instance)["places"] for name, instance in shares.items()}
     pairs = rows(run, "real")
     assert len(pairs) == sum(map(len, chosen.values())) == result.patches
     for pair in pairs:
@@ -193,7 +193,7 @@ def test_a_teacher_makes_hr_and_real_hr_can_follow(photographs: Path) -> None:
     idc_hub.regenerate(run, teacher="real", name="own", set_default=False, progress=False)
     facts = Manifest.load(run / "repo")
     assert facts.default == "bicubic"
-    assert facts.hr_versions["own"]["teacher"]["kind"] == "photographs"
+    assert facts.hr_versions["own"].teacher.kind == "photographs"
     fresh = photographs.parent / "fresh"
     choose(photographs, run_dir=fresh)
     assert rows(run, "own") == rows(fresh, "real")
@@ -223,7 +223,7 @@ def test_real_hr_of_synthetic_or_pulled_patches_is_refused(photographs: Path, tm
         idc_hub.regenerate(condensed, teacher="real", name="real", progress=False)
     choose(photographs)
     shutil.copytree(tmp_path / "run" / "repo", tmp_path / "pulled" / "repo")
-    with pytest.raises(RunError, match="does not say where its patches were cut out"):
+    with pytest.raises(RunError, match="does not record where its patches were cut out"):
         idc_hub.regenerate(tmp_path / "pulled", teacher="real", name="again", progress=False)
     with pytest.raises(NetworkError):
         idc_hub.condense(
@@ -239,7 +239,7 @@ def test_real_hr_of_synthetic_or_pulled_patches_is_refused(photographs: Path, tm
         ({"method": "idc"}, "idc condense"),
         ({"method": "nearest"}, "method is nearest"),
         ({"ratio": 0}, "patches.ratio is 0"),
-        ({"ratio": 0.001}, "104 real patches at a ratio of 0.001 leave none"),
+        ({"ratio": 0.001}, "A ratio of 0.001 of 104 real patches is less than one patch"),
         ({"scale": 5}, "scale is 5"),
         ({"name": "My photos"}, "name is My photos"),
     ],
@@ -289,7 +289,7 @@ def test_the_card_tells_what_it_is(photographs: Path) -> None:
     choose(photographs, "herding")
     repo = photographs.parent / "run" / "repo"
     card = (repo / "README.md").read_text()
-    for claim in ("synthetic", "optimized by", "teacher's errors", "not ground truth", "condensed", "distillation"):
+    for claim in ("synthetic", "optimized by", "the teacher's output", "not ground truth", "condensed", "distillation"):
         assert claim not in card, claim
     for fact in ("by herding (Welling 2009)", "Nothing was optimized", "coreset-selection", "(19.2 %)"):
         assert fact in card, fact
@@ -299,8 +299,8 @@ def test_the_card_tells_what_it_is(photographs: Path) -> None:
         assert f" {override}" in command
     idc_hub.regenerate(repo.parent, teacher="bicubic", name="bicubic", progress=False)
     both = render_card(CondensedSet(repo))
-    assert "HR patches of `real` are the same pieces" in both
-    assert "HR patches of the other versions are what the teacher makes of them" in both
+    assert "HR patches of `real` are the same crops" in both
+    assert "HR patches of the other versions are the teacher's output" in both
     assert "machine-generated" in both
     (repo / "recipe.yaml").write_text("method: <script>\n")  # a foreign file
     assert "<script>" not in render_card(CondensedSet(repo))
@@ -308,10 +308,10 @@ def test_the_card_tells_what_it_is(photographs: Path) -> None:
 
 def test_a_network_trained_on_it_will_not_say_condensed(photographs: Path) -> None:
     choose(photographs, "random")
-    pairs, facts = read_data(str(photographs.parent / "run"), 2)
-    assert len(pairs) == 20
-    assert facts["selection"] == "my-photos-random"
-    assert "condensed_set" not in facts
+    pairs = read_data(str(photographs.parent / "run"), 2)
+    assert len(pairs) == len(list(pairs)) == 20
+    assert pairs.facts["selection"] == "my-photos-random"
+    assert "condensed_set" not in pairs.facts
 
 
 def test_the_lr_hash_covers_the_method(photographs: Path) -> None:

@@ -1,9 +1,9 @@
-"""LR shards: bytes, digest, order, limits; what is damaged or hostile is refused; an interruption loses nothing."""
+"""LR shards: bytes, digest, order, limits, damaged or hostile files, and interruption."""
 
 import hashlib
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.shards import INDEX_NAME, iterate_lr, lr_digest, read_index, verify_lr, write_shards
+from idc_hub.dataset.shards import INDEX_NAME, LRDigest, iterate_lr, read_index, verify_lr, write_shards
 from idc_hub.errors import RunError
 
 METADATA = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "a" * 64}
@@ -21,6 +21,13 @@ METADATA = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def lr_digest(instances: Iterable[tuple[str, np.ndarray | torch.Tensor]]) -> str:
+    digest = LRDigest()
+    for instance_id, patches in instances:
+        digest.update(instance_id, patches)
+    return digest.hexdigest()
 
 
 def test_the_digest_is_sha256_over_id_shape_and_bytes(instances: dict[str, np.ndarray]) -> None:
@@ -161,13 +168,13 @@ def test_ids_out_of_order_are_refused(tmp_path: Path, second: str) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "sentence"),
     [
-        ({"cat": "../secret.safetensors"}, "file name that is not allowed"),
-        ({"cat": "/etc/passwd"}, "file name that is not allowed"),
-        ({"cat": "sub/lr-00001-of-00001.safetensors"}, "file name that is not allowed"),
-        ({"cat": "lr-00001-of-00001.safetensors\n"}, "file name that is not allowed"),
-        ({"cat": 3}, "file name that is not allowed"),
-        ({"../cat": "lr-00001-of-00001.safetensors"}, "instance id that is not allowed"),
-        ({"": "lr-00001-of-00001.safetensors"}, "instance id that is not allowed"),
+        ({"cat": "../secret.safetensors"}, "invalid file name"),
+        ({"cat": "/etc/passwd"}, "invalid file name"),
+        ({"cat": "sub/lr-00001-of-00001.safetensors"}, "invalid file name"),
+        ({"cat": "lr-00001-of-00001.safetensors\n"}, "invalid file name"),
+        ({"cat": 3}, "invalid file name"),
+        ({"../cat": "lr-00001-of-00001.safetensors"}, "invalid instance id"),
+        ({"": "lr-00001-of-00001.safetensors"}, "invalid instance id"),
         (["cat"], "not a shard index"),
     ],
 )
