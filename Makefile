@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast test-low quality bench
+.PHONY: help install quickstart test test-fast test-low test-spandrel quality bench
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,17 @@ test-fast: install  ## Run the tests that take little time, in every room
 # compute as an old processor does, so that no test can hold on the developer's machine only.
 test-low: install  ## Run the fast tests with the kernels of an old processor
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(FAST)
+
+# Beside the CPU build of torch, torchvision cannot be imported, and its mere presence breaks diffusers and transformers. So
+# spandrel gets an environment of its own, on top of .venv and without torchvision (tests/conftest.py).
+test-spandrel: install .venv-spandrel/installed  ## Run the tests that need spandrel, in an environment of their own
+	.venv-spandrel/bin/python -m pytest -m spandrel tests/unit
+
+.venv-spandrel/installed:
+	$(PYTHON) -m venv .venv-spandrel
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-spandrel/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	.venv-spandrel/bin/pip install --quiet --no-deps spandrel einops
+	touch $@
 
 quality: install  ## Check format, lint and types
 	$(BIN)/ruff format --check .
