@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast test-low test-spandrel quality bench
+.PHONY: help install quickstart test test-fast test-low test-spandrel quality bench release-check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -50,3 +50,20 @@ quality: install  ## Check format, lint and types
 
 bench: install  ## Measure the quickstart's patches beside random real ones
 	$(BIN)/idc quality runs/quickstart
+
+# torch is the one that constraints.txt names in both environments: it is large, and its lower bound is not tried here.
+TORCH := $(shell grep '^torch==' constraints.txt)
+NEWEST := /dev/null
+LOWEST := constraints-lowest.txt
+
+release-check: install  ## Build wheel and sdist, and run the quickstart from the wheel with the newest and the lowest dependencies
+	rm -rf dist .release && mkdir .release
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m hatchling build --target sdist
+	for versions in $(NEWEST) $(LOWEST); do \
+		rm -rf .release/venv && $(PYTHON) -m venv .release/venv && \
+		.release/venv/bin/pip install --quiet --constraint $$versions $(TORCH) dist/*.whl && \
+		(cd .release && rm -rf runs && venv/bin/idc --version && \
+		venv/bin/idc condense quickstart optimizer.steps=40 assignment.events=5 --quiet && \
+		venv/bin/idc verify runs/quickstart) || exit 1; \
+	done
