@@ -1,5 +1,5 @@
 """Pixels and files: reading photographs, cutting and shrinking them, measuring results. Knows no network.
 
-`files` reads and writes image files, `sources` finds photographs, `resize` shrinks as MATLAB does, `patches`
-cuts, `metrics` measures.
+`files` reads and writes image files; `sources` finds photographs, with `hub_dataset` for those on the Hub and `layouts`
+to tell HR from LR; `resize` downscales as MATLAB does; `patches` cuts; `metrics` measures.
 """

@@ -125,7 +125,6 @@ def _decode(data: bytes, header: _Header, name: str) -> Photograph:
     try:
         with header.open(BytesIO(data)) as image:
             frames = getattr(image, "n_frames", 1)
-            # An MPO is a JPEG with previews behind it, and is opened as the JPEG that it is.
             image.load()
             orientation = image.getexif().get(_ORIENTATION_TAG, header.orientation)
             upright = ImageOps.exif_transpose(image)

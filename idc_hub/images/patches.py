@@ -1,6 +1,6 @@
-"""Windows on the LR grid, and the HR box that belongs to each.
+"""Windows on the LR grid, the HR box of each, and the patches that are cut there.
 
-An HR box is always derived from its LR box, never cut on a grid of its own, so a pair cannot drift apart.
+An HR box is always derived from its LR window and never cut on a grid of its own, so LR and HR stay aligned.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_NEAR_COLOUR = 8
-"""Gray levels that a teacher may take away from a flat patch: noise that it smooths."""
+_NEAR_COLOR = 8
+"""Gray levels by which a teacher may change a flat patch, because it smooths noise."""
 _REACH = 2
-"""LR pixels that bicubic downscaling looks beyond: so near to its edge, LR shows what lies outside of its HR box."""
+"""Width in LR pixels of the border where bicubic downscaling also reads pixels outside the HR box."""
 
 
 def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
     """Positions of the square windows of an LR image, row by row.
 
-    If the stride leaves pixels over, one more window lies flush with the far edge.
+    If the stride leaves pixels over, one more window is flush with the far edge.
 
     Args:
         height: Height of the LR image.
@@ -30,7 +30,7 @@ def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, 
         stride: Distance between neighboring windows, in LR pixels.
 
     Returns:
-        `(top, left)` of each window; empty where the image is smaller than one window.
+        `(top, left)` of each window; empty if the image is smaller than one window.
     """
     lefts = _starts(width, size, stride)
     return [(top, left) for top in _starts(height, size, stride) for left in lefts]
@@ -50,12 +50,12 @@ def hr_box(place: tuple[int, int], size: int, scale: int) -> tuple[int, int, int
 
 
 def cut(lr: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """Cut an LR image into its windows.
+    """Cut an LR image into patches, one at each window.
 
     Args:
         lr: uint8 RGB image, `[height, width, 3]`.
-        size: Side of a window.
-        stride: Distance between neighboring windows.
+        size: Side of a patch.
+        stride: Distance between neighboring patches.
 
     Returns:
         uint8 patches `[N, 3, size, size]`, in the order of `windows`.
@@ -77,7 +77,7 @@ def synthetic_counts(real_counts: Sequence[int], ratio: float, minimum: int) -> 
     Args:
         real_counts: Real patches of each photograph, in order.
         ratio: Synthetic patches per real one, in (0, 1].
-        minimum: Patches that every photograph gets at least.
+        minimum: Least number of patches of a photograph.
 
     Returns:
         One count per photograph.
@@ -105,14 +105,14 @@ def complexity(patches: np.ndarray) -> np.ndarray:
 
 
 def is_one_color(patches: np.ndarray) -> np.ndarray:
-    """Which of uint8 patches `[n, 3, h, w]` have the same value in all pixels, channel by channel: bool `[n]`."""
+    """Which patches, uint8 `[n, 3, h, w]`, have one value per channel in all their pixels: bool `[n]`."""
     return (patches == patches[:, :, :1, :1]).all(axis=(1, 2, 3))
 
 
 def is_wrongly_one_color(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
-    """Which HR patches are of one color although their LR patches are not, or not of that color.
+    """Which HR patches have a single color that their LR patches do not have.
 
-    No teacher and no photograph makes such pairs; NaN that was written as pixels does.
+    Sound teachers and photographs never make such pairs; NaN written as pixels does.
 
     Args:
         lr: uint8 `[n, 3, h, w]`.
@@ -123,7 +123,7 @@ def is_wrongly_one_color(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
     """
     inside = lr[:, :, _REACH:-_REACH, _REACH:-_REACH] if min(lr.shape[2:]) > 2 * _REACH else lr
     away = np.abs(inside.astype(int) - hr[:, :, :1, :1]).max(axis=(1, 2, 3))
-    return is_one_color(hr) & (away > _NEAR_COLOUR)
+    return is_one_color(hr) & (away > _NEAR_COLOR)
 
 
 def luma(patches: np.ndarray) -> np.ndarray:

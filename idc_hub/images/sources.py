@@ -58,8 +58,8 @@ class Instance:
         width: Width of the HR image after the mod-crop.
         height: Height of the HR image after the mod-crop.
         patches: Number of its real LR patches.
-        count: Patches that stand for it in the set, synthetic or chosen; 0 before they are counted, and where the
-            ratio leaves it none.
+        count: Number of its patches in the set, synthetic or chosen; 0 before they are counted, or if the ratio leaves
+            none.
         notes: A phrase for each conversion that reading the file took, as `Photograph.notes`.
     """
 
@@ -274,7 +274,7 @@ def survey(
 
 
 def load_hr(source: Source, instance: Instance, *, scale: int) -> np.ndarray:
-    """The HR image of an instance, held to the digest that the survey found.
+    """The HR image of an instance, checked against the digest that the survey found.
 
     Args:
         source: Where the instance was found.
@@ -297,7 +297,7 @@ def load_hr(source: Source, instance: Instance, *, scale: int) -> np.ndarray:
 
 
 def load_lr_patches(source: Source, instance: Instance, *, scale: int, size: int, stride: int) -> np.ndarray:
-    """The LR patches of an instance: photograph, mod-crop, MATLAB bicubic, windows.
+    """The LR patches of an instance: mod-cropped, downscaled by MATLAB's bicubic, and cut.
 
     Args:
         source: Where the instance was found.

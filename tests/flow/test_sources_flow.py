@@ -78,6 +78,47 @@ def test_a_zip_at_other_scales(scale: int, photographs: dict[str, bytes], tmp_pa
         np.testing.assert_array_equal(hr, imresize(lr, scale))
 
 
+def test_a_zip_in_a_dataset_on_the_hub(
+    hub: HubServer, make_client: Callable[..., Client], photographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    alice = make_client("hf_alice")
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, data in photographs.items():
+            file.writestr(f"HR/{name}", data)
+    alice("api", method="create_repo", repo_id="alice/zipped", repo_type="dataset")
+    alice(
+        "api",
+        method="upload_file",
+        path_or_fileobj=str(archive),
+        path_in_repo="images.zip",
+        repo_id="alice/zipped",
+        repo_type="dataset",
+    )
+    environment = hub.environment("hf_alice", tmp_path / "home")
+    made = condense(tmp_path, "source.path=alice/zipped", "source.exclude=*chelsea*", **environment)
+    assert made["photographs"] == 1
+    (tmp_path / "astronaut").mkdir()
+    (tmp_path / "astronaut" / "astronaut.png").write_bytes(photographs["astronaut.png"])
+    local = tmp_path / "local"
+    local.mkdir()
+    assert condense(local, f"source.path={tmp_path / 'astronaut'}")["lr_digest"] == made["lr_digest"]
+
+
+def test_a_folder_that_does_not_exist_is_said_without_retries(hub: HubServer, tmp_path: Path) -> None:
+    environment = hub.environment("hf_alice", tmp_path / "home")
+    result = subprocess.run(
+        [sys.executable, "-m", "idc_cli.main", "evaluate", "bicubic", "--testset", "photos/validation"],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: There is no folder or zip photos/validation here, and on the Hub no such")
+    assert len([line for line in hub.log if "photos/validation" in str(line)]) == 1
+
+
 def test_a_dataset_on_the_hub(
     hub: HubServer, make_client: Callable[..., Client], photographs: dict[str, bytes], tmp_path: Path
 ) -> None:
