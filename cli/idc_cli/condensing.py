@@ -203,7 +203,8 @@ def verify(
     sink = Sink(as_json)
     result = idc_hub.verify(path)
     one_color = result.one_color or []
-    sink.result(result, leave_out=("one_color",))
+    sink.result(result, leave_out=("checked", "one_color"))
+    sink.table(("file", "checked"), list((result.checked or {}).items()))
     if one_color:
         more = f" and {len(one_color) - 3} more" if len(one_color) > 3 else ""
         sink.warn(f"Pairs of one single color: {', '.join(one_color[:3])}{more}. Do their photographs have such areas?")

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -76,12 +77,12 @@ def main() -> None:
 _show_others = warnings.showwarning
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Print our own warnings as sentences, and all others as Python does."""
-    if issubclass(category, LeftOutWarning):
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+    """Print idc-hub's own warnings as sentences, and all others as Python does."""
+    if issubclass(category, LeftOutWarning) or "idc_hub" in Path(filename).parts:
         output.Sink().warn(str(message))
     else:
-        _show_others(message, category, *place, **more)
+        _show_others(message, category, filename, *place, **more)
 
 
 def _report(error: BaseException) -> int:

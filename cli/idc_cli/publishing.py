@@ -66,9 +66,9 @@ def regenerate(
 @app.command(
     rich_help_panel="Publish",
     epilog=examples(
-        "idc push runs/quickstart you/condensed-quickstart --license cc0-1.0 --dry-run",
-        "idc push runs/quickstart you/condensed-quickstart --license cc0-1.0",
-        "idc push runs/div2k-x4 org/condensed-div2k-x4 --license other --create-pr",
+        "idc push runs/mine you/condensed-mine --license cc-by-4.0 --dry-run",
+        "idc push runs/mine you/condensed-mine --license cc-by-4.0",
+        "idc push runs/div2k-x4 org/condensed-div2k-x4 --license other --license-name div2k --license-link LICENSE",
         "idc push networks/mine you/swinir-light-x4 --license apache-2.0 --public",
     ),
 )
@@ -81,6 +81,13 @@ def push(
             help="License identifier of the Hub: cc-by-4.0, other, ...",
             show_default="the license that the card names",
         ),
+    ] = None,
+    license_name: Annotated[
+        str | None, typer.Option(help="For other: the license's name.", show_default="the name on the card")
+    ] = None,
+    license_link: Annotated[
+        str | None,
+        typer.Option(help="For other: its https:// address, or LICENSE.", show_default="the link on the card"),
     ] = None,
     public: Annotated[
         bool,
@@ -102,6 +109,8 @@ def push(
         path,
         repo_id,
         license=license,
+        license_name=license_name,
+        license_link=license_link,
         public=public,
         create_pr=create_pr,
         dry_run=dry_run,

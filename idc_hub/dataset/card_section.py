@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.judgment import FIGURES, judge, table
 from idc_hub.dataset.manifest import Manifest, TeacherRecord
+from idc_hub.dataset.pictures import PICTURE, is_drawable
+from idc_hub.dataset.shards import read_index
 from idc_hub.errors import RunError
+from idc_hub.images.figures import COPIED
 from idc_hub.recipe import Recipe
 from idc_hub.recipe_reader import sections_of
 
@@ -82,7 +86,9 @@ _METHODS = {
 """How each method of selection chooses, to follow "were chosen" in a sentence."""
 
 
-def render_section(condensed: CondensedSet, versions: list[Version], repo_id: str | None, title: str) -> str:
+def render_section(
+    condensed: CondensedSet, versions: list[Version], repo_id: str | None, title: str, revision: str | None
+) -> str:
     """The Markdown between the markers.
 
     Args:
@@ -90,6 +96,7 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
         versions: Its HR versions.
         repo_id: Its id on the Hub, for the commands; None: a local folder.
         title: The heading.
+        revision: The tag whose files it describes; None: there is none yet.
 
     Raises:
         RunError: recipe.yaml is damaged.
@@ -113,9 +120,15 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
         lr_digest=manifest.lr_digest,
         versions=versions,
         others=[version for version in versions if not version.default],
-        pictures=_pictures(condensed.folder),
+        picture=PICTURE.as_posix() if (condensed.folder / PICTURE).is_file() else None,
         results=_results(facts.get("results")),
         gates=_gates(facts.get("quality"), versions),
+        copied=copied_share(manifest),
+        mostly_copied=mostly_copied(manifest),
+        copied_levels=round(COPIED * 255),
+        numbered=_has_numbered_names(condensed),
+        install=_install(),
+        revision=revision,
         held_out=_number(facts.get("held_out")),
         held_out_random=_number(facts.get("held_out_random")),
         facts=_provenance(manifest, recipe, method),
@@ -127,7 +140,7 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
         ratio=_number(_value_at(recipe, "patches", "ratio")),
         seed=_number(_value_at(recipe, "seed")),
         initial=_value_at(recipe, "optimizer", "initial"),
-        local_photographs="/" not in source or Path(source).is_absolute(),
+        local_photographs=hub_source(recipe) is None and not source.startswith("package:"),
         packages=packages,
         pin=packages.get("idc-hub"),
         repo_id=repo_id,
@@ -139,6 +152,41 @@ def render_section(condensed: CondensedSet, versions: list[Version], repo_id: st
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
+def hub_source(recipe: dict[str, Any]) -> str | None:
+    """The id of the Hub dataset with the photographs; None if they come from elsewhere.
+
+    A published recipe keeps only the last part of a local path, so that owner/name can only be an id.
+    """
+    source = str(_value_at(recipe, "source", "path") or "")
+    return source if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) else None
+
+
+def copied_share(manifest: Manifest) -> float | None:
+    """The measured share of LR patches that are nearly copies of real ones; None if it was not measured."""
+    quality = manifest.condensation.get("quality")
+    measured = quality.values() if isinstance(quality, dict) else ()
+    shares = [_number(_value_at({"of": figures}, "of", "copied", "set")) for figures in measured]
+    return next((float(share) for share in shares if share is not None and 0 <= share <= 1), None)
+
+
+def mostly_copied(manifest: Manifest) -> bool:
+    """Whether at least half of the LR patches are nearly copies of real ones."""
+    return (copied_share(manifest) or 0) >= 0.5
+
+
+def _has_numbered_names(condensed: CondensedSet) -> bool:
+    """Whether the picture shows a number instead of some photograph's name."""
+    return any(not is_drawable(instance_id) for instance_id in read_index(condensed.lr)["weight_map"])
+
+
+def _install() -> str:
+    """The command that installs idc-hub: from the address in its package's metadata, or from a clone."""
+    urls = dict(entry.split(", ", 1) for entry in metadata("idc-hub").get_all("Project-URL") or [])
+    named = {label.lower(): url for label, url in urls.items() if re.fullmatch(r"https://[\w./~+-]+", url, re.ASCII)}
+    address = next((named[label] for label in ("repository", "source", "homepage") if label in named), None)
+    return f'pip install "idc-hub @ git+{address}"' if address else "pip install .  # in a clone of idc-hub"
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("idc_hub.dataset", ""),
@@ -148,7 +196,7 @@ def _environment() -> Environment:
         autoescape=False,  # it is for HTML; the `text` filter escapes Markdown and HTML alike
     )
     environment.filters |= {
-        "text": _escape,
+        "text": escape,
         "number": lambda value: f"{value:,}",
         "size": lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB",
         "string_literal": lambda value: json.dumps(value, ensure_ascii=False),
@@ -157,7 +205,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _escape(value: object) -> str:
+def escape(value: object) -> str:
     """`value` as one line of Markdown text that formats nothing, opens no HTML and ends no table cell."""
     line = "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
     return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", line)
@@ -173,7 +221,7 @@ def _provenance(manifest: Manifest, recipe: dict[str, Any], method: str | None) 
         "Photographs": [facts.get("photographs"), source and f"(source: {source})"],
         "Conversions": [_conversions(facts.get("conversions"))],
         "Real LR patches": [real_patches, _grid(recipe, manifest.patch_size)],
-        f"{'Chosen' if method else 'Synthetic'} LR patches": [
+        f"{'Chosen' if method else 'Condensed'} LR patches": [
             manifest.patches,
             real_patches and f"({100 * manifest.patches / real_patches:.3g} %)",
         ],
@@ -267,11 +315,6 @@ def _figures(measured: dict[str, Any], side: str) -> dict[str, float]:
         if side in figure
     }
     return {key: number for key, number in numbers.items() if number is not None}
-
-
-def _pictures(folder: Path) -> list[str]:
-    names = sorted(path.name for path in (folder / "report").glob("*.png"))
-    return [f"report/{name}" for name in names if re.fullmatch(r"[\w.-]+", name)]
 
 
 def _value_at(values: dict[str, Any], *keys: str) -> Any:

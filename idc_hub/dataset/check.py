@@ -3,6 +3,7 @@
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import yaml
@@ -16,16 +17,16 @@ from idc_hub.images.files import decode_png
 from idc_hub.images.patches import is_one_color, is_wrongly_one_color
 
 _REPOSITORY_PATH = re.compile(
-    r"README\.md|idc\.json|recipe\.yaml"
+    r"README\.md|idc\.json|recipe\.yaml|LICENSE(?:\.md|\.txt)?"
     r"|lr/(?:lr-\d{5}-of-\d{5}\.safetensors|lr\.safetensors\.index\.json)"
     r"|data/(?P<hr_version>[a-z0-9][a-z0-9-]*)/train-\d{5}-of-\d{5}\.parquet"
-    r"|report/\w[\w.-]*\.(?:png|html)",
+    r"|report/patches\.png",
     re.ASCII,
 )
 
 
 def is_repository_path(path: str) -> bool:
-    """Whether idc-hub writes files of this path; it leaves all others alone, in the folder and on the Hub."""
+    """Whether a path belongs to a set; idc-hub leaves all others alone, in the folder and on the Hub."""
     return _REPOSITORY_PATH.fullmatch(path) is not None
 
 
@@ -35,21 +36,35 @@ def hr_version_of(path: str) -> str | None:
     return match["hr_version"] if match else None
 
 
-def repository_files(folder: Path) -> dict[str, Path]:
-    """The files of a repository folder by their path on the Hub, without any that idc-hub does not write.
+def repository_files(folder: Path, *, cached: bool = False) -> dict[str, Path]:
+    """The files of a repository folder by their path on the Hub, without any that do not belong to the set.
+
+    Args:
+        folder: The repository folder.
+        cached: Whether `folder` may be a snapshot in the Hub's cache: then links to the blobs of the same repository
+            in the cache count as files.
 
     Raises:
-        RunError: One of them is a link.
+        RunError: One of them is another link.
     """
+    blobs = _blobs_of_snapshot(folder) if cached else None
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {name: path for name, path in found.items() if is_repository_path(name)}
     for path in files.values():
-        if path.is_symlink() or not path.is_file():
+        is_blob = blobs is not None and path.resolve().parent == blobs
+        if (path.is_symlink() and not is_blob) or not path.is_file():
             raise RunError(f"{path} is not a plain file.", "Replace it with the file itself.")
     return files
 
 
-def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[str]:
+def _blobs_of_snapshot(folder: Path) -> Path | None:
+    """The folder with the files of a snapshot in the Hub's cache, `datasets--owner--name/snapshots/<commit>`."""
+    repository = folder.resolve().parents[1]
+    is_snapshot = folder.resolve().parent.name == "snapshots" and repository.name.startswith("datasets--")
+    return repository / "blobs" if is_snapshot else None
+
+
+def check_repository(condensed: CondensedSet, *, again: bool = False, cached: bool = False) -> list[str]:
     """Check a set against its idc.json and its card, and load every config with `load_dataset` as a consumer would.
 
     Each config is loaded into a fresh temporary cache, which needs about as much disk space as its parquet files. An HR
@@ -58,6 +73,7 @@ def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[st
     Args:
         condensed: The set.
         again: Also check files that this process has already checked and that have not changed since.
+        cached: Whether it may be a snapshot in the Hub's cache.
 
     Returns:
         Names of the pairs whose LR and HR have the same single color, as parts of a black border do.
@@ -72,7 +88,10 @@ def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[st
     for name, verb in ((CARD, "idc regenerate"), (RECIPE, "idc condense")):
         if not (folder / name).is_file():
             raise RunError(f"{folder} has no {name}.", f"Run `{verb}` again, which writes it, or pull the set again.")
-    on_disk = {version for path in repository_files(folder) if (version := hr_version_of(path))}
+    files = repository_files(folder, cached=cached)
+    for path in files.values():
+        _check_transfer(path)
+    on_disk = {version for path in files if (version := hr_version_of(path))}
     if on_disk != versions:
         raise RunError(
             f"{folder / 'data'} holds the HR versions {enumerated(on_disk)}; {MANIFEST} names {enumerated(versions)}.",
@@ -95,11 +114,32 @@ def check_repository(condensed: CondensedSet, *, again: bool = False) -> list[st
     return sorted(one_color)
 
 
+def _check_transfer(path: Path) -> None:
+    """Raise a RunError if git left a pointer in place of a file, or changed the line ends of a binary file."""
+    with path.open("rb") as file:
+        start = file.read(1_000_000)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise RunError(f"{path} is a pointer of Git LFS, not the file itself.", "Run `git lfs pull` in the clone.")
+    is_binary = path.suffix in (".parquet", ".safetensors", ".png")
+    # A binary file whose every line feed follows a carriage return did not come about by chance.
+    if is_binary and start.count(b"\n") == start.count(b"\r\n") > 2:
+        raise RunError(
+            f"git changed the line ends in {path}, which is a binary file.",
+            "Clone again with `git -c core.autocrlf=false clone`, or use `idc pull`.",
+        )
+
+
 def _check_configs(card: Path, manifest: Manifest) -> None:
     """The card must list every HR version as a config, and only the default version as the default."""
     try:
-        configs = DatasetCard(card.read_bytes().decode()).data.to_dict().get("configs") or []
-        names = {config["config_name"] for config in configs}
+        text = card.read_bytes().decode()
+        if text.startswith("\ufeff"):
+            raise RunError(
+                f"{card} begins with a byte order mark, which hides its metadata from the Hub.",
+                "Save it as UTF-8 without a byte order mark.",
+            )
+        configs = DatasetCard(text).data.to_dict().get("configs") or []
+        names = {config["config_name"] for config in configs if _is_version(config)}
         defaults = [config["config_name"] for config in configs if config.get("default")]
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise RunError(f"The YAML block at the top of {card} cannot be read: {one_line(error)}") from error
@@ -109,6 +149,34 @@ def _check_configs(card: Path, manifest: Manifest) -> None:
             f"{enumerated(manifest.hr_versions)} with the default {manifest.default}.",
             "Run `idc regenerate` again: it writes the card.",
         )
+
+
+def _is_version(config: dict[str, Any]) -> bool:
+    """Whether a config is an HR version; an owner's card may have others."""
+    files = config.get("data_files")
+    path = f"data/{config['config_name']}/train-*"
+    return isinstance(files, list) and {"split": "train", "path": path} in files
+
+
+def _without_owners_data(folder: Path, scratch: Path) -> Path:
+    """A view of a repository folder without the owner's own configs and splits, whose files `idc pull` leaves out."""
+    card = DatasetCard((folder / CARD).read_bytes().decode())
+    facts = card.data.to_dict()
+    configs = [config for config in facts["configs"] if _is_version(config)]
+    if facts["configs"] == [config | {"data_files": config["data_files"][:1]} for config in configs]:
+        return folder
+    names = [config["config_name"] for config in configs]
+    infos = [info for info in facts.get("dataset_info") or [] if info.get("config_name") in names]
+    for config in configs:
+        config["data_files"] = [item for item in config["data_files"] if item.get("split") == "train"]
+    for info in infos:
+        info["splits"] = [split for split in info.get("splits") or [] if split.get("name") == "train"]
+    view = scratch / "repository"
+    view.mkdir()
+    (view / "data").symlink_to((folder / "data").absolute())
+    front = {"configs": configs, "dataset_info": [{k: v for k, v in info.items() if v} for info in infos]}
+    (view / CARD).write_text(f"---\n{yaml.safe_dump(front)}---\n", encoding="utf-8")
+    return view
 
 
 def _check_colors(folder: Path, manifest: Manifest) -> list[str]:
@@ -141,7 +209,8 @@ def _count_rows(folder: Path, version: str) -> int:
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as cache:
-            return len(datasets.load_dataset(str(folder), version, split="train", cache_dir=cache))
+            view = _without_owners_data(folder, Path(cache))
+            return len(datasets.load_dataset(str(view), version, split="train", cache_dir=cache))
     except Exception as error:  # whatever fails here would fail for a consumer too
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise RunError(

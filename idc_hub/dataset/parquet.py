@@ -60,7 +60,7 @@ class Size:
 
 
 def write_rows(
-    folder: Path, rows: Iterable[Row], *, shard_bytes: int = 500_000_000, row_group_bytes: int = 100_000_000
+    folder: Path, rows: Iterable[Row], *, shard_bytes: int = 100_000_000, row_group_bytes: int = 95_000_000
 ) -> Size:
     """Write an HR version, holding one row group in memory at a time.
 
@@ -69,7 +69,7 @@ def write_rows(
     Args:
         folder: `data/<hr-version>` in a repository folder.
         rows: Sorted by instance id, then patch index.
-        shard_bytes: Maximum size of a file.
+        shard_bytes: Maximum size of a file. Streaming distributes whole files to workers, so files are small.
         row_group_bytes: Size of a row group, the unit that readers load. The Hub's viewer accepts at most 286 MiB;
             groups far below 100 MB deduplicate badly.
 

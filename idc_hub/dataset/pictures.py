@@ -29,6 +29,9 @@ _FAINT = (89, 99, 110)
 def draw_patches(condensed: CondensedSet) -> Path | None:
     """Draw `report/patches.png` for a set: patches from the whole set, with the default HR version first.
 
+    It shows no pixels beyond those of the set's own LR and HR patches. A photograph whose name the font cannot write
+    is labeled with its number in the order of the rows, from 1.
+
     Args:
         condensed: The set.
 
@@ -46,10 +49,16 @@ def draw_patches(condensed: CondensedSet) -> Path | None:
     headings = [f"LR: {manifest.patch_size}x{manifest.patch_size}", *(f"HR: {name}" for name in names)]
     across = 2 if len(names) == 1 else 1
     keys = parquet.read_keys(condensed.data(manifest.default))
+    instance_ids = dict.fromkeys(instance_id for instance_id, _ in keys)
+    labels = {
+        name: name if is_drawable(name) else f"photograph {number}" for number, name in enumerate(instance_ids, start=1)
+    }
     for rows in range(MAX_ROWS, 0, -1):
         chosen = _spread(keys, rows * across)
         tiles = _read_tiles(condensed, names, chosen)
-        patches = [(f"{instance_id}, patch {index}", tiles[instance_id, index]) for instance_id, index in chosen]
+        patches = [
+            (f"{labels[instance_id]}, patch {index}", tiles[instance_id, index]) for instance_id, index in chosen
+        ]
         buffer = BytesIO()
         contact_sheet(headings, patches, across=across).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= MAX_BYTES:
@@ -104,6 +113,13 @@ def _strip(label: str, images: Sequence[np.ndarray], side: int) -> Image.Image:
         strip.paste(tile, (position * (side + _GAP), 0))
     _write(ImageDraw.Draw(strip), (0, side + 4), label, 15, _FAINT, width)
     return strip
+
+
+def is_drawable(text: str) -> bool:
+    """Whether the picture's font has all characters of a text."""
+    font = ImageFont.load_default(15)
+    missing = bytes(font.getmask("\U0010ffff"))
+    return all(letter == " " or (letter.isprintable() and bytes(font.getmask(letter)) != missing) for letter in text)
 
 
 def _write(

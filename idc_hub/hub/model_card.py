@@ -13,7 +13,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
-from idc_hub.dataset.card import BEGIN, END, NOTE
+from idc_hub.dataset.card import managed
+from idc_hub.dataset.licenses import License
 from idc_hub.errors import NetworkError
 from idc_hub.hub_errors import page_of
 from idc_hub.networks import load, weights_sha256
@@ -24,7 +25,7 @@ from idc_hub.training.loop import FACTS
 TASK = "image-to-image"
 
 
-def render_model_card(folder: Path, *, repo_id: str, license: str) -> str:
+def render_model_card(folder: Path, *, repo_id: str, license: License) -> str:
     """The generated card of a network, without anything a user wrote.
 
     Args:
@@ -49,7 +50,7 @@ def render_model_card(folder: Path, *, repo_id: str, license: str) -> str:
     ]
     body = "\n\n".join(section for section in sections if section)
     written = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    return f"---\n{written}---\n\n{BEGIN}\n{NOTE}\n\n{body}\n\n{END}\n"
+    return f"---\n{written}---\n\n{managed(body)}\n"
 
 
 def _read_training(folder: Path) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def _front_matter(
-    config: dict[str, Any], training: dict[str, Any], results: list[dict[str, Any]], license: str
+    config: dict[str, Any], training: dict[str, Any], results: list[dict[str, Any]], license: License
 ) -> dict[str, Any]:
     figures = [
         EvalResult(
@@ -102,7 +103,7 @@ def _front_matter(
     ]
     hub_set = training.get("data", {}).get("hub")
     data = ModelCardData(
-        license=license,
+        **license.metadata(),
         library_name="idc-hub",
         pipeline_tag=TASK,
         tags=["super-resolution", "idc-hub", config["architecture"].lower(), f"x{config['scale']}"],

@@ -9,16 +9,15 @@ import time
 from dataclasses import dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any
 
-import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
 from idc_hub.atomic import write_text_atomically
-from idc_hub.dataset.card import merge_card
+from idc_hub.dataset.card import keep_edited_section, merge_card, read_card, read_metadata
 from idc_hub.dataset.condensed_set import CARD
+from idc_hub.dataset.licenses import License, choose
 from idc_hub.errors import HubError, RecipeError
 from idc_hub.hub.releases import DatasetRelease, NetworkRelease, Release, is_network
 from idc_hub.hub.revisions import Revision, client, commit_of, matches, read_revision, size_of
@@ -65,6 +64,8 @@ def push(
     repo_id: str,
     *,
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     public: bool = False,
     create_pr: bool = False,
     dry_run: bool = False,
@@ -81,6 +82,8 @@ def push(
         folder: The repository folder of a set, or a network's folder.
         repo_id: `owner/name`, or a name under the token's account. Created if missing.
         license: The Hub's identifier of the license; None: the license on the present card.
+        license_name: Name of the license, for `other`; None: the name on the present card.
+        license_link: Its https:// address, or LICENSE; None: the link on the present card.
         public: Whether a new repository is public. Does not change an existing one.
         create_pr: Open a pull request instead of committing, for example on somebody else's repository.
         dry_run: Only report what would change.
@@ -93,15 +96,20 @@ def push(
     Raises:
         RunError: The repository folder is incomplete, or `datasets` cannot load it; nothing was uploaded.
         NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: There is no license.
+        RecipeError: There is no license, or it is not one of the Hub's.
         HubError: The Hub refused or could not be reached, or holds something that this push would destroy.
     """
+    given = License(license, license_name, license_link) if license else None
+    if given is None and (license_name or license_link):
+        raise RecipeError("--license-name and --license-link need --license other.", "Add it.")
+    if given and given.identifier != "other":
+        given.check()
     release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
     with hub_sentences(repo_id, kind=release.kind):
         api = client(token)
         account = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
-        attempt = _Push(api, release, repo_id, license, public, create_pr)
+        attempt = _Push(api, release, repo_id, given, public, create_pr)
         return attempt.plan() if dry_run else attempt.publish(commit_message)
 
 
@@ -109,7 +117,7 @@ class _Push:
     """A push: its arguments, and the head of the repository as last read."""
 
     def __init__(
-        self, api: HfApi, release: Release, repo_id: str, license: str | None, public: bool, create_pr: bool
+        self, api: HfApi, release: Release, repo_id: str, license: License | None, public: bool, create_pr: bool
     ) -> None:
         self.api, self.release, self.repo_id = api, release, repo_id
         self.license, self.create_pr = license, create_pr
@@ -139,6 +147,8 @@ class _Push:
             else:
                 plan = replace(plan, commit=info.oid, pull_request=info.pr_url)
                 break
+        for card in dict.fromkeys((read_card(self.release.folder / CARD), self.head.card or "")):
+            keep_edited_section(self.release.folder, card)
         write_text_atomically(self.release.folder / CARD, self.card)
         return plan if self.create_pr else replace(plan, tag=self.tag(plan.commit))
 
@@ -194,17 +204,19 @@ class _Push:
 
         Raises:
             HubError: The user edited both cards since the last release.
-            RecipeError: There is no license.
+            RecipeError: There is no license, or it is not one of the Hub's.
+            RunError: The metadata of a card cannot be read.
         """
         path, remote_card = self.release.folder / CARD, self.head.card
-        local_card = path.read_bytes().decode() if path.exists() else ""
-        license = self.license or _license(remote_card) or _license(local_card)
-        if not license:
+        local_card = read_card(path)
+        license = choose(self.license, *(read_metadata(card) for card in (remote_card, local_card) if card))
+        if license is None:
             raise RecipeError(
                 f"A {self.release.kind} needs a license to be pushed.",
                 "Name one with --license, such as cc-by-4.0; it must agree with the license of the photographs.",
             )
-        generated = self.release.render_card(self.repo_id, license)
+        license.check()
+        generated = self.release.render_card(self.repo_id, license, self.revision())
         local = merge_card(local_card, generated)
         if remote_card is None:
             return local
@@ -263,6 +275,23 @@ class _Push:
         found = ((_TAG.fullmatch(ref.name), ref.target_commit) for ref in refs)
         return {(int(m[1]), int(m[2]), int(m[3])): commit for m, commit in found if m}
 
+    def revision(self) -> str | None:
+        """The tag with the files of this release: the next one, or the first with the same files.
+
+        Changes of the card alone do not change it. None for a pull request, which gets no tag.
+        """
+        if self.create_pr:
+            return None
+        tags = self.tags() if self.head.sha else {}
+        if not tags:
+            return _tag_name((1, 0, 0))
+        newest = max(tags)
+        change = self.release.change(self.revision_of(tags[newest]).facts)
+        if change < 2:
+            return _tag_name(_raised(newest, change))
+        first = (newest[0], newest[1], 0)
+        return _tag_name(first if first in tags else newest)
+
     def tag(self, commit: str | None) -> str:
         """Tag a new commit, or an untagged head that an interrupted push left. Never moves a tag.
 
@@ -297,13 +326,6 @@ def _raised(version: _Version, number: int) -> _Version:
 
 def _tag_name(version: _Version) -> str:
     return "v{}.{}.{}".format(*version)
-
-
-def _license(card: str | None) -> Any:
-    try:
-        return RepoCard(card).data.to_dict().get("license") if card else None
-    except (ValueError, yaml.YAMLError):
-        return None  # merge_card reports the problem
 
 
 def _same(card: str, other: str) -> bool:

@@ -8,6 +8,7 @@ from huggingface_hub.hf_api import RepoFile
 from idc_hub.dataset.card import render_card
 from idc_hub.dataset.check import check_repository, hr_version_of, is_repository_path, repository_files
 from idc_hub.dataset.condensed_set import CARD, CondensedSet
+from idc_hub.dataset.licenses import LICENSE_FILES, License
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import HubError, RunError, enumerated
 from idc_hub.hub.model_card import render_model_card
@@ -44,8 +45,8 @@ class Release(Protocol):
     def check_nothing_is_lost(self, repo_id: str, remote: Any) -> None:
         """Raise a HubError if a push would remove something that this release does not replace."""
 
-    def render_card(self, repo_id: str, license: str) -> str:
-        """The generated card, without anything a user wrote."""
+    def render_card(self, repo_id: str, license: License, revision: str | None) -> str:
+        """The generated card, without anything a user wrote; `revision` is the tag of the release."""
 
     def is_retired(self, path: str, remote: Any) -> bool:
         """Whether a file on the Hub that this release lacks came from an earlier release, so that it can be deleted."""
@@ -92,14 +93,17 @@ class DatasetRelease:
                 "Pull first: `idc pull` into a new folder, `idc regenerate` there, and push that.",
             )
 
-    def render_card(self, repo_id: str, license: str) -> str:
+    def render_card(self, repo_id: str, license: License, revision: str | None) -> str:
         """See `Release`."""
-        return render_card(self.condensed, repo_id=repo_id, license=license)
+        return render_card(self.condensed, repo_id=repo_id, license=license, revision=revision)
 
     def is_retired(self, path: str, remote: Manifest | None) -> bool:
-        """See `Release`. A parquet file came from an earlier push if the idc.json there lists its HR version."""
+        """See `Release`. A parquet file came from an earlier push if the idc.json there lists its HR version.
+
+        A license's text may have been written on the Hub, so that it stays.
+        """
         known = remote.hr_versions if remote else {}
-        return is_repository_path(path) and hr_version_of(path) in {None, *known}
+        return is_repository_path(path) and path not in LICENSE_FILES and hr_version_of(path) in {None, *known}
 
     def message(self, remote: Manifest | None) -> str:
         """See `Release`."""
@@ -168,7 +172,7 @@ class NetworkRelease:
     def check_nothing_is_lost(self, repo_id: str, remote: NetworkFacts | None) -> None:
         """Nothing can be lost: earlier weights stay available under their tags."""
 
-    def render_card(self, repo_id: str, license: str) -> str:
+    def render_card(self, repo_id: str, license: License, revision: str | None) -> str:
         """See `Release`."""
         return render_model_card(self.folder, repo_id=repo_id, license=license)
 

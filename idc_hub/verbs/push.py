@@ -15,6 +15,8 @@ def push(
     repo_id: str,
     *,
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     public: bool = False,
     create_pr: bool = False,
     dry_run: bool = False,
@@ -31,6 +33,8 @@ def push(
         path: A Run, a repository folder, or a network's folder that `train` wrote.
         repo_id: `owner/name`, or a name under the token's account; created if it does not exist.
         license: License identifier of the Hub, such as cc-by-4.0; None: the license that the card names.
+        license_name: Name of the license, for `other`; None: the name on the card.
+        license_link: Its https:// address, or LICENSE for that file in the folder; None: the link on the card.
         public: Make a new repository public; an existing repository keeps its visibility.
         create_pr: Open a pull request instead of committing.
         dry_run: Check everything and report what would be pushed; change nothing.
@@ -43,7 +47,7 @@ def push(
     Raises:
         RunError: The set is incomplete, or `datasets` cannot load it; nothing was uploaded.
         NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: Neither `license` nor the card names a license.
+        RecipeError: Neither `license` nor the card names a license, or the Hub has no such license.
         HubError: The Hub refused or could not be reached, or this push would destroy something there.
     """
     folder = Path(path)
@@ -51,6 +55,8 @@ def push(
         folder if is_network(folder) else repository_folder(folder),
         repo_id,
         license=license,
+        license_name=license_name,
+        license_link=license_link,
         public=public,
         create_pr=create_pr,
         dry_run=dry_run,

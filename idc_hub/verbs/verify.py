@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from idc_hub.dataset.check import check_repository
+from idc_hub.dataset.check import check_repository, repository_files
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import MANIFEST
 from idc_hub.runs.run import Run
@@ -24,6 +24,7 @@ class VerifyResult:
         patches: Number of LR patches.
         default: The HR version that `load_dataset` gives without a config name.
         hr_versions: Names of all HR versions; each was loaded with `load_dataset`.
+        checked: What was checked about each file of the repository folder, by path.
         one_color: Names of the pairs whose LR and HR patches are both of the same single color, as in a black border.
     """
 
@@ -35,6 +36,7 @@ class VerifyResult:
     patches: int | None = None
     default: str | None = None
     hr_versions: list[str] | None = None
+    checked: dict[str, str] | None = None
     one_color: list[str] | None = None
 
 
@@ -42,7 +44,7 @@ def verify(path: str | Path) -> VerifyResult:
     """Check digests, counts and pairing of a Run or a repository folder, and load every HR version.
 
     Args:
-        path: A Run, finished or not, or a repository folder.
+        path: A Run, finished or not, a repository folder, or a snapshot of a set in the Hub's cache.
 
     Returns:
         Counts, digest and names of what was checked.
@@ -62,7 +64,8 @@ def verify(path: str | Path) -> VerifyResult:
         if not (run.repo / MANIFEST).is_file():
             return VerifyResult(photographs, finished)
     condensed = CondensedSet.open(path)
-    one_color = check_repository(condensed, again=True)
+    one_color = check_repository(condensed, again=True, cached=True)
+    checked = {name: _what_was_checked(name) for name in repository_files(condensed.folder, cached=True)}
     manifest = condensed.manifest
     return VerifyResult(
         photographs,
@@ -73,5 +76,19 @@ def verify(path: str | Path) -> VerifyResult:
         manifest.patches,
         manifest.default,
         sorted(manifest.hr_versions),
+        checked,
         one_color,
     )
+
+
+def _what_was_checked(name: str) -> str:
+    match name.split("/")[0]:
+        case "lr":
+            return "read; its patches match the digest in idc.json"
+        case "data":
+            return "loaded with load_dataset; its rows were counted, and one-color patches decoded"
+        case "idc.json":
+            return "format, and agreement with the other files"
+        case "README.md":
+            return "configs"
+    return "presence only"

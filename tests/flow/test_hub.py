@@ -117,14 +117,14 @@ class TestNextRelease:
     ) -> None:
         old = make_repository(tmp_path / "old", {"edsr": 0, "bicubic": 1})
         (old / "report").mkdir()
-        (old / "report" / "contact-sheet.png").write_bytes(b"\x89PNG" + bytes(20))
+        (old / "report" / "patches.png").write_bytes(b"\x89PNG" + bytes(20))
         alice("push", folder=old, repo_id="alice/anew", license="mit")
         theirs = {"notes.md": "mine", "data/own/train-00000-of-00001.parquet": "rows", "lr/thoughts.txt": "mine"}
         for path, text in theirs.items():
             alice("api", method="upload_file", repo_id="alice/anew", repo_type="dataset", path_in_repo=path, text=text)
         done = alice("push", folder=make_repository(tmp_path / "new", {"edsr": 0}, seed=1), repo_id="alice/anew")
         assert done["tag"] == "v2.0.0"
-        gone = {f"data/bicubic/train-0000{k}-of-00002.parquet" for k in (0, 1)} | {"report/contact-sheet.png"}
+        gone = {f"data/bicubic/train-0000{k}-of-00002.parquet" for k in (0, 1)} | {"report/patches.png"}
         assert set(done["deletions"]) == gone
         assert set(hub.dataset("alice/anew").tree()) == GENERATED | set(theirs) | {".gitattributes"}
 
@@ -386,9 +386,25 @@ class TestRefusals:
 
     def test_a_license_that_the_hub_does_not_know(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "repo", {"edsr": 0})
-        with pytest.raises(Refused, match=r'rejected the request.*"license.*cc-by-4.0'):
-            alice("push", folder=folder, repo_id="alice/odd-license", license="do-as-you-like")
+        with pytest.raises(Refused, match=r"no license 'Apache-2\.0'.*mean apache-2\.0") as caught:
+            alice("push", folder=folder, repo_id="alice/odd-license", license="Apache-2.0")
+        assert caught.value.exit_code == 2
         assert hub.state.find("dataset", "alice/odd-license") is None
+
+    def test_another_license_needs_a_name_and_a_link(self, alice: Client, tmp_path: Path) -> None:
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        (folder / "LICENSE").write_text("For research only.")
+        with pytest.raises(Refused, match=r"needs a name and a link.*--license-name"):
+            alice("push", folder=folder, repo_id="alice/own-terms", license="other")
+        terms = {"license": "other", "license_name": "research-only", "license_link": "LICENSE"}
+        done = alice("push", folder=folder, repo_id="alice/own-terms", **terms)
+        assert "LICENSE" in done["uploads"]
+        again = alice("push", folder=folder, repo_id="alice/own-terms", license="other")
+        assert (again["commit"], again["tag"]) == (None, "v1.0.0")
+        alice("pull", repo_id="alice/own-terms", run_dir=tmp_path / "run")
+        assert (tmp_path / "run/repo/LICENSE").read_text() == "For research only."
+        (folder / "LICENSE").unlink()  # it may have been written on the Hub: a push leaves it there
+        assert alice("push", folder=folder, repo_id="alice/own-terms")["deletions"] == []
 
     def test_a_tree_that_does_not_load_is_not_sent(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "repo", {"edsr": 0, "bicubic": 1})

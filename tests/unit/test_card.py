@@ -2,21 +2,26 @@
 
 import re
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 from idc_hub.dataset.card import BEGIN, END, merge_card, render_card, write_card
+from idc_hub.dataset.check import check_repository, repository_files
 from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.licenses import License, choose
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, write_rows
 from idc_hub.dataset.regenerate import regenerate
-from idc_hub.errors import RunError
+from idc_hub.errors import RecipeError, RunError
 from idc_hub.networks.teachers import Teacher
 
 MakeTeacher = Callable[..., Teacher]
@@ -78,7 +83,7 @@ def to_html(card: str) -> str:
 
 
 def test_the_metadata_has_what_the_hub_looks_for(published: Path) -> None:
-    data = metadata(render_card(CondensedSet(published), license="cc-by-4.0"))
+    data = metadata(render_card(CondensedSet(published), license=License("cc-by-4.0")))
     assert data["license"] == "cc-by-4.0"
     assert data["task_categories"] == ["image-to-image"]
     assert {"super-resolution", "dataset-condensation", "dataset-distillation", "x2"} <= set(data["tags"])
@@ -133,10 +138,10 @@ def test_the_facts_are_on_the_card(published: Path) -> None:
         "6 pairs",
         "120 patches of 3 photographs",
         "×2",
-        'load_dataset("ada/bridges", split="train")',
-        'load_dataset("ada/bridges", "negative", split="train")',
+        'load_dataset("ada/bridges", "nearest", split="train")',
+        "there is also `negative`",
         "idc condense ada/bridges",
-        'pip install "idc-hub==0.1.0"',
+        "version 0.1.0 made this set",
         "idc pull ada/bridges --run-dir runs/sample-x2",
         "idc push runs/sample-x2 ada/bridges",
         "(5 %)",
@@ -154,6 +159,7 @@ def test_the_facts_are_on_the_card(published: Path) -> None:
         "Load it",
         "HR versions",
         "What it is worth",
+        "Files",
         "How it was made",
         "Add an HR version",
         "Limits and license",
@@ -163,7 +169,8 @@ def test_the_facts_are_on_the_card(published: Path) -> None:
 
 def test_the_versions_table_marks_the_default(published: Path) -> None:
     html = to_html(render_card(CondensedSet(published)))
-    rows = re.findall(r"<tr>\n<td>.*?</tr>", html, flags=re.DOTALL)
+    table = html[html.index("<h2>HR versions") :].partition("</table>")[0]
+    rows = re.findall(r"<tr>\n<td>.*?</tr>", table, flags=re.DOTALL)
     assert [re.findall(r"<code>([\w-]+)</code>", row)[0] for row in rows] == ["nearest", "negative"]
     assert ["(default)" in row for row in rows] == [True, False]
 
@@ -221,9 +228,10 @@ def test_invalid_figures_are_not_shown(published: Path, quality: object) -> None
 def test_pictures_are_shown_where_they_are(published: Path) -> None:
     assert "![" not in render_card(CondensedSet(published))
     (published / "report").mkdir()
-    for name in ("patches.png", "a b](x).png", "notes.txt"):
+    for name in ("patches.png", "a b](x).png", "photographs.png", "notes.txt"):
         (published / "report" / name).touch()
     assert re.findall(r"!\[.*?\]\((.*?)\)", render_card(CondensedSet(published))) == ["report/patches.png"]
+    assert [name for name in repository_files(published) if name.startswith("report/")] == ["report/patches.png"]
 
 
 def test_folders_of_the_authors_machine_are_not_revealed(published: Path) -> None:
@@ -244,9 +252,7 @@ def test_a_card_is_made_with_the_same_bytes_again_and_without_any_network(
     assert render_card(CondensedSet(published)) == render_card(CondensedSet(published))
 
 
-HOSTILE = (
-    "x|y `z` <script>alert(1)</script> ![i](http://e.test/p) *b*\n---\n<!-- idc:end -->\n# h\nconfigs: \"'{{ 7 * 7 }}"
-)
+HOSTILE = "x|`z` <script>a(1)</script> ![i](http://e.test/p) *b*\n---\n<!-- idc:end -->\n# h\nconfigs: \"'{{ 7777*11 }}"
 
 
 def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: Path, make_teacher: MakeTeacher) -> None:
@@ -268,11 +274,11 @@ def test_values_from_outside_cannot_format_the_page_or_its_metadata(published: P
     assert metadata(card)["configs"][0]["config_name"] == "nearest"
     assert (card.count(f"\n{BEGIN}\n"), card.count(f"\n{END}\n")) == (1, 1)
     html = to_html(card)
-    for element in ("<script", "<img", "<h1>h", "49", "rm -rf"):
+    for element in ("<script", "<img", "<h1>h", "85547", "rm -rf"):
         assert element not in html, element
     assert html.count("<h1>") == 1
     for row in re.findall(r"<tr>.*?</tr>", html, flags=re.DOTALL):
-        assert row.count("</td>") + row.count("</th>") in (1, 7)  # results have one column, versions seven
+        assert row.count("</td>") + row.count("</th>") in (1, 2, 7)  # columns of results, files, versions
     assert merge_card(card, card) == card
 
 
@@ -280,7 +286,7 @@ def test_a_hostile_repository_id_stays_inside_its_string(published: Path) -> Non
     card = render_card(CondensedSet(published), repo_id='a"b; rm -rf ~\n```\n# h')
     html = to_html(card)
     assert html.count("<h1>") == 1
-    assert r'load_dataset("a\"b; rm -rf ~\n```\n# h", split="train")' in card
+    assert r'load_dataset("a\"b; rm -rf ~\n```\n# h", "nearest", split="train")' in card
     assert "idc condense 'a\"b; rm -rf ~ ``` # h'" in card
 
 
@@ -307,7 +313,7 @@ def test_what_the_user_wrote_survives_character_by_character(published: Path) ->
 
 def test_generated_keys_are_updated_and_tags_are_united(published: Path) -> None:
     before, after = metadata(USER_CARD), metadata(render_card(CondensedSet(published), existing=USER_CARD))
-    assert [config["config_name"] for config in after["configs"]] == ["nearest", "negative"]
+    assert [config["config_name"] for config in after["configs"]] == ["nearest", "negative", "stale"]
     assert after["tags"][:2] == ["bridges", "x2"]
     assert "super-resolution" in after["tags"]
     assert len(after["tags"]) == len(set(after["tags"]))
@@ -317,7 +323,7 @@ def test_generated_keys_are_updated_and_tags_are_united(published: Path) -> None
 
 
 def test_a_license_that_is_given_replaces_the_one_there(published: Path) -> None:
-    merged = render_card(CondensedSet(published), existing=USER_CARD, license="mit")
+    merged = render_card(CondensedSet(published), existing=USER_CARD, license=License("mit"))
     assert metadata(merged)["license"] == "mit"
     assert "cc-by" not in merged
 
@@ -405,7 +411,7 @@ def test_a_damaged_recipe_is_a_sentence(published: Path, recipe: str, sentence: 
 
 
 def test_writing_the_card_keeps_what_the_user_wrote_in_the_folder(published: Path) -> None:
-    write_card(CondensedSet(published), license="mit")
+    write_card(CondensedSet(published), license=License("mit"))
     path = published / "README.md"
     path.write_text(path.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
     write_card(CondensedSet(published), repo_id="ada/bridges")
@@ -413,3 +419,173 @@ def test_writing_the_card_keeps_what_the_user_wrote_in_the_folder(published: Pat
     assert card.endswith(f"{END}\n\nMine.\n")
     assert metadata(card)["license"] == "mit"
     assert "ada/bridges" in card
+
+
+OWNERS_CARD = """\
+---
+configs:
+- config_name: nearest
+  data_files:
+  - split: train
+    path: old/*
+  - split: test
+    path: test.parquet
+- config_name: former
+  default: true
+  data_files:
+  - split: train
+    path: data/former/train-*
+- config_name: masks
+  default: true
+  data_files: masks.parquet
+dataset_info:
+- config_name: masks
+  features:
+  - name: text
+    dtype: string
+---
+"""
+
+
+def test_an_owners_configs_and_splits_survive_and_are_named(published: Path) -> None:
+    card = render_card(CondensedSet(published), existing=OWNERS_CARD)
+    data = metadata(card)
+    assert data["configs"] == [
+        {
+            "config_name": "nearest",
+            "default": True,
+            "data_files": [
+                {"split": "train", "path": "data/nearest/train-*"},
+                {"split": "test", "path": "test.parquet"},
+            ],
+        },
+        {"config_name": "negative", "data_files": [{"split": "train", "path": "data/negative/train-*"}]},
+        {"config_name": "masks", "data_files": "masks.parquet"},
+    ]
+    info = {entry["config_name"]: entry for entry in data["dataset_info"]}
+    assert info["masks"] == metadata(OWNERS_CARD)["dataset_info"][0]
+    assert "splits" not in info["nearest"]  # they would leave out `test`, and `load_dataset` would refuse it
+    assert "idc-hub neither made nor checked them: `masks`." in card
+    assert render_card(CondensedSet(published), existing=card) == card
+
+
+def test_an_owners_configs_load_beside_the_hr_versions(published: Path, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["hello"]}).to_parquet(published / "masks.parquet")
+    write_rows(published / "more", [Row("dog", 0, b"x", b"x")])
+    (published / "more" / "train-00000-of-00001.parquet").rename(published / "test.parquet")
+    (published / "README.md").write_text(OWNERS_CARD)
+    write_card(CondensedSet(published))
+    write_card(CondensedSet(published))
+    for config, rows in (("masks", 1), ("negative", 6), ("nearest", 6)):
+        loaded = datasets.load_dataset(str(published), config, split="train", cache_dir=str(tmp_path / "cache"))
+        assert len(loaded) == rows
+    for name in ("masks.parquet", "test.parquet"):
+        (published / name).unlink()
+    check_repository(CondensedSet(published), again=True)  # `idc pull` does not fetch an owner's files
+
+
+def test_a_new_license_takes_the_name_and_link_of_the_old_one_away(published: Path) -> None:
+    old = "---\nlicense: other\nlicense_name: div2k\nlicense_link: LICENSE\n---\n"
+    kept = metadata(render_card(CondensedSet(published), existing=old))
+    assert (kept["license"], kept["license_name"], kept["license_link"]) == ("other", "div2k", "LICENSE")
+    new = metadata(render_card(CondensedSet(published), existing=old, license=License("mit")))
+    assert new["license"] == "mit"
+    assert not new.keys() & {"license_name", "license_link"}
+
+
+@pytest.mark.parametrize(
+    ("license", "sentence"),
+    [
+        (License("CC-BY-4.0"), r"no license 'CC-BY-4\.0'.*Did you mean cc-by-4\.0\?"),
+        (License("apache"), r"Did you mean apache-2\.0\?"),
+        (License(["mit", "do as you like"]), "no license 'do as you like'"),
+        (License("other"), "needs a name and a link.*--license-name and --license-link"),
+        (License("other", "div2k"), "needs a name and a link"),
+        (License("other", "My License", "LICENSE"), "lower-case"),
+        (License("other", "div2k", "file:///etc/passwd"), "https://"),
+    ],
+)
+def test_a_license_that_the_hub_would_refuse(license: License, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        license.check()
+    assert re.search(sentence, f"{caught.value.message} {caught.value.hint}")
+
+
+@pytest.mark.parametrize("license", [License("mit"), License(["mit", "cc0-1.0"]), License("other", "a-1.0", "LICENSE")])
+def test_a_license_that_the_hub_knows(license: License) -> None:
+    license.check()
+
+
+def test_the_given_license_is_completed_from_the_card() -> None:
+    card = {"license": "other", "license_name": "div2k", "license_link": "LICENSE"}
+    whole = License("other", "div2k", "LICENSE")
+    assert choose(License("other"), {}, card) == whole
+    assert choose(License("other", "mine"), card) == License("other", "mine", "LICENSE")
+    assert choose(None, {}, card) == whole
+    assert choose(License("mit"), card) == License("mit")
+    assert choose(None, {}) is None
+
+
+def test_an_edit_inside_the_generated_section_is_kept_beside_the_folder(published: Path) -> None:
+    write_card(CondensedSet(published))
+    path = published / "README.md"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_card(CondensedSet(published))
+        write_card(CondensedSet(published), repo_id="ada/bridges")
+    edited = path.read_text().replace("## Citation", "My own words.\n\n## Citation")
+    path.write_text(edited)
+    with pytest.warns(UserWarning, match=r"Lines \d+ to \d+ of README\.md were edited"):
+        write_card(CondensedSet(published))
+    assert "My own words." not in path.read_text()
+    (copy,) = published.parent.glob("repo-README-*.md")
+    assert copy.read_text() == edited
+
+
+def test_many_copies_are_called_copies(published: Path) -> None:
+    measured = {"copied": {"set": 0.9, "real": 0.0}, "held_out": {"set": 0.0155, "real": 0.0532}}
+    change(published, condensation={"quality": {"nearest": measured}})
+    card = render_card(CondensedSet(published))
+    assert "90 % of them are still nearly copies of real crops" in card
+    assert "**90 % of the LR patches are nearly copies of real crops**" in card
+    assert "LR patches are synthetic" not in card
+    assert "synthetic" not in metadata(card)["tags"]
+    change(published, condensation={"quality": {"nearest": measured | {"copied": {"set": 0.1, "real": 0.0}}}})
+    card = render_card(CondensedSet(published))
+    assert "still nearly copies" not in card
+    assert "10 % of the LR patches are nearly copies" in card
+    assert "synthetic" in metadata(card)["tags"]
+
+
+def test_a_release_is_pinned_in_the_snippets(published: Path) -> None:
+    card = render_card(CondensedSet(published), repo_id="ada/bridges", revision="v1.2.0")
+    assert 'load_dataset("ada/bridges", "nearest", split="train", revision="v1.2.0")' in card
+    assert 'snapshot_download("ada/bridges", repo_type="dataset", revision="v1.2.0"' in card
+
+
+def test_the_snippet_for_the_lr_patches_runs(
+    published: Path, instances: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = render_card(CondensedSet(published))
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL) if "safetensors" in block)
+    exec(code.replace("path/to/this/folder", str(published)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{name} {patches.shape} 2" for name, patches in instances.items()]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("owner/photos", "owner/photos"), ("photos", "extended"), ("package:skimage/data", "extended")],
+)
+def test_photographs_from_the_hub_are_named_as_the_source(published: Path, path: str, expected: str) -> None:
+    (published / "recipe.yaml").write_text(yaml.safe_dump({"source": {"path": path}}))
+    assert metadata(render_card(CondensedSet(published)))["source_datasets"] == [expected]
+
+
+def test_names_that_the_font_lacks_are_explained(published: Path) -> None:
+    (published / "report").mkdir()
+    (published / "report" / "patches.png").touch()
+    assert "photograph N" not in render_card(CondensedSet(published))
+    index = published / "lr" / "lr.safetensors.index.json"
+    index.write_text(index.read_text().replace('"cat"', '"猫"'))
+    assert "photograph N" in render_card(CondensedSet(published))

@@ -10,7 +10,7 @@ from PIL import Image
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import HRVersion, Manifest, TeacherRecord
 from idc_hub.dataset.parquet import Row, write_rows
-from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, draw_patches
+from idc_hub.dataset.pictures import MAX_BYTES, contact_sheet, draw_patches, is_drawable
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.images.files import encode_png
 from idc_hub.networks.teachers import Teacher
@@ -104,6 +104,12 @@ def test_patches_stand_in_rows(count: int) -> None:
     rows = -(-count // 2)
     assert (sheet.width > one.width) == (count > 1)
     assert sheet.height - one.height == (rows - 1) * (256 + 28)
+
+
+def test_a_name_that_the_font_lacks_is_shown_as_a_number() -> None:
+    assert is_drawable("0801_a b")
+    for name in ("猫", "ночь", "a\N{COMBINING ACUTE ACCENT}", "two\nlines"):
+        assert not is_drawable(name)
 
 
 def test_long_labels_are_cut_and_any_character_is_drawn() -> None:
