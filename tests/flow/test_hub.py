@@ -1,5 +1,6 @@
 """`push` with the real client in its own process, over HTTP, against the server in tests/hub_server."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,42 @@ class TestCard:
         assert b"config_name: bicubic" in merged
         assert b"license: mit" in merged
         assert (more / "README.md").read_bytes() == merged
+
+    def test_the_card_pins_the_release_with_its_files(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        def pinned() -> list[str]:
+            card = hub.dataset("alice/pinned").read("README.md").decode()
+            return sorted(set(re.findall('revision="(.*?)"', card)))
+
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/pinned", license="mit")
+        assert pinned() == ["v1.0.0"]
+        (folder / "README.md").write_text(write_prose((folder / "README.md").read_text(), "Some words."))
+        assert alice("push", folder=folder, repo_id="alice/pinned")["tag"] == "v1.0.1"
+        assert pinned() == ["v1.0.0"]  # the files are those of v1.0.0
+        assert alice("push", folder=folder, repo_id="alice/pinned")["commit"] is None
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        assert alice("push", folder=more, repo_id="alice/pinned")["tag"] == "v1.1.0"
+        assert pinned() == ["v1.1.0"]
+
+    def test_an_owners_config_on_the_hub_survives_a_push(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/extra", license="mit")
+        card = hub.dataset("alice/extra").read("README.md").decode()
+        own = "configs:\n- config_name: masks\n  data_files: masks.parquet\n"
+        edit_card(alice, "alice/extra", card.replace("configs:\n", own, 1))
+        alice("push", folder=make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1}), repo_id="alice/extra")
+        card = hub.dataset("alice/extra").read("README.md").decode()
+        assert "- config_name: masks\n  data_files: masks.parquet\n" in card
+        assert "neither made nor checked them: `masks`" in card
+
+    def test_an_edited_section_is_kept_beside_the_folder(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/inside", license="mit")
+        edited = hub.dataset("alice/inside").read("README.md").decode().replace("## Load it", "My words.\n\n## Load it")
+        edit_card(alice, "alice/inside", edited)
+        alice("push", folder=folder, repo_id="alice/inside")
+        assert "My words." not in hub.dataset("alice/inside").read("README.md").decode()
+        assert [path.read_text() for path in tmp_path.glob("one-README-*.md")] == [edited]
 
     def test_the_newer_of_two_texts_wins(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "one", {"edsr": 0})
