@@ -56,10 +56,11 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 NEWEST := /dev/null
 LOWEST := constraints-lowest.txt
 
-release-check: install  ## Build wheel and sdist, and run the quickstart from the wheel with the newest and the lowest dependencies
+release-check:  ## Build wheel and sdist, and run the quickstart from the wheel with the newest and the lowest dependencies
 	rm -rf dist .release && mkdir .release
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m hatchling build --target sdist
+	$(PYTHON) -m venv .release/build
+	.release/build/bin/pip install --quiet build
+	.release/build/bin/python -m build --outdir dist . > /dev/null
 	for versions in $(NEWEST) $(LOWEST); do \
 		rm -rf .release/venv && $(PYTHON) -m venv .release/venv && \
 		.release/venv/bin/pip install --quiet --constraint $$versions $(TORCH) dist/*.whl && \
