@@ -360,7 +360,9 @@ def test_a_photograph_of_one_color_stays_that_color(row_norm: str) -> None:
     condensed = condense_instance(flat, 2, SmallNetwork(), spec, "flat")
     inner = condensed.patches[..., 4:-4, 4:-4].float()
     assert float(inner.mean()) == pytest.approx(77, abs=4)
-    assert float((inner - 77).abs().max()) <= 25  # Adam's steps are as large as ever where nothing pulls
+    # Where nothing pulls, Adam makes full steps of rounding noise, which differs by processor and threads: a random
+    # walk with an RMS of up to 6.5 levels. Steps in one direction would lead 39 levels away.
+    assert float((inner - 77).square().mean().sqrt()) <= 10
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_not_a_picture() -> None:
