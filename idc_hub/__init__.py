@@ -1,8 +1,9 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
-`condense` and `select` make a set; `status`, `quality` and `verify` inspect it; `regenerate` adds an HR version; `push`
-and `pull` exchange it with the Hub; `train`, `evaluate` and `benchmark` measure what it is worth. Every verb returns a
-frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
+`condense` and `select` make a set, and `work` helps to condense; `status`, `quality` and `verify` inspect it;
+`regenerate` adds an HR version; `push` and `pull` exchange it with the Hub; `train`, `evaluate` and `benchmark` measure
+what it is worth. Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a
+signal.
 """
 
 from importlib import import_module
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.status import status as status
     from idc_hub.verbs.train import train as train
     from idc_hub.verbs.verify import verify as verify
+    from idc_hub.verbs.work import work as work
 
 _VERBS = (
     "benchmark",
@@ -48,6 +50,7 @@ _VERBS = (
     "status",
     "train",
     "verify",
+    "work",
 )
 _ERRORS = (
     "DivergedError",

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes_atomically(path: Path, data: bytes) -> None:
+def write_bytes_atomically(path: Path, data: bytes, *, keep_existing: bool = False) -> None:
     """Write `data` to `path` through a temporary file beside it: write, fsync, rename.
 
-    The parent folder must exist.
+    Args:
+        path: The file; its parent folder must exist.
+        data: Its content.
+        keep_existing: If the file exists at the end, keep it instead of replacing it.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -19,7 +22,10 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if keep_existing:
+            _link(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -68,6 +74,18 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(folder.parent)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a temporary file its name, unless another process was faster."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            temporary.replace(path)
+    temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

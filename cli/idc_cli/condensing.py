@@ -1,4 +1,4 @@
-"""idc condense, select, status, quality, verify: make a set and inspect it."""
+"""idc condense, select, status, work, quality, verify: make a set and inspect it."""
 
 import json
 from pathlib import Path
@@ -141,7 +141,7 @@ Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
     epilog=examples("idc status runs/quickstart", "idc status runs/quickstart --json"),
 )
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show which photographs of a Run are finished, running, interrupted, failed or waiting."""
+    """Show which photographs of a Run are finished, running, interrupted, failed, waiting or damaged."""
     import idc_hub
 
     sink = Sink(as_json)
@@ -153,6 +153,40 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     ]
     sink.text()
     sink.table(("photograph", "state", "patches", "steps", "error"), rows)
+
+
+@app.command(
+    rich_help_panel="Make a set",
+    epilog=examples(
+        "idc work runs/div2k-x4",
+        "idc work runs/div2k-x4 --rank 1 --world-size 2",
+        "accelerate launch --num_processes 1 -m idc_cli.main work runs/div2k-x4",
+        "torchrun --nproc-per-node 4 -m idc_cli.main work runs/div2k-x4",
+    ),
+)
+def work(
+    run: RunArgument,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Number of this worker: picks its GPU and where it begins.", show_default="RANK, or 0"
+        ),
+    ] = None,
+    world_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many workers are started together.", show_default="WORLD_SIZE, or 1"),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Condense photographs of a Run as one worker, beside any number of others.
+
+    Start one for each GPU, on every machine that sees the Run. Then `idc condense` makes HR and the repository.
+    """
+    import idc_hub
+
+    sink = Sink(as_json, quiet)
+    sink.result(idc_hub.work(run, rank=rank, world_size=world_size, progress=not quiet))
 
 
 @app.command(

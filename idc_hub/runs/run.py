@@ -3,7 +3,8 @@
 ```
 recipe.yaml                 the recipe, every key written out
 run.json                    the photographs with their digests and counts, versions, machine
-locks/<id>.lock             held by the process that condenses the photograph
+locks/<id>.lock             locked by the process that condenses the photograph
+locks/<id>.json             its heartbeat: host, process, time
 partial/<id>.safetensors    a checkpoint: patches, Adam's moments, assignment, step
 instances/<id>.safetensors  the patches of a finished photograph, with the recipe's lr_recipe_hash
 real/<id>.safetensors       real LR patches of a sample of the photographs, until `idc condense` has measured quality
@@ -21,7 +22,10 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,21 +33,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 
 from idc_hub.atomic import write_bytes_atomically, write_text_atomically
 from idc_hub.condensation.real_side import generator
-from idc_hub.errors import IncompleteError, RecipeError, RunError
+from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, one_line
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
+from idc_hub.runs.claims import claim, is_claimed, this_process
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "idc-run"
 FORMAT_VERSION = 1
+FOLDERS = ("locks", "partial", "instances", "failed", "metrics")
+STATES = ("finished", "running", "interrupted", "failed", "waiting", "damaged")
+ATTEMPTS = 2
+"""How often a photograph is tried before it counts as failed."""
 SAMPLE = 64
 """Most photographs that the quality gate looks at."""
+
+
+class DamagedError(RunError):
+    """A file of a Run is cut short or has changed since it was written."""
 
 
 class Run:
@@ -70,22 +82,29 @@ class Run:
             instances: The photographs, ordered by id, with the number of patches of each.
             facts: Further keys of `run.json`: versions, machine.
 
+        If `run.json` or `recipe.yaml` is damaged, they are written again: every finished photograph names its recipe
+        and its source.
+
         Raises:
             RecipeError: The directory holds a Run of another recipe or of other photographs, or other files.
-            RunError: `run.json` is damaged or newer than this version of idc-hub.
+            RunError: `run.json` is newer than this version of idc-hub.
         """
+        for_new = cls(path, recipe, instances)
+        whole = False
         if (path / "run.json").is_file():
-            run = cls.open(path)
-            run.check_same(recipe, instances)
-        elif path.exists() and any(path.iterdir()):
-            raise RecipeError(
-                f"{path} is not empty and not a Run: it has no run.json.",
-                "Choose another --run-dir.",
-            )
-        for folder in ("locks", "partial", "instances", "failed", "metrics"):
+            try:
+                run = cls.open(path)
+            except DamagedError as damaged:
+                for_new._check_recoverable(damaged)
+            else:
+                run.check_same(recipe, instances)
+                whole = True
+        elif path.exists():
+            for_new._check_interrupted_start()
+        for folder in FOLDERS:
             (path / folder).mkdir(parents=True, exist_ok=True)
         write_text_atomically(path / "recipe.yaml", recipe.to_yaml())
-        if not (path / "run.json").is_file():
+        if not whole:
             state = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
@@ -95,7 +114,7 @@ class Run:
                 **facts,
             }
             write_text_atomically(path / "run.json", json.dumps(state, indent=2) + "\n")
-        return cls(path, recipe, instances)
+        return for_new
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -106,19 +125,76 @@ class Run:
         """
         if not (path / "run.json").is_file():
             raise RunError(f"{path} is not a Run: it has no run.json.", "Give the directory that `idc condense` made.")
+        hint = "Run the command that made this Run again: it keeps the finished photographs."
         try:
             state = json.loads((path / "run.json").read_text(encoding="utf-8"))
             version = state["format_version"]
-            if state["format"] == FORMAT and version <= FORMAT_VERSION:
-                instances = [_instance(**entry) for entry in state["instances"]]
-                recipe = Recipe.load(path / "recipe.yaml")
-                return cls(path, recipe, instances)
+            known = state["format"] == FORMAT and version <= FORMAT_VERSION
+            instances = [_instance(**entry) for entry in state["instances"]] if known else []
+            recipe_hash = state["lr_recipe_hash"] if known else ""
+        except PermissionError:
+            raise
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise RunError(
-                f"{path / 'run.json'} is damaged ({error}).",
-                "Condense into another --run-dir.",
-            ) from error
-        raise RunError(f"{path / 'run.json'} has format version {version}.", "Update idc-hub to read it.")
+            raise DamagedError(f"{path / 'run.json'} is damaged ({one_line(error)}).", hint) from error
+        if not known:
+            raise RunError(f"{path / 'run.json'} has format version {version}.", "Update idc-hub to read it.")
+        try:
+            recipe = Recipe.load(path / "recipe.yaml")
+        except (IDCError, OSError, ValueError) as error:
+            raise DamagedError(f"{path / 'recipe.yaml'} is damaged ({one_line(error)}).", hint) from error
+        if recipe.lr_recipe_hash != recipe_hash:
+            raise DamagedError(f"{path / 'recipe.yaml'} is damaged: run.json names another recipe.", hint)
+        return cls(path, recipe, instances)
+
+    def _check_interrupted_start(self) -> None:
+        """Refuse a directory without `run.json` that holds more than an interrupted start leaves behind.
+
+        Raises:
+            RecipeError: It holds other files.
+        """
+        recipe = self.path / "recipe.yaml"
+        foreign = [
+            entry.name
+            for entry in self.path.iterdir()
+            if not (entry.name in FOLDERS and entry.is_dir() and not any(entry.iterdir()))
+            and not (entry == recipe and entry.read_bytes() == self.recipe.to_yaml().encode())
+            and not (entry.name.startswith((".recipe.yaml.", ".run.json.")) and entry.name.endswith(".partial"))
+        ]
+        if foreign:
+            raise RecipeError(
+                f"{self.path} is not empty and not a Run: it has no run.json, but {enumerated(foreign)}.",
+                "Choose another --run-dir.",
+            )
+        for abandoned in self.path.glob(".*.partial"):
+            abandoned.unlink(missing_ok=True)
+
+    def _check_recoverable(self, damaged: DamagedError) -> None:
+        """Check that the finished photographs of a damaged Run are those of this recipe and these photographs.
+
+        Raises:
+            RecipeError: Some are not.
+        """
+        try:
+            recipe_hash = self.state["lr_recipe_hash"]
+        except (ValueError, KeyError, TypeError):
+            recipe_hash = self.recipe.lr_recipe_hash  # run.json itself is damaged
+        known = {instance.id: instance for instance in self.instances}
+        foreign = [] if recipe_hash == self.recipe.lr_recipe_hash else ["run.json"]
+        for path in (self.path / "instances").glob("*.safetensors"):
+            try:
+                if path.stem not in known or len(self.read_patches(known[path.stem])) != known[path.stem].count:
+                    foreign.append(path.name)
+            except DamagedError:
+                continue  # it is made again
+            except RunError:
+                foreign.append(path.name)
+        if foreign:
+            raise RecipeError(
+                f"{damaged.message[:-1]}, and these files were made with another recipe or from other photographs: "
+                f"{enumerated(foreign)}.",
+                "Repeat the command that made this Run, or choose another --run-dir.",
+            )
+        print(f"warning: {damaged.message} It is written again; finished photographs are kept.", file=sys.stderr)
 
     def check_same(self, recipe: Recipe, instances: list[Instance]) -> None:
         """Refuse to continue this Run with another recipe or other photographs.
@@ -152,9 +228,9 @@ class Run:
         """The folder of the dataset repository."""
         return self.path / "repo"
 
-    def lock(self, instance_id: str) -> FileLock:
-        """The lock of a photograph. Taking it never waits; the system frees it when its process dies."""
-        return FileLock(self.path / "locks" / f"{instance_id}.lock", timeout=0)
+    def claim(self, instance_id: str) -> AbstractContextManager[bool]:
+        """Claim a photograph for this process, if no other one has it: see `claims.claim`."""
+        return claim(self.path / "locks", instance_id)
 
     @cached_property
     def sample(self) -> dict[str, Instance]:
@@ -181,21 +257,32 @@ class Run:
         """Path of the finished patches of a photograph."""
         return self.path / "instances" / f"{instance_id}.safetensors"
 
-    def is_finished(self, instance: Instance) -> bool:
-        """Whether the photograph has an instance file; reads its header.
-
-        Raises:
-            RunError: The file is damaged or belongs to another recipe or photograph.
-        """
-        return self.instance_file(instance.id).is_file() and bool(self.read_facts(instance))
-
     def is_settled(self, instance: Instance) -> bool:
-        """Whether the photograph is finished or has failed.
+        """Whether the photograph has an instance file, or failed `ATTEMPTS` times; does not read the instance file."""
+        if self.instance_file(instance.id).is_file():
+            return True
+        failure = self.read_failure(instance)
+        return failure is not None and failure["attempts"] >= ATTEMPTS
+
+    def drop_damaged(self, instance: Instance) -> str | None:
+        """Remove the photograph's instance file if it is damaged, so that it is condensed again.
+
+        Returns:
+            What is wrong with it; None if it is sound or missing.
 
         Raises:
-            RunError: As `is_finished`.
+            RunError: The file belongs to another recipe or photograph.
         """
-        return self.is_finished(instance) or self._failure(instance.id).is_file()
+        path = self.instance_file(instance.id)
+        if not path.is_file():
+            return None
+        try:
+            self.read_patches(instance)
+        except DamagedError as damaged:
+            path.unlink(missing_ok=True)
+            self.append_metrics(instance.id, {"event": "damaged", "error": damaged.message, "time": time.time()})
+            return damaged.message
+        return None
 
     def read_facts(self, instance: Instance) -> dict[str, Any]:
         """The metadata of a finished photograph: `lr_recipe_hash`, `source_sha256`, steps, discrepancies, losses.
@@ -217,14 +304,16 @@ class Run:
         tensors, facts = self._read(path, instance)
         patches = tensors.get(instance.id)
         if patches is None or patches_sha256(patches) != facts.get("patches_sha256"):
-            raise RunError(
+            raise DamagedError(
                 f"{path} is damaged: its pixels do not have the digest it names.",
-                "Delete it and run the same command again: only this photograph is condensed again.",
+                "Run the same command again: only this photograph is condensed again.",
             )
         return patches
 
     def write_patches(self, instance: Instance, patches: Tensor, facts: dict[str, Any]) -> None:
         """Write the instance file of a photograph, then remove its checkpoint and its failure.
+
+        If another process has finished the photograph meanwhile, its file is kept.
 
         Args:
             instance: The photograph.
@@ -240,29 +329,39 @@ class Run:
             "source_sha256": instance.sha256,
             **facts,
         }
-        write_tensors(self.instance_file(instance.id), {instance.id: patches}, metadata)
+        write_tensors(self.instance_file(instance.id), {instance.id: patches}, metadata, keep_existing=True)
         self._partial(instance.id).unlink(missing_ok=True)
         self._failure(instance.id).unlink(missing_ok=True)
 
     def read_partial(self, instance: Instance) -> dict[str, Tensor] | None:
-        """The tensors of a photograph's checkpoint; None if there is none that this recipe can continue."""
+        """The tensors of a photograph's checkpoint; None if there is none.
+
+        Raises:
+            RunError: The checkpoint is damaged, not finite, or belongs to another recipe or photograph.
+        """
         path = self._partial(instance.id)
         if not path.is_file():
             return None
-        try:
-            tensors = self._read(path, instance)[0]
-        except RunError:
-            tensors = {}
-        if tensors and all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            return tensors
-        # Damaged, not finite, or of another recipe: the photograph starts again, and nothing finished is lost.
-        path.unlink()
-        return None
+        tensors, facts = self._read(path, instance)
+        if _tensors_sha256(tensors) != facts.get("tensors_sha256"):
+            raise DamagedError(f"{path} is damaged: its tensors do not have the digest it names.")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise DamagedError(f"{path} holds NaN or Inf.")
+        return tensors
 
     def write_partial(self, instance: Instance, tensors: dict[str, Tensor]) -> None:
         """Write a photograph's checkpoint."""
-        metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
+        metadata = {
+            "lr_recipe_hash": self.recipe.lr_recipe_hash,
+            "source_sha256": instance.sha256,
+            "tensors_sha256": _tensors_sha256(tensors),
+        }
         write_tensors(self._partial(instance.id), tensors, metadata)
+
+    def drop_partial(self, instance: Instance, reason: str) -> None:
+        """Remove a photograph's checkpoint, and write the reason into its metrics."""
+        self._partial(instance.id).unlink(missing_ok=True)
+        self.append_metrics(instance.id, {"event": "dropped", "error": reason, "time": time.time()})
 
     def write_real(self, instance: Instance, patches: Tensor) -> None:
         """Keep all real LR patches of a photograph, uint8 `[N, 3, h, w]`, for the quality gate."""
@@ -299,9 +398,22 @@ class Run:
             )
 
     def record_failure(self, instance: Instance, sentence: str) -> None:
-        """Write down why a photograph could not be condensed; the next `idc condense` tries it again."""
-        text = json.dumps({"id": instance.id, "name": instance.name, "error": sentence}, indent=2)
-        write_text_atomically(self._failure(instance.id), text + "\n")
+        """Write down why a photograph could not be condensed, by whom, and how often it was tried."""
+        before = self.read_failure(instance)
+        attempts = 1 + (before["attempts"] if before else 0)
+        facts = {"id": instance.id, "name": instance.name, "error": sentence, "attempts": attempts, **this_process()}
+        write_text_atomically(self._failure(instance.id), json.dumps(facts, indent=2) + "\n")
+        self.append_metrics(instance.id, {"event": "fail", "error": sentence, "time": time.time()})
+
+    def read_failure(self, instance: Instance) -> dict[str, Any] | None:
+        """Why the photograph failed last (`error`), the `attempts`, and whose the last was (`host`, `pid`); or None."""
+        try:
+            failure = json.loads(self._failure(instance.id).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            failure = {}
+        return {"error": "its record in failed/ is damaged", "attempts": ATTEMPTS, "host": "", "pid": 0, **failure}
 
     def clear_failures(self) -> None:
         """Remove all recorded failures, so that their photographs are tried again."""
@@ -310,8 +422,8 @@ class Run:
 
     def failure(self, instance: Instance) -> str | None:
         """Why the photograph failed; None if it did not."""
-        path = self._failure(instance.id)
-        return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+        failure = self.read_failure(instance)
+        return str(failure["error"]) if failure else None
 
     def append_metrics(self, instance_id: str, line: dict[str, Any]) -> None:
         """Append a line to the photograph's metrics."""
@@ -339,7 +451,7 @@ class Run:
             "lr_recipe_hash": self.recipe.lr_recipe_hash,
             "photographs": len(states),
             "patches": sum(instance.count for instance in self.instances),
-            **{state: states.count(state) for state in ("finished", "running", "interrupted", "failed", "waiting")},
+            **{state: states.count(state) for state in STATES},
             "instances": instances,
         }
 
@@ -352,7 +464,11 @@ class Run:
         error = self.failure(instance)
         if self.instance_file(instance.id).is_file():
             state, step = "finished", steps
-        elif self._is_locked(instance.id):
+            try:
+                self.read_patches(instance)
+            except RunError as damaged:
+                state, error = "damaged", damaged.message
+        elif is_claimed(self.path / "locks", instance.id):
             state = "running"
         elif error:
             state = "failed"
@@ -368,16 +484,6 @@ class Run:
             "error": error,
             "last": {k: v for k, v in logged[-1].items() if k not in ("event", "step")} if logged else {},
         }
-
-    def _is_locked(self, name: str) -> bool:
-        lock = self.lock(name)
-        if not Path(lock.lock_file).exists():
-            return False
-        try:
-            with lock:
-                return False
-        except TimeoutError:
-            return True
 
     def _partial(self, instance_id: str) -> Path:
         return self.path / "partial" / f"{instance_id}.safetensors"
@@ -402,9 +508,9 @@ class Run:
                 keys = file.keys() if with_tensors else ()
                 tensors = {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path} is damaged ({error}).",
-                "Delete it and run the same command again: only this photograph is condensed again.",
+            raise DamagedError(
+                f"{path} is damaged ({one_line(error)}).",
+                "Run the same command again: only this photograph is condensed again.",
             ) from error
         expected = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
         differing = [key for key, value in expected.items() if facts.get(key) != value]
@@ -421,21 +527,33 @@ def default_run_dir(name: str) -> Path:
     return Path(os.environ.get("IDC_RUNS", "runs")) / name
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a safetensors file atomically.
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], *, keep_existing: bool = False
+) -> None:
+    """Write a safetensors file atomically; with `keep_existing`, only if there is none yet.
 
     All metadata goes under one key: the order of several keys, and so the bytes of the file, would not be fixed.
     """
     from safetensors.torch import save
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_bytes_atomically(path, save(contiguous, metadata={"idc": json.dumps(metadata, sort_keys=True)}))
+    content = save(contiguous, metadata={"idc": json.dumps(metadata, sort_keys=True)})
+    write_bytes_atomically(path, content, keep_existing=keep_existing)
 
 
 def patches_sha256(patches: Tensor) -> str:
     """SHA-256 of the shape and the pixels of uint8 patches `[n, 3, h, w]`, in hexadecimal."""
     shape = ",".join(map(str, patches.shape))
     return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and values of tensors, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _instance(notes: list[str], **fields: Any) -> Instance:

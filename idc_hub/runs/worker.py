@@ -1,8 +1,7 @@
 """A worker: a process that condenses unfinished photographs of a Run until none is left.
 
-Workers share only the Run directory: finished photographs have a file there, those in work a lock, which the system
-frees when its process dies. Workers may start, stop or be killed at any time, and open no process group.
-Accelerate's launcher starts them as `python -m idc_hub.runs.worker RUN_DIR`.
+Workers share only the Run directory: finished photographs have a file there, those in work a claim (see `claims`).
+Workers may start, stop or be killed at any time, and open no process group.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
-
 from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
-from idc_hub.errors import IDCError, Interrupted
+from idc_hub.errors import Interrupted, RunError, one_line
 from idc_hub.images.sources import Instance
+from idc_hub.runs.claims import claimed_by_others, this_process
 from idc_hub.runs.progress import Reporting, counting
 from idc_hub.runs.run import Run
 
@@ -34,23 +31,26 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
 
 POLL_SECONDS = 1.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Signals that stop the work after a checkpoint."""
 
 
-def work(run: Run, device: torch.device) -> None:
-    """Condense all photographs of a Run that no other worker holds, then wait for those that others hold.
+def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) -> None:
+    """Condense all photographs of a Run that no other worker has, then wait for those that others have.
 
-    A photograph that fails is recorded, and the work continues with the others.
+    A photograph that fails is tried once more, by another worker if there is one. Then its failure is final, and the
+    work continues with the others.
 
     Args:
         run: The Run.
         device: Where to compute.
+        rank: This worker's number among those started together: it only decides where in the list to begin.
+        world_size: How many workers were started together.
 
     Raises:
-        Interrupted: On SIGINT, SIGTERM or SIGUSR1, after writing a checkpoint of the current photograph.
+        Interrupted: On SIGINT, SIGTERM, SIGHUP or SIGUSR1, after writing a checkpoint of the current photograph.
         NetworkError: The extractor cannot be loaded.
         ImageError: The source is gone.
-        RunError: An instance file is damaged or belongs to another recipe or photograph.
     """
     import torch
 
@@ -61,38 +61,46 @@ def work(run: Run, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     recipe = run.recipe
     features = recipe.features
-    network = load_extractor(
-        features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device
-    ).network
-    source = open_source(**recipe.source.model_dump())
-    with _stop_on_signal() as stopping:
-        left = run.instances
-        # A settled photograph stays settled: a waiting worker must not read all headers again every second.
+    with stop_on_signal() as stopping:
+        network = load_extractor(
+            features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device
+        ).network
+        source = open_source(**recipe.source.model_dump())
+        begin = rank * len(run.instances) // world_size
+        left = run.instances[begin:] + run.instances[:begin]
+        # Other workers get the time of two polls to take over what failed here.
+        patience = 2 if world_size > 1 else 0
+        idle = 0
         while left := [instance for instance in left if not run.is_settled(instance)]:
+            alone = idle >= patience and not claimed_by_others(run.path / "locks")
             took_any = False
             for instance in left:
-                took_any |= _take(run, instance, source, network, stopping)
+                if stopping:
+                    raise Interrupted(stopping[0])
+                if alone or not _failed_here(run, instance):
+                    took_any |= _take(run, instance, source, network, stopping)
+            idle = 0 if took_any else idle + 1
             if not took_any:
                 time.sleep(POLL_SECONDS)
-            if stopping:
-                raise Interrupted(stopping[0])
+        if stopping:
+            raise Interrupted(stopping[0])
+
+
+def _failed_here(run: Run, instance: Instance) -> bool:
+    failure = run.read_failure(instance)
+    return failure is not None and {key: failure[key] for key in ("host", "pid")} == this_process()
 
 
 def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> bool:
-    """Condense one photograph if its lock is free; returns whether it was."""
-    if stopping:
-        return False
-    try:
-        with run.lock(instance.id):
-            if not run.is_settled(instance):
-                _condense(run, instance, source, network, stopping)
-            return True
-    except Timeout:
-        return False
+    """Condense one photograph if no other process has it; returns whether it was free."""
+    with run.claim(instance.id) as free:
+        if free and not run.is_settled(instance):
+            _condense(run, instance, source, network, stopping)
+        return free
 
 
 def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> None:
-    """Condense one photograph under its lock; write its patches, or the reason why it failed."""
+    """Condense one claimed photograph; write its patches, or the reason why it failed."""
     import torch
 
     recipe = run.recipe
@@ -104,9 +112,7 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
         lr, _ = real_patches(instance, source, recipe)
         if instance.id in run.sample:
             run.write_real(instance, lr)
-        partial = run.read_partial(instance)
-        device = next(network.parameters()).device
-        resume = State.from_tensors(partial, device) if partial is not None else None
+        resume = _resume(run, instance, next(network.parameters()).device)
         started = resume.step if resume else 0
         run.append_metrics(instance.id, {"event": "start", "step": started, "pid": os.getpid(), "time": time.time()})
         condensed = condense_instance(
@@ -122,12 +128,30 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
         )
     except Stopped:
         run.append_metrics(instance.id, {"event": "stop", "time": time.time()})
-    except (IDCError, RuntimeError, ValueError, MemoryError) as error:
-        # A photograph that fails (out of memory, changed file) must not stop the others.
-        run.record_failure(instance, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        # A photograph that fails (out of memory, changed file, an error in a foreign network) must not stop the others.
+        sentence = f"{type(error).__name__}: {error}"
+        run.record_failure(instance, sentence)
+        warn(f"{instance.id} failed: {one_line(sentence)}")
     else:
         run.write_patches(instance, condensed.patches, _facts(run, condensed))
         run.append_metrics(instance.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
+
+
+def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:
+    """The state of the photograph's checkpoint; None if there is none that can be continued."""
+    try:
+        partial = run.read_partial(instance)
+    except RunError as error:
+        run.drop_partial(instance, error.message)
+        warn(f"{error.message} {instance.id} starts again.")
+        return None
+    return State.from_tensors(partial, device) if partial is not None else None
+
+
+def warn(sentence: str) -> None:
+    """Print a warning on stderr. `launch` passes on those of the workers that it started."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,57 +218,45 @@ def find_photographs(recipe: Recipe, progress: Reporting = True) -> tuple[list[I
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 instead of ending the process; yields the list of received signals."""
+def stop_on_signal() -> Iterator[list[int]]:
+    """Collect `SIGNALS` instead of ending the process; yields the list of received signals.
+
+    A second SIGINT (Ctrl-C) ends the process at once. A process that ignores SIGHUP (`nohup`) still does.
+    """
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            os._exit(128 + number)
         received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    caught = [n for n in SIGNALS if n == signal.SIGINT or before[n] != signal.SIG_IGN]
+    for number in caught:
+        signal.signal(number, receive)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in caught:
+            signal.signal(number, before[number])
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """End this process as soon as its parent is gone.
 
-    A killed launcher cannot stop its workers, and an orphaned worker would keep its locks. Its checkpoints stay.
+    A killed parent cannot stop its workers, and an orphaned worker would keep its claims. Its checkpoints stay.
+
+    Args:
+        parent: Process id of the parent. A parent that died before this call is noticed only if it is given.
     """
-    parent = os.getppid()
+    expected = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == expected:
             time.sleep(POLL_SECONDS / 2)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run a worker process; returns its exit code. The launcher sets its rank in the environment."""
-    end_with_parent()
-    import torch
-
-    run_dir = Path((argv or sys.argv[1:])[0])
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    gpus = torch.cuda.device_count()
-    device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
-    try:
-        work(Run.open(run_dir), device)
-    except Interrupted as interrupted:
-        return 128 + interrupted.signal
-    except IDCError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

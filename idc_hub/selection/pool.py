@@ -7,6 +7,7 @@ by one, and measured like condensed ones. Only descriptors of the whole pool are
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -130,14 +131,16 @@ def finish(run: Run, network: torch.nn.Module, progress: Callable[[int, int], No
 
     Raises:
         ImageError: A photograph is gone or has changed.
-        RunError: An instance file is damaged.
+        RunError: An instance file belongs to another recipe or photograph.
         NetworkError: The extractor gives NaN or Inf for a photograph.
     """
     source = open_source(**run.recipe.source.model_dump())
     chosen: Chosen | None = run.state["chosen"]
     measured = _sample(run)
     for done, instance in enumerate(run.instances, start=1):
-        if not run.is_finished(instance):
+        if damaged := run.drop_damaged(instance):
+            print(f"warning: {damaged} It is made again.", file=sys.stderr, flush=True)
+        if not run.instance_file(instance.id).is_file():
             begun = time.monotonic()
             _finish(
                 run, instance, chosen[instance.id] if chosen else None, source, network, measure=instance.id in measured

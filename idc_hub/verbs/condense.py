@@ -23,7 +23,7 @@ from idc_hub.runs.forecast import predict_seconds
 from idc_hub.runs.launch import default_num_processes, launch
 from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run, default_run_dir
-from idc_hub.runs.worker import find_photographs
+from idc_hub.runs.worker import find_photographs, warn
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def condense(
     """Condense photographs: optimize LR patches, make their HR with the recipe's teacher, and prepare the repository.
 
     If interrupted, call it again: it continues from the last checkpoints. On a CPU the LR patches are then
-    byte-identical to those of an uninterrupted Run. A finished Run is checked and not made again.
+    byte-identical to those of an uninterrupted Run. A finished Run is checked and not made again, except for damaged
+    files.
 
     Args:
         recipe: A `Recipe`, or the name, YAML file, Run or Hub repository to load one from.
@@ -118,9 +119,9 @@ def condense(
         RecipeError: The recipe is invalid, or the Run directory belongs to another recipe or to other photographs.
         ImageError: Photographs cannot be used; the message names all of them.
         NetworkError: The extractor or the teacher cannot be loaded, has another scale, or gives NaN or Inf.
-        RunError: A file of the Run is damaged.
+        RunError: A file of the Run belongs to another recipe or photograph, or was damaged during this call.
         HubError: The recipe, photographs or weights are on the Hub and cannot be loaded.
-        IncompleteError: Photographs failed or workers died; the same call retries.
+        IncompleteError: Photographs failed twice, or all workers died; the same call retries.
         Interrupted: A signal stopped the work; the same call continues.
     """
     begun = time.monotonic()
@@ -149,6 +150,9 @@ def condense(
         shutil.rmtree(path)
     run = Run.create(path, recipe, instances, {"packages": packages(), "machine": machine()})
     run.clear_failures()
+    for instance in instances:
+        if damaged := run.drop_damaged(instance):
+            warn(f"{damaged} It is made again.")
     with show_progress(run, progress):
         launch(run, processes)
     run.require_finished()

@@ -11,7 +11,7 @@ from idc_hub.runs.run import Run
 
 @dataclass(frozen=True)
 class StatusResult:
-    """Result of `status`. Each photograph is in one of five states: finished, running, interrupted, failed, waiting.
+    """Result of `status`. Each photograph is in one of six states.
 
     Attributes:
         run: The Run directory.
@@ -24,6 +24,7 @@ class StatusResult:
         interrupted: Photographs with a checkpoint that no process is working on.
         failed: Photographs that could not be condensed.
         waiting: Photographs that have not been started.
+        damaged: Photographs whose finished file is damaged; `condense` makes them again.
         instances: For each photograph `id`, `state`, `patches`, `step`, `steps`, `resumed_from` (the step of its latest
             start; None before the first), `error`, and `last` (the terms logged last).
     """
@@ -38,11 +39,12 @@ class StatusResult:
     interrupted: int
     failed: int
     waiting: int
+    damaged: int
     instances: list[dict[str, Any]]
 
 
 def status(run_dir: str | Path) -> StatusResult:
-    """Report the state of every photograph of a Run. Can be called while workers run.
+    """Report the state of every photograph of a Run. Can be called while workers run; writes nothing.
 
     Args:
         run_dir: The Run directory.
