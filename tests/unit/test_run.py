@@ -1,0 +1,225 @@
+"""The Run directory: claims, damaged and half-made files, and what an interrupted start leaves behind."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from idc_hub.errors import RecipeError, RunError
+from idc_hub.images.sources import Instance
+from idc_hub.recipe import Recipe
+from idc_hub.runs import claims
+from idc_hub.runs.claims import claim, claimed_by_others, is_claimed
+from idc_hub.runs.launch import cores, default_num_processes
+from idc_hub.runs.run import DamagedError, Run
+
+PHOTOGRAPHS = [Instance(name, f"{name}.png", name * 64, 64, 64, patches=9, count=2) for name in ("a", "b")]
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe.from_dict({"name": "unit", "source": {"path": "photographs"}, "scale": 4, **changes})
+
+
+def patches(seed: int) -> torch.Tensor:
+    return torch.randint(256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", recipe(), PHOTOGRAPHS, {})
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that answers every request for a lock with an error."""
+
+    class Refused:
+        def __init__(self, *args: object, **options: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            raise OSError(37, "No locks available")
+
+        def __exit__(self, *args: object) -> None:
+            raise AssertionError("it was never entered")
+
+    monkeypatch.setattr(claims, "FileLock", Refused)
+
+
+def held(folder: Path, *, host: str, pid: int, age: float) -> Path:
+    path = folder / "a.json"
+    path.write_text(json.dumps({"host": host, "pid": pid, "time": time.time() - age}))
+    return path
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_a_claim_is_exclusive_and_leaves_no_heartbeat(tmp_path: Path) -> None:
+    with claim(tmp_path, "a") as first, claim(tmp_path, "a") as second, claim(tmp_path, "b") as other:
+        assert (first, second, other) == (True, False, True)
+        assert is_claimed(tmp_path, "a")
+    assert not is_claimed(tmp_path, "a")
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize(("age", "free"), [(0, False), (100, False), (140, True)])
+def test_without_locks_a_claim_of_another_node_is_free_after_two_minutes(
+    age: float, free: bool, no_locks: None, tmp_path: Path
+) -> None:
+    held(tmp_path, host="another-node", pid=os.getpid(), age=age)
+    assert is_claimed(tmp_path, "a") == claimed_by_others(tmp_path) == (not free)
+    with claim(tmp_path, "a") as mine:
+        assert mine == free
+
+
+def test_without_locks_a_dead_process_of_this_machine_holds_nothing(
+    no_locks: None, dead_pid: int, tmp_path: Path
+) -> None:
+    held(tmp_path, host=platform.node(), pid=dead_pid, age=0)
+    assert not is_claimed(tmp_path, "a")
+    with claim(tmp_path, "a") as mine:
+        assert mine
+    held(tmp_path, host=platform.node(), pid=os.getppid(), age=0)
+    with claim(tmp_path, "a") as mine:
+        assert not mine
+
+
+def test_a_heartbeat_is_refreshed_and_left_to_whoever_took_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.05)
+    path = tmp_path / "a.json"
+    with claim(tmp_path, "a"):
+        first = json.loads(path.read_text())["time"]
+        end = time.monotonic() + 10
+        while json.loads(path.read_text())["time"] == first and time.monotonic() < end:
+            time.sleep(0.02)
+        assert json.loads(path.read_text())["time"] > first
+        held(tmp_path, host="another-node", pid=1, age=0)
+        time.sleep(0.3)
+        assert json.loads(path.read_text())["host"] == "another-node"
+    assert path.is_file()
+
+
+def test_the_first_finished_file_stands(run: Run) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+    run.write_patches(PHOTOGRAPHS[0], patches(1), {"steps": 2})
+    assert torch.equal(run.read_patches(PHOTOGRAPHS[0]), patches(0))
+    assert [path.name for path in (run.path / "instances").iterdir()] == ["a.safetensors"]
+
+
+def test_without_hard_links_the_first_finished_file_stands(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_the_first_finished_file_stands(run)
+
+
+@pytest.mark.parametrize("place", range(0, 4000, 37))
+def test_no_flipped_bit_of_a_checkpoint_is_believed(place: int, run: Run) -> None:
+    state = {"step": torch.tensor(7), "patches": torch.rand(2, 3, 8, 8), "adam.exp_avg": torch.rand(2, 3, 8, 8)}
+    run.write_partial(PHOTOGRAPHS[0], state)
+    path = run.path / "partial" / "a.safetensors"
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 4
+    path.write_bytes(content)
+    try:
+        found = run.read_partial(PHOTOGRAPHS[0])
+    except RunError:
+        return
+    assert found is not None
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_damaged_instance_file_is_shown_and_dropped(run: Run) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+    path = run.instance_file("a")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    status = run.status()
+    assert (status["damaged"], status["finished"], status["waiting"]) == (1, 0, 1)
+    assert "a.safetensors is damaged" in status["instances"][0]["error"]
+    assert "a.safetensors is damaged" in str(run.drop_damaged(PHOTOGRAPHS[0]))
+    assert not path.exists()
+    assert run.drop_damaged(PHOTOGRAPHS[0]) is None
+
+
+def test_a_sound_file_of_another_photograph_is_not_dropped(run: Run) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+    run.instance_file("a").rename(run.instance_file("b"))
+    with pytest.raises(RunError, match="belongs to another photograph"):
+        run.drop_damaged(PHOTOGRAPHS[1])
+    assert run.instance_file("b").is_file()
+
+
+@pytest.mark.parametrize("left", [[], ["locks"], ["locks", "recipe.yaml", ".run.json.0123abcd.partial"]])
+def test_an_interrupted_start_continues(left: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    for name in left:
+        if name == "locks":
+            (path / name).mkdir()
+        else:
+            (path / name).write_bytes(recipe().to_yaml().encode())
+    Run.create(path, recipe(), PHOTOGRAPHS, {})
+    assert Run.open(path).instances == PHOTOGRAPHS
+    assert not list(path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "thesis.tex", "instances/a.safetensors", "repo/idc.json"])
+def test_a_directory_with_files_of_somebody_else_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(RecipeError, match=f"has no run.json, but {name.split('/')[0]}"):
+        Run.create(tmp_path / "run", recipe(), PHOTOGRAPHS, {})
+    assert file.read_text() == "mine"
+    assert sum(path.is_file() for path in (tmp_path / "run").rglob("*")) == 1
+
+
+@pytest.mark.parametrize("name", ["run.json", "recipe.yaml"])
+def test_a_damaged_description_is_written_again_unless_something_else_was_finished(name: str, run: Run) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+    whole = (run.path / name).read_bytes()
+    (run.path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedError, match=f"{name} is damaged"):
+        Run.open(run.path)
+    with pytest.raises(RecipeError, match=r"another recipe or from other photographs: a\.safetensors"):
+        Run.create(run.path, recipe(seed=1), PHOTOGRAPHS, {})
+    with pytest.raises(RecipeError, match=r"another recipe or from other photographs: a\.safetensors"):
+        Run.create(run.path, recipe(), PHOTOGRAPHS[1:], {})
+    Run.create(run.path, recipe(), PHOTOGRAPHS, {})
+    assert Run.open(run.path).instances == PHOTOGRAPHS
+    assert torch.equal(run.read_patches(PHOTOGRAPHS[0]), patches(0))
+
+
+def test_a_photograph_is_tried_twice(run: Run) -> None:
+    run.record_failure(PHOTOGRAPHS[0], "KeyError: 'x'")
+    assert not run.is_settled(PHOTOGRAPHS[0])
+    run.record_failure(PHOTOGRAPHS[0], "KeyError: 'y'")
+    assert run.is_settled(PHOTOGRAPHS[0])
+    assert run.failure(PHOTOGRAPHS[0]) == "KeyError: 'y'"
+
+
+def test_cores_are_those_of_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6}, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert cores() == 3
+    assert default_num_processes(recipe(workers={"threads": 1}), 800) == 3
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert default_num_processes(recipe(workers={"threads": 1}), 800) == 1
