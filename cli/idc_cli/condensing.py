@@ -160,8 +160,6 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     epilog=examples(
         "idc work runs/div2k-x4",
         "idc work runs/div2k-x4 --rank 1 --world-size 2",
-        "accelerate launch --num_processes 1 -m idc_cli.main work runs/div2k-x4",
-        "torchrun --nproc-per-node 4 -m idc_cli.main work runs/div2k-x4",
     ),
 )
 def work(
@@ -182,6 +180,7 @@ def work(
     """Condense photographs of a Run as one worker, beside any number of others.
 
     Start one for each GPU, on every machine that sees the Run. Then `idc condense` makes HR and the repository.
+    Launchers of Python modules start it too: `torchrun --nproc-per-node 4 -m idc_cli.main work RUN`.
     """
     import idc_hub
 

@@ -86,7 +86,8 @@ def test_a_personal_configuration_of_accelerate_changes_nothing(
     spec = recipe(tmp_path, photographs, steps=250)
     idc("condense", spec, "--run-dir", tmp_path / "run", "--num-processes", 2, "--quiet", env=environment)
     assert lr_bytes(tmp_path / "run") == lr_bytes(undisturbed)
-    assert not list(temporary.iterdir())
+    # torch keeps one cache for each user there; a launcher of several processes would add a folder of its own.
+    assert not [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
 
 
 def test_a_second_ctrl_c_ends_everything_at_once(photographs: Path, tmp_path: Path) -> None:
