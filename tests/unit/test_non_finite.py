@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -413,8 +414,11 @@ def test_a_run_names_the_photograph_and_the_next_run_begins_where_numbers_were(
     values["features"] |= {"network": f"{module}:build_late", "layer": "conv", "weights_sha256": None}
     values["workers"] |= {"log_every": 50, "checkpoint_every": 2}
     late = Recipe.from_dict(values)
-    with pytest.raises(IncompleteError, match=r"coffee: DivergedError: .* has NaN or Inf from step 4 of 5 on"):
+    # The second attempt continues after step 2, with a network that gives NaN by now.
+    with pytest.raises(IncompleteError, match=r"coffee: DivergedError: .* has NaN or Inf from step 3 of 5 on"):
         idc_hub.condense(late, run_dir=tmp_path / "run", num_processes=1, progress=False)
+    fails = [line["error"] for line in Run.open(tmp_path / "run").read_metrics("coffee") if line["event"] == "fail"]
+    assert [re.findall(r"from step (\d) of", fail) for fail in fails] == [["4"], ["3"]]
     partial = load_file(tmp_path / "run" / "partial" / "coffee.safetensors")
     assert int(partial["step"]) == 2
     assert partial["patches"].isfinite().all()
@@ -424,7 +428,8 @@ def test_a_run_names_the_photograph_and_the_next_run_begins_where_numbers_were(
     run = Run.open(tmp_path / "run")
     partial["patches"][0, 0, 0, 0] = math.nan
     run.write_partial(run.instances[0], partial)
-    assert run.read_partial(run.instances[0]) is None
+    with pytest.raises(RunError, match=r"coffee\.safetensors holds NaN or Inf"):
+        run.read_partial(run.instances[0])
 
 
 def test_descriptors_that_are_not_finite_choose_nothing(module: str, photographs: Path, tmp_path: Path) -> None:
