@@ -1,9 +1,9 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
 `condense` and `select` make a set, and `work` helps to condense; `status`, `quality` and `verify` inspect it;
-`regenerate` adds an HR version; `push` and `pull` exchange it with the Hub; `train`, `evaluate` and `benchmark` measure
-what it is worth. Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a
-signal.
+`regenerate` adds an HR version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub;
+`train`, `evaluate` and `benchmark` measure what it is worth. Every verb returns a frozen dataclass and raises
+subclasses of `IDCError`, or `Interrupted` after a signal.
 """
 
 from importlib import import_module
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from idc_hub.training.recipe import TrainingRecipe as TrainingRecipe
     from idc_hub.verbs.benchmark import benchmark as benchmark
     from idc_hub.verbs.condense import condense as condense
+    from idc_hub.verbs.delete_version import delete_version as delete_version
     from idc_hub.verbs.evaluate import evaluate as evaluate
     from idc_hub.verbs.pull import pull as pull
     from idc_hub.verbs.push import push as push
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _VERBS = (
     "benchmark",
     "condense",
+    "delete_version",
     "evaluate",
     "pull",
     "push",

@@ -71,7 +71,7 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
         return HubError(f"The connection to {constants.ENDPOINT} failed ({type(error).__name__}).", AGAIN)
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):
         return HubError(f"The Hub's storage could not be used: {_without_tokens(error)}.", AGAIN)
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return HubError(f"{constants.ENDPOINT} did not answer like a Hub.", "Check HF_ENDPOINT, or try again later.")
     if isinstance(error, ValueError) and str(error).startswith("LFS batch API returned errors"):
         return refused(repo_id, error)

@@ -1,7 +1,7 @@
-"""idc regenerate, push, pull: add HR versions, publish on the Hub, download from it."""
+"""idc regenerate, delete-version, push, pull: add and delete HR versions, publish on the Hub, download from it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,10 +36,10 @@ def regenerate(
     set_default: Annotated[
         bool,
         typer.Option(
-            "--set-default/--no-set-default",
+            "--set-default",
             help="Make it the version that `load_dataset` gives without a config name.",
         ),
-    ] = True,
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Diffusion teachers: denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Diffusion teachers: guidance scale.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Diffusion teachers: text prompt.")] = None,
@@ -66,9 +66,35 @@ def regenerate(
 @app.command(
     rich_help_panel="Publish",
     epilog=examples(
+        "idc delete-version runs/quickstart bicubic",
+        "idc delete-version org/condensed-div2k-x4 edsr --default swinir-m",
+    ),
+)
+def delete_version(
+    run_or_repo: Annotated[
+        str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The HR version.", show_default=False)],
+    default: Annotated[
+        str | None, typer.Option(help="The version to make the default.", show_default="the present default")
+    ] = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an HR version from a set; on the Hub, released tags keep it."""
+    import idc_hub
+
+    result = idc_hub.delete_version(run_or_repo, name, default=default, token=token)
+    Sink(as_json).result(result, leave_out={key for key in ("commit", "tag") if not getattr(result, key)})
+
+
+@app.command(
+    rich_help_panel="Publish",
+    epilog=examples(
         "idc push runs/mine you/condensed-mine --license cc-by-4.0 --dry-run",
         "idc push runs/mine you/condensed-mine --license cc-by-4.0",
         "idc push runs/div2k-x4 org/condensed-div2k-x4 --license other --license-name div2k --license-link LICENSE",
+        "idc push runs/div2k-x4 org/condensed-div2k-x4 --create-pr",
         "idc push networks/mine you/swinir-light-x4 --license apache-2.0 --public",
     ),
 )
@@ -94,17 +120,32 @@ def push(
         typer.Option("--public/--private", help="Visibility of a new repository; an existing one keeps its own."),
     ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An HR version on the Hub to replace; can be repeated.", show_default=False),
+    ] = None,
+    replace_set: Annotated[
+        bool, typer.Option("--replace-set", help="Replace a set on the Hub that has other LR patches.")
+    ] = False,
     commit_message: Annotated[
         str | None, typer.Option(help="First line of the commit message.", show_default=False)
     ] = None,
     token: TokenOption = None,
     dry_run: DryRunOption = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List all files and the change of the card.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a set or a trained network and publish it on the Hub in one commit."""
     import idc_hub
 
     sink = Sink(as_json)
+
+    def announce(plan: Any) -> None:
+        size = sum(plan.files[name] for name in plan.uploads)
+        sink.note(f"Uploading {len(plan.uploads)} files ({size:,} bytes) to {plan.url}")
+
     result = idc_hub.push(
         path,
         repo_id,
@@ -113,20 +154,35 @@ def push(
         license_link=license_link,
         public=public,
         create_pr=create_pr,
+        replace=replace or [],
+        replace_set=replace_set,
         dry_run=dry_run,
         token=token,
         commit_message=commit_message,
+        on_start=announce,
     )
     uploads = set(result.uploads)
     rows = [("+" if name in uploads else "=", name, f"{size:,}") for name, size in result.files.items()]
-    sink.table(("", "file", "bytes"), rows + [("-", name, "") for name in result.deletions])
-    sink.text(f"\n{result.card_diff}\n" if result.card_diff else "")
-    empty = {key for key in ("private", "commit", "tag", "pull_request") if not getattr(result, key)}
-    sink.result(result, leave_out={"repo_id", "files", "uploads", "deletions", "card_diff", *empty})
+    if dry_run or verbose:
+        sink.table(("", "file", "bytes"), rows + [("-", name, "") for name in result.deletions])
+        sink.text(f"\n{result.card_diff}\n" if result.card_diff else "")
+    optional = ("private", "commit", "tag", "pull_request", "kept", "replaced", "restored", "replaces_set")
+    empty = {key for key in optional if not getattr(result, key)}
+    sink.result(result, leave_out={"repo_id", "files", "uploads", "deletions", "card_diff", "local_card", *empty})
+    if not result.local_card:
+        sink.warn(f"{path} is read-only, so its card was not updated.")
     if dry_run:
         sink.note("Dry run: nothing was changed. Files marked + would be uploaded, those marked - deleted.")
+        flags = ["--replace-set"] if result.replaces_set else []
+        flags += [f"--replace {name}" for name in [*result.replaced, *result.restored]]
+        if flags:
+            sink.note(f"This push needs {' '.join(flags)}.")
     elif result.commit is None:
         sink.note("The repository is up to date: no commit was made.")
+    elif result.pull_request:
+        sink.note(
+            "If another pull request is merged first, run the same command again: it opens one that can be merged."
+        )
 
 
 @app.command(
@@ -146,4 +202,8 @@ def pull(
     """Download a condensed set into a Run, to verify it, add HR versions or push it again."""
     import idc_hub
 
-    Sink(as_json).result(idc_hub.pull(repo_id, run_dir=run_dir, revision=revision, token=token))
+    sink = Sink(as_json)
+    result = idc_hub.pull(repo_id, run_dir=run_dir, revision=revision, token=token)
+    if result.repair:
+        sink.warn(result.repair)
+    sink.result(result, leave_out={"repair"})

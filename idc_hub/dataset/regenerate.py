@@ -69,7 +69,7 @@ def regenerate(
     source: HRSource,
     name: str,
     *,
-    set_default: bool = True,
+    set_default: bool = False,
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
     date: str | None = None,

@@ -1,17 +1,21 @@
 """Pull a condensed set from the Hub into a Run directory, comparing each file with its digest."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
+from shutil import disk_usage, rmtree
 
+from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
+from idc_hub.dataset.card import write_card
 from idc_hub.dataset.check import is_repository_path, repository_files
-from idc_hub.dataset.condensed_set import CondensedSet
-from idc_hub.dataset.manifest import MANIFEST
+from idc_hub.dataset.condensed_set import CondensedSet, repository_lock
+from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.dataset.parquet import size_of_version
 from idc_hub.errors import HubError, RunError, enumerated
-from idc_hub.hub.revisions import client, commit_of, list_files, matches
+from idc_hub.hub.revisions import client, commit_of, list_files, matches, read_tags, restore_manifest, without_missing
 from idc_hub.hub_errors import AGAIN, hub_sentences
 
 _STAGING = ".pull-"
@@ -28,6 +32,7 @@ class PullResult:
         hr_versions: Names of the HR versions.
         files: Number of files.
         bytes: Total size of the files.
+        repair: What was wrong with the idc.json on the Hub, and what was done; otherwise empty.
     """
 
     repo_id: str
@@ -36,45 +41,53 @@ class PullResult:
     hr_versions: list[str]
     files: int
     bytes: int
+    repair: str = ""
 
 
-def pull(repo_id: str, run_dir: Path, *, revision: str | None = None, token: str | None = None) -> PullResult:
-    """Download a condensed set to `run_dir/repo`, byte for byte as on the Hub.
+def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None) -> PullResult:
+    """Download a condensed set into a Run directory, to verify it, add HR versions, or push it again.
 
-    Compares every file with the digest in the Hub's listing, and the contents with idc.json. `repo` appears at the end,
-    complete; if interrupted, call it again to continue.
+    Afterwards `run_dir/repo` equals the repository on the Hub byte for byte. It appears only when it is complete. If
+    interrupted, call it again to continue.
 
     Args:
         repo_id: `owner/name` on the Hub.
-        run_dir: A folder that is missing or empty, or that holds an interrupted pull or the same set.
-        revision: Tag, branch or commit; None: the newest commit.
-        token: Access token; None: HF_TOKEN, or the token that `hf auth login` stored.
+        run_dir: A missing or empty folder, or one left by an interrupted or identical pull.
+        revision: Tag, branch or commit; None: the head of the main branch.
+        token: Access token; None: HF_TOKEN, or the login of `hf auth login`.
 
     Returns:
-        What was pulled.
+        The commit, the HR versions, and the number and size of the files.
 
     Raises:
-        RunError: `run_dir` holds something else.
-        HubError: The Hub refused or could not be reached, the repository is not a condensed set or contradicts itself,
-            or a file arrived damaged.
+        RunError: `run_dir` holds other files.
+        HubError: The Hub refused or could not be reached, the repository is not a condensed set or contradicts its
+            idc.json, or a file arrived damaged.
     """
+    run_dir = Path(run_dir)
     with hub_sentences(repo_id, revision):
         api = client(token)
         sha = commit_of(api.repo_info(repo_id, repo_type="dataset", revision=revision))
         files = {path: entry for path, entry in list_files(api, repo_id, sha).items() if is_repository_path(path)}
-        if MANIFEST not in files:
+        if MANIFEST not in files and not read_tags(api, repo_id, "dataset"):
             raise HubError(f"{repo_id} is not a condensed set: it has no {MANIFEST}.")
+        repair = ""
         folder, staging = run_dir / "repo", run_dir / f"{_STAGING}{sha}"
-        if not _is_pulled(folder, files):
-            _check_free(run_dir, repo_id)
-            api.snapshot_download(
-                repo_id, repo_type="dataset", revision=sha, local_dir=staging, allow_patterns=sorted(files)
-            )
-            _check_arrived(repo_id, staging, files)
-            rmtree(staging / ".cache")
-            staging.rename(folder)
-            for abandoned in run_dir.glob(f"{_STAGING}*"):
-                rmtree(abandoned)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with repository_lock(folder):  # a second pull into the same folder waits
+            if not _is_pulled(folder, files):
+                _check_free(run_dir, repo_id)
+                _check_space(run_dir, staging, files)
+                api.snapshot_download(
+                    repo_id, repo_type="dataset", revision=sha, local_dir=staging, allow_patterns=sorted(files)
+                )
+                _check_arrived(repo_id, staging, files)
+                repair = _repair(api, repo_id, staging, files)
+                _check_consistent(repo_id, staging)
+                rmtree(staging / ".cache")
+                staging.rename(folder)
+                for abandoned in run_dir.glob(f"{_STAGING}*/"):
+                    rmtree(abandoned)
     return PullResult(
         repo_id=repo_id,
         commit=sha,
@@ -82,6 +95,7 @@ def pull(repo_id: str, run_dir: Path, *, revision: str | None = None, token: str
         hr_versions=sorted(CondensedSet(folder).manifest.hr_versions),
         files=len(files),
         bytes=sum(entry.size for entry in files.values()),
+        repair=repair,
     )
 
 
@@ -93,19 +107,56 @@ def _is_pulled(folder: Path, files: dict[str, RepoFile]) -> bool:
 
 def _check_free(run_dir: Path, repo_id: str) -> None:
     """Refuse a Run directory that holds anything except earlier attempts to pull."""
-    if run_dir.exists() and any(not path.name.startswith(_STAGING) for path in run_dir.iterdir()):
+    if any(not path.name.startswith((_STAGING, ".repo.lock")) for path in run_dir.iterdir()):
         raise RunError(
             f"{run_dir} is not empty and does not hold this commit of {repo_id}.", "Choose another --run-dir."
         )
 
 
+def _check_space(run_dir: Path, staging: Path, files: dict[str, RepoFile]) -> None:
+    """Refuse a download that does not fit onto the disk."""
+    needed = sum(entry.size for path, entry in files.items() if not (staging / path).is_file())
+    free = disk_usage(run_dir).free
+    if needed > free:
+        raise RunError(
+            f"{run_dir} has {free / 1e9:,.1f} GB of free space; the download needs {needed / 1e9:,.1f} GB.",
+            "Free some space, or choose another --run-dir.",
+        )
+
+
 def _check_arrived(repo_id: str, folder: Path, files: dict[str, RepoFile]) -> None:
-    """Compare downloaded files with the Hub's listing and with idc.json; remove damaged ones."""
+    """Compare downloaded files with the Hub's listing; remove damaged ones."""
     damaged = [p for p, entry in files.items() if not (folder / p).is_file() or not matches(folder / p, entry)]
     for path in damaged:
         (folder / path).unlink(missing_ok=True)
     if damaged:
         raise HubError(f"These files of {repo_id} arrived damaged: {enumerated(damaged)}.", AGAIN)
+
+
+def _repair(api: HfApi, repo_id: str, folder: Path, files: dict[str, RepoFile]) -> str:
+    """If idc.json is missing or lists HR versions whose files were deleted, write it and the card again.
+
+    Returns:
+        A sentence that says so; empty if all is well.
+    """
+    restored = ""
+    if MANIFEST not in files:
+        restored = restore_manifest(api, repo_id, files, folder)
+        if not restored:
+            rmtree(folder)
+            raise HubError(f"{repo_id} is not a condensed set: it has no {MANIFEST}.")
+    try:
+        manifest, missing = without_missing(Manifest.load(folder), files)
+    except RunError:
+        return ""  # _check_consistent reports it
+    if restored or missing:
+        manifest.save(folder)
+        write_card(CondensedSet(folder))
+    return " ".join(filter(None, (restored, missing)))
+
+
+def _check_consistent(repo_id: str, folder: Path) -> None:
+    """Compare downloaded files with idc.json; remove all of them if they contradict it."""
     try:
         condensed = CondensedSet(folder)
         condensed.check_lr()

@@ -4,30 +4,41 @@ Consumers only ever see complete releases: after all files are uploaded, one com
 never moves names the release. After any failure, the same command continues.
 """
 
-import re
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from difflib import unified_diff
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
 
 from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.card import keep_edited_section, merge_card, read_card, read_metadata
 from idc_hub.dataset.condensed_set import CARD
-from idc_hub.dataset.licenses import License, choose
-from idc_hub.errors import HubError, RecipeError
-from idc_hub.hub.releases import DatasetRelease, NetworkRelease, Release, is_network
-from idc_hub.hub.revisions import Revision, client, commit_of, matches, read_revision, size_of
-from idc_hub.hub_errors import AGAIN, hub_sentences, page_of, refused
+from idc_hub.dataset.licenses import LICENSE_FILES, License, choose
+from idc_hub.errors import HubError, RecipeError, enumerated
+from idc_hub.hub.releases import Release
+from idc_hub.hub.revisions import (
+    Revision,
+    commit_of,
+    list_files,
+    matches,
+    raised_version,
+    read_footer,
+    read_revision,
+    read_tags,
+    size_of,
+    tag_name,
+    withdrawn_versions,
+)
+from idc_hub.hub_errors import AGAIN, page_of, refused
 
 ATTEMPTS = 5
-
-_TAG = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
-
-_Version = tuple[int, int, int]
+GITIGNORE = ".gitignore"
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,14 @@ class PushResult:
         uploads: Paths that were new or different on the Hub.
         deletions: Paths that were deleted on the Hub.
         card_diff: Unified diff from the card on the Hub to the new one.
+        kept: HR versions that only the Hub has and that stay there.
+        replaced: HR versions on the Hub that the push replaces; a push needs their names in `replace`.
+        restored: HR versions that somebody withdrew from the Hub and that the push adds again; likewise.
+        replaces_set: Whether the Hub has other LR patches, which leave the main branch; a push needs `replace_set`.
         commit: The commit; None if nothing had changed, and for a dry run.
         tag: The tag of this release; None for a dry run and a pull request.
         pull_request: Address of the pull request, with `create_pr`.
+        local_card: False if the card in the folder could not be updated, because the folder is read-only.
     """
 
     repo_id: str
@@ -54,81 +70,64 @@ class PushResult:
     uploads: list[str]
     deletions: list[str]
     card_diff: str
+    kept: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+    replaces_set: bool = False
     commit: str | None = None
     tag: str | None = None
     pull_request: str | None = None
+    local_card: bool = True
 
 
-def push(
-    folder: Path,
-    repo_id: str,
-    *,
-    license: str | None = None,
-    license_name: str | None = None,
-    license_link: str | None = None,
-    public: bool = False,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    token: str | None = None,
-    commit_message: str | None = None,
-) -> PushResult:
-    """Publish a repository folder as a dataset, or a network as a model: one commit with the changes, then a tag.
-
-    The first tag is v1.0.0. After that, new LR patches or weights raise MAJOR, new HR versions or another default raise
-    MINOR, and anything else raises PATCH. The card keeps the user's keys and text, whether written on the Hub or in
-    `folder`. The pushed card is also written to `folder`.
+class Push:
+    """A push: its arguments, and the head of the repository as last read.
 
     Args:
-        folder: The repository folder of a set, or a network's folder.
-        repo_id: `owner/name`, or a name under the token's account. Created if missing.
-        license: The Hub's identifier of the license; None: the license on the present card.
-        license_name: Name of the license, for `other`; None: the name on the present card.
-        license_link: Its https:// address, or LICENSE; None: the link on the present card.
-        public: Whether a new repository is public. Does not change an existing one.
-        create_pr: Open a pull request instead of committing, for example on somebody else's repository.
-        dry_run: Only report what would change.
-        token: Access token; None: HF_TOKEN, or the token that `hf auth login` stored.
-        commit_message: First line of the commit message; None: a summary of the changes.
-
-    Returns:
-        What was done, or would be done.
-
-    Raises:
-        RunError: The repository folder is incomplete, or `datasets` cannot load it; nothing was uploaded.
-        NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: There is no license, or it is not one of the Hub's.
-        HubError: The Hub refused or could not be reached, or holds something that this push would destroy.
+        api: The client, with the user's token.
+        release: What to publish.
+        repo_id: `owner/name`; created if missing.
+        license: The license to name; None: the license on the present card.
+        public: Whether a new repository is public.
+        create_pr: Open a pull request instead of committing.
     """
-    given = License(license, license_name, license_link) if license else None
-    if given is None and (license_name or license_link):
-        raise RecipeError("--license-name and --license-link need --license other.", "Add it.")
-    if given and given.identifier != "other":
-        given.check()
-    release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
-    with hub_sentences(repo_id, kind=release.kind):
-        api = client(token)
-        account = api.whoami()["name"]
-        repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
-        attempt = _Push(api, release, repo_id, given, public, create_pr)
-        return attempt.plan() if dry_run else attempt.publish(commit_message)
-
-
-class _Push:
-    """A push: its arguments, and the head of the repository as last read."""
 
     def __init__(
-        self, api: HfApi, release: Release, repo_id: str, license: License | None, public: bool, create_pr: bool
+        self, api: HfApi, release: Release, repo_id: str, license: License | None, *, public: bool, create_pr: bool
     ) -> None:
         self.api, self.release, self.repo_id = api, release, repo_id
         self.license, self.create_pr = license, create_pr
         self.head = Revision()
         self.private = not public
         self.card = ""
+        self.revision: str | None = None
+        self.published: Any = release.facts
+        self.footers: dict[str, tuple[int, bytes]] = {}
         self.contents: dict[str, Path | bytes] = {}
+        self.uploads: list[str] = []
+        self.deletions: list[str] = []
         self.additions: list[CommitOperationAdd] = []
 
-    def publish(self, message: str | None) -> PushResult:
-        """Plan, upload and commit, again after another commit or a lost answer; then tag the commit."""
+    def publish(
+        self,
+        message: str | None,
+        replace_versions: set[str],
+        replace_set: bool,
+        on_start: Callable[[PushResult], None] | None,
+    ) -> PushResult:
+        """Plan, upload and commit, again after another commit or a lost answer; then tag the commit.
+
+        Args:
+            message: First line of the commit message; None: a summary of the changes.
+            replace_versions: HR versions on the Hub that this push may replace or restore.
+            replace_set: Whether this push may replace a set that has other LR patches.
+            on_start: Called with the plan before anything is uploaded.
+
+        Raises:
+            RecipeError: There is no license, the Hub does not have it, or `replace_versions` has an unknown name.
+            RunError: The metadata of a card cannot be read.
+            HubError: The Hub refused or could not be reached, or has something that this push would destroy.
+        """
         done = None
         for attempt in range(ATTEMPTS):
             plan = self.plan()
@@ -136,48 +135,194 @@ class _Push:
                 # On a later attempt this means that an earlier commit succeeded and only its answer was lost.
                 plan = replace(done, commit=self.head.sha) if done else plan
                 break
+            self.check_nothing_is_lost(plan, replace_versions, replace_set)
+            if on_start and done is None:
+                on_start(plan)
             done = plan
+            title = message or self.title(plan)
             self.upload(plan)
             try:
-                info = self.commit(plan, message or self.release.message(self.head.facts))
+                info = self.commit(plan, title)
             except (HfHubHTTPError, httpx.TransportError) as error:
                 if attempt == ATTEMPTS - 1 or not self.may_pass(error):
                     raise
                 time.sleep(0.25 * 2**attempt)
             else:
                 plan = replace(plan, commit=info.oid, pull_request=info.pr_url)
+                self.read_back(plan, info)
                 break
-        for card in dict.fromkeys((read_card(self.release.folder / CARD), self.head.card or "")):
-            keep_edited_section(self.release.folder, card)
-        write_text_atomically(self.release.folder / CARD, self.card)
-        return plan if self.create_pr else replace(plan, tag=self.tag(plan.commit))
+        if not self.create_pr:
+            plan = replace(plan, tag=self.tag(plan.commit))
+        return replace(plan, local_card=self.write_local_card())
 
     def plan(self) -> PushResult:
         """Read the head of the repository and compare it with the release."""
         self.head = self.read_head()
-        if self.head.facts is None and self.head.files.keys() - {".gitattributes", CARD}:
-            kind, file = self.release.kind, self.release.facts_file
+        release, remote = self.release, self.head.facts
+        if remote is None and self.head.files.keys() - {".gitattributes", GITIGNORE, CARD}:
             raise HubError(
-                f"{self.repo_id} exists and is not a {kind} of idc-hub: it has files, but no {file}.",
+                f"{self.repo_id} exists and is not a {release.kind} of idc-hub: it has files, but no "
+                f"{release.facts_file}.",
                 "Push to another name.",
             )
-        self.release.check_nothing_is_lost(self.repo_id, self.head.facts)
+        self.published = release.merged(remote, contributes=self.create_pr)
+        kept = release.kept(self.published, self.head)
+        self.footers = {
+            path: self.footers.get(path) or read_footer(self.api, self.repo_id, self.head, path) for path in kept
+        }
+        files = self.head.files
+        self.contents = release.contents(self.published, self.head)
+        self.uploads = [path for path, content in self.contents.items() if not matches(content, files.get(path))]
+        deletions = self.deletions = [
+            path
+            for path in files
+            if path not in (CARD, *self.contents) and release.is_retired(path, self.published, remote)
+        ]
+        self.revision = self.described_revision()
         self.card = self.merged_card()
-        self.contents = {**self.release.files(), CARD: self.card.encode()}
+        self.contents[CARD] = self.card.encode()
+        if not matches(self.contents[CARD], files.get(CARD)):
+            self.uploads.append(CARD)
+        uploads = self.uploads
         before, after = (self.head.card or "").splitlines(), self.card.splitlines()
         diff = unified_diff(before, after, f"{CARD} on the Hub", CARD, lineterm="")
-        remote = self.head.files
+        self.check_not_ignored(uploads)
+        replaced = release.replaced(self.published, self.head, [*(files.keys() & set(uploads)), *deletions])
+        is_set = release.kind == "dataset"
         return PushResult(
             repo_id=self.repo_id,
-            url=page_of(self.repo_id, self.release.kind),
+            url=page_of(self.repo_id, release.kind),
             private=self.private,
             files={path: size_of(content) for path, content in self.contents.items()},
-            uploads=[path for path, content in self.contents.items() if not matches(content, remote.get(path))],
-            deletions=[
-                path for path in remote if path not in self.contents and self.release.is_retired(path, self.head.facts)
-            ],
+            uploads=uploads,
+            deletions=deletions,
             card_diff="\n".join(diff),
+            kept=sorted(self.published.hr_versions.keys() - release.facts.hr_versions.keys()) if is_set else [],
+            replaced=replaced,
+            restored=sorted(withdrawn_versions(remote) & release.facts.hr_versions.keys()) if is_set else [],
+            replaces_set=is_set and remote is not None and remote.lr_digest != self.published.lr_digest,
         )
+
+    def check_nothing_is_lost(self, plan: PushResult, replace_versions: set[str], replace_set: bool) -> None:
+        """Refuse to replace a set or an HR version, or to restore a withdrawn one, unless the user allowed it.
+
+        Raises:
+            RecipeError: `replace_versions` names a version that the folder lacks.
+            HubError: Something would be lost.
+        """
+        known = self.published.hr_versions.keys() if self.release.kind == "dataset" else set()
+        if unknown := replace_versions - known:
+            raise RecipeError(
+                f"--replace names {enumerated(unknown)}, but {self.release.folder} has {enumerated(known)}."
+            )
+        if plan.replaces_set and not replace_set:
+            remote = self.head.facts
+            raise HubError(
+                f"{self.repo_id} is another set: its LR patches and the HR versions {enumerated(remote.hr_versions)}, "
+                f"made from {remote.patches:,} patches with the digest {remote.lr_digest[:8]}…, would leave the main "
+                "branch.",
+                "Push to another name, or add --replace-set. Released tags keep the old files.",
+            )
+        if replaced := set(plan.replaced) - replace_versions:
+            raise HubError(
+                f"{self.repo_id} has HR versions of the same name made otherwise: {enumerated(replaced)}.",
+                "Give yours another name with `idc regenerate`, or replace those on the Hub: "
+                + " ".join(f"--replace {name}" for name in sorted(replaced)),
+            )
+        if restored := set(plan.restored) - replace_versions:
+            raise HubError(
+                f"The HR versions {enumerated(restored)} were withdrawn from {self.repo_id}.",
+                "Delete them here with `idc delete-version`, or publish them again: "
+                + " ".join(f"--replace {name}" for name in sorted(restored)),
+            )
+
+    def title(self, plan: PushResult) -> str:
+        """The first line of the commit message, which names every change."""
+        parts = self.release.changes(self.published, self.head.facts, plan.replaced)
+        before, after = _license(self.head.card), _license(self.card)
+        if self.head.facts is not None and before != after:
+            parts.append(f"Change the license from {_named(before)} to {_named(after)}")
+        named = CARD, self.release.facts_file
+        if not parts:
+            others = [path for path in [*plan.uploads, *plan.deletions] if path not in named]
+            parts = [f"Update {enumerated(others)}" if others else "Update the card"]
+        return "; ".join(parts)
+
+    def check_not_ignored(self, uploads: list[str]) -> None:
+        """Ask the Hub which files it would ignore because of the .gitignore there: the client drops them silently.
+
+        Raises:
+            HubError: It would ignore some.
+        """
+        if not uploads or GITIGNORE not in self.head.files:
+            return
+        ignored = []
+        for start in range(0, len(uploads), 256):  # the Hub's limit
+            asked = [{"path": path, "size": 1, "sample": ""} for path in uploads[start : start + 256]]
+            response = get_session().post(
+                f"{self.api.endpoint}/api/{self.release.kind}s/{self.repo_id}/preupload/main",
+                params={"create_pr": "1"} if self.create_pr else None,
+                json={"files": asked},
+                headers=build_hf_headers(token=self.api.token),
+            )
+            hf_raise_for_status(response)
+            ignored += [file["path"] for file in response.json()["files"] if file.get("shouldIgnore")]
+        if not ignored:
+            return
+        path = self.api.hf_hub_download(self.repo_id, GITIGNORE, repo_type=self.release.kind, revision=self.head.sha)
+        lines = Path(path).read_bytes().decode(errors="replace").splitlines()
+        blamed = [line for line in lines if any(_ignores(line, path) for path in ignored)]
+        which = f"the lines {', '.join(blamed)}" if blamed else "the lines that ignore them"
+        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+        raise HubError(
+            f"The {GITIGNORE} of {self.repo_id} makes the Hub ignore {', '.join(ignored[:3])}{more}.",
+            f"Remove {which} from {page_of(self.repo_id, self.release.kind)}/edit/main/{GITIGNORE}",
+        )
+
+    def read_back(self, plan: PushResult, info: CommitInfo) -> None:
+        """List the commit that was made, and compare it with the plan.
+
+        Raises:
+            HubError: A file is missing or different, or was not deleted.
+        """
+        revision = info.pr_revision or info.oid
+        files = list_files(self.api, self.repo_id, revision, kind=self.release.kind)
+        sent = {addition.path_in_repo: addition for addition in self.additions}
+
+        def arrived(path: str) -> bool:
+            entry = files.get(path)
+            if entry is None:
+                return False
+            if path not in sent:
+                return entry.blob_id == self.head.files[path].blob_id
+            digest = sent[path].upload_info.sha256.hex()
+            return entry.lfs.sha256 == digest if entry.lfs else matches(self.contents[path], entry)
+
+        wrong = [path for path in self.contents if not arrived(path)]
+        wrong += [path for path in plan.deletions if path in files]
+        if wrong:
+            raise HubError(
+                f"The commit {info.oid} of {self.repo_id} is not what was sent, so it has no tag. Missing or different "
+                f"on the Hub: {enumerated(wrong)}.",
+                AGAIN,
+            )
+
+    def write_local_card(self) -> bool:
+        """Update the card in the folder: the published text, with the HR versions that the folder has.
+
+        Returns:
+            Whether the folder could be written to.
+        """
+        folder, license = self.release.folder, _license(self.card)
+        assert license is not None, "merged_card has put it there"
+        generated = self.release.render_card(self.repo_id, license, self.revision, self.release.facts, {})
+        try:
+            for card in dict.fromkeys((read_card(folder / CARD), self.head.card or "")):
+                keep_edited_section(folder, card)
+            write_text_atomically(folder / CARD, merge_card(self.card, generated))
+        except OSError:
+            return False
+        return True
 
     def read_head(self) -> Revision:
         """Read the head of the repository, after checking that the token may change it."""
@@ -191,12 +336,18 @@ class _Push:
                 ) from error
             return Revision()
         if not self.create_pr:
-            self.api.auth_check(self.repo_id, repo_type=self.release.kind, write=True)
+            try:
+                self.api.auth_check(self.repo_id, repo_type=self.release.kind, write=True)
+            except HfHubHTTPError as error:  # some mirrors do not have it
+                if error.response.status_code != 404:
+                    raise
         self.private = bool(info.private)
         return self.revision_of(commit_of(info))
 
     def revision_of(self, sha: str) -> Revision:
-        """Read a commit of the repository."""
+        """Read a commit of the repository, unless it is the head."""
+        if sha == self.head.sha:
+            return self.head
         return read_revision(self.api, self.repo_id, sha, self.release)
 
     def merged_card(self) -> str:
@@ -210,20 +361,31 @@ class _Push:
         path, remote_card = self.release.folder / CARD, self.head.card
         local_card = read_card(path)
         license = choose(self.license, *(read_metadata(card) for card in (remote_card, local_card) if card))
+        published = _license(remote_card)
+        if self.create_pr and published and license and published.identifier != license.identifier:
+            raise RecipeError(
+                f"{self.repo_id} has the license {_named(published)}; a pull request does not change it.",
+                "Leave --license out.",
+            )
         if license is None:
             raise RecipeError(
                 f"A {self.release.kind} needs a license to be pushed.",
                 "Name one with --license, such as cc-by-4.0; it must agree with the license of the photographs.",
             )
         license.check()
-        generated = self.release.render_card(self.repo_id, license, self.revision())
+        if license.link in LICENSE_FILES and license.link not in self.contents.keys() | self.head.files.keys():
+            raise RecipeError(
+                f"The license links to {license.link}, but {self.release.folder} has no such file.",
+                "Write the license's text there, or give an https:// address.",
+            )
+        generated = self.release.render_card(self.repo_id, license, self.revision, self.published, self.footers)
         local = merge_card(local_card, generated)
         if remote_card is None:
             return local
         remote = merge_card(remote_card, generated)
         if _same(local, remote) or _same(local, generated):
             return remote
-        tags = self.tags()
+        tags = read_tags(self.api, self.repo_id, self.release.kind)
         released = self.revision_of(tags[max(tags)]).card if tags else None
         base = generated if released is None else merge_card(released, generated)
         if _same(local, base):
@@ -269,31 +431,39 @@ class _Push:
             return status in (409, 412) or (status >= 500 and not self.create_pr)
         return not isinstance(error, httpx.ConnectError) and not self.create_pr
 
-    def tags(self) -> dict[_Version, str]:
-        """The commits of all releases so far, by version."""
-        refs = self.api.list_repo_refs(self.repo_id, repo_type=self.release.kind).tags
-        found = ((_TAG.fullmatch(ref.name), ref.target_commit) for ref in refs)
-        return {(int(m[1]), int(m[2]), int(m[3])): commit for m, commit in found if m}
-
-    def revision(self) -> str | None:
-        """The tag with the files of this release: the next one, or the first with the same files.
+    def described_revision(self) -> str | None:
+        """The tag that the card names: the next one, or the first with the same files.
 
         Changes of the card alone do not change it. None for a pull request, which gets no tag.
         """
         if self.create_pr:
             return None
-        tags = self.tags() if self.head.sha else {}
+        tags = read_tags(self.api, self.repo_id, self.release.kind) if self.head.sha else {}
         if not tags:
-            return _tag_name((1, 0, 0))
+            return tag_name((1, 0, 0))
         newest = max(tags)
-        change = self.release.change(self.revision_of(tags[newest]).facts)
+        change = self.change_since(self.revision_of(tags[newest]))
         if change < 2:
-            return _tag_name(_raised(newest, change))
+            return tag_name(raised_version(newest, change))
         first = (newest[0], newest[1], 0)
-        return _tag_name(first if first in tags else newest)
+        return tag_name(first if first in tags else newest)
+
+    def change_since(self, released: Revision) -> int:
+        """Which number of the version this push raises after a release: major (0), minor (1) or patch (2)."""
+
+        def is_kept(path: str) -> bool:
+            if path in self.uploads:
+                return matches(self.contents[path], released.files[path])
+            present = None if path in self.deletions else self.head.files.get(path)
+            return present is not None and present.blob_id == released.files[path].blob_id
+
+        return self.release.change(self.published, released, [path for path in released.files if not is_kept(path)])
 
     def tag(self, commit: str | None) -> str:
         """Tag a new commit, or an untagged head that an interrupted push left. Never moves a tag.
+
+        Args:
+            commit: The new commit; None: the head.
 
         Returns:
             The tag of the release.
@@ -301,12 +471,12 @@ class _Push:
         target = commit or self.head.sha
         problem: Exception | None = None
         for attempt in range(ATTEMPTS):
-            tags = self.tags()
+            tags = read_tags(self.api, self.repo_id, self.release.kind)
             tagged = [version for version, sha in tags.items() if sha == target]
-            released = self.revision_of(tags[max(tags)]).facts if tags and not tagged else None
-            if tagged or (commit is None and released == self.release.facts):
-                return _tag_name(max(tagged or tags))
-            name = _tag_name(_raised(max(tags), self.release.change(released)) if tags else (1, 0, 0))
+            released = self.revision_of(tags[max(tags)]) if tags and not tagged else Revision()
+            if tagged or (commit is None and released.facts == self.published):
+                return tag_name(max(tagged or tags))
+            name = tag_name(raised_version(max(tags), self.change_since(released)) if tags else (1, 0, 0))
             try:
                 self.api.create_tag(self.repo_id, tag=name, revision=target, repo_type=self.release.kind)
                 return name
@@ -318,14 +488,31 @@ class _Push:
         raise HubError(f"{self.repo_id} has the commit {target}, but it could not be tagged.", AGAIN) from problem
 
 
-def _raised(version: _Version, number: int) -> _Version:
-    """The next version: raises the major (0), minor (1) or patch (2) number."""
-    major, minor, patch = version
-    return [(major + 1, 0, 0), (major, minor + 1, 0), (major, minor, patch + 1)][number]
+def _license(card: str | None) -> License | None:
+    """The license on a card."""
+    return License.of(read_metadata(card)) if card else None
 
 
-def _tag_name(version: _Version) -> str:
-    return "v{}.{}.{}".format(*version)
+def _named(license: License | None) -> str:
+    """A license in a sentence."""
+    if license is None:
+        return "none"
+    return license.identifier if isinstance(license.identifier, str) else enumerated(license.identifier)
+
+
+def _ignores(line: str, path: str) -> bool:
+    """Whether a line of .gitignore by itself ignores a path; only to name the line, since the Hub has decided."""
+    pattern = line.strip()
+    if not pattern or pattern[0] in "#!":
+        return False
+    parts = path.split("/")
+    above = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    if pattern.endswith("/"):
+        above.pop()
+    pattern = pattern.rstrip("/")
+    if "/" in pattern:
+        return any(fnmatch(folder, pattern.lstrip("/")) for folder in above)
+    return any(fnmatch(part, pattern) for part in parts[: len(above)])
 
 
 def _same(card: str, other: str) -> bool:

@@ -158,8 +158,7 @@ def condense(
     run.require_finished()
     condensed = pack(run, workers=processes)
     name = recipe.teacher.hr_version or teacher.name
-    first = name not in condensed.manifest.hr_versions
-    add_version(condensed, teacher, name, set_default=first, progress=progress)
+    add_version(condensed, teacher, name, set_default=False, progress=progress)
     measured = recorded(run, condensed).get(name) or measure_version(run, condensed, name, teacher, progress)
     run.forget_real()  # if the quality was recorded already, nothing else removes them
     return CondenseResult(

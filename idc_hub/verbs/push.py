@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from idc_hub.dataset.condensed_set import repository_folder
-from idc_hub.hub import push as hub
-from idc_hub.hub.push import PushResult
-from idc_hub.hub.releases import is_network
+from idc_hub.dataset.condensed_set import repository_folder, repository_lock
+from idc_hub.dataset.licenses import License
+from idc_hub.errors import RecipeError
+from idc_hub.hub.push import Push, PushResult
+from idc_hub.hub.releases import DatasetRelease, NetworkRelease, Release, is_network
+from idc_hub.hub.revisions import client
+from idc_hub.hub_errors import hub_sentences
 
 
 def push(
@@ -19,15 +24,19 @@ def push(
     license_link: str | None = None,
     public: bool = False,
     create_pr: bool = False,
+    replace: Collection[str] = (),
+    replace_set: bool = False,
     dry_run: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
+    on_start: Callable[[PushResult], None] | None = None,
 ) -> PushResult:
     """Publish a condensed set as a dataset, or a network as a model: one commit with the changed files, then a tag.
 
-    The first tag is v1.0.0. New LR patches or weights raise MAJOR, new HR versions or another default raise MINOR, any
-    other change raises PATCH. Your own keys and prose in the card are kept, whether you wrote them on the Hub or in the
-    folder. If nothing changed, no commit is made.
+    The first tag is v1.0.0. New LR patches or weights and replaced HR versions raise MAJOR, new HR versions or another
+    default raise MINOR, any other change raises PATCH. HR versions that only the Hub has stay there. Your own keys and
+    prose in the card are kept, whether you wrote them on the Hub or in the folder. If nothing changed, no commit is
+    made.
 
     Args:
         path: A Run, a repository folder, or a network's folder that `train` wrote.
@@ -36,10 +45,13 @@ def push(
         license_name: Name of the license, for `other`; None: the name on the card.
         license_link: Its https:// address, or LICENSE for that file in the folder; None: the link on the card.
         public: Make a new repository public; an existing repository keeps its visibility.
-        create_pr: Open a pull request instead of committing.
+        create_pr: Open a pull request instead of committing; it changes neither the default version nor the license.
+        replace: Names of HR versions on the Hub that this push may replace, or add again after they were withdrawn.
+        replace_set: Allow this push to replace a set that has other LR patches.
         dry_run: Check everything and report what would be pushed; change nothing.
         token: Access token; None: HF_TOKEN, or the login of `hf auth login`.
         commit_message: First line of the commit message; None: a summary of the changes.
+        on_start: Called with the plan before anything is uploaded.
 
     Returns:
         The files, which of them are uploaded or deleted, the change of the card, and the commit and tag if any.
@@ -47,19 +59,36 @@ def push(
     Raises:
         RunError: The set is incomplete, or `datasets` cannot load it; nothing was uploaded.
         NetworkError: The network cannot be loaded; nothing was uploaded.
-        RecipeError: Neither `license` nor the card names a license, or the Hub has no such license.
+        RecipeError: Neither `license` nor the card names a license, the Hub has no such license, or an argument
+            contradicts the set.
         HubError: The Hub refused or could not be reached, or this push would destroy something there.
     """
-    folder = Path(path)
-    return hub.push(
-        folder if is_network(folder) else repository_folder(folder),
-        repo_id,
-        license=license,
-        license_name=license_name,
-        license_link=license_link,
-        public=public,
-        create_pr=create_pr,
-        dry_run=dry_run,
-        token=token,
-        commit_message=commit_message,
-    )
+    given = License(license, license_name, license_link) if license else None
+    if given is None and (license_name or license_link):
+        raise RecipeError("--license-name and --license-link need --license other.", "Add it.")
+    if given and given.identifier != "other":  # the name and the link of `other` can be on the card
+        given.check()
+    folder = Path(path) if is_network(Path(path)) else repository_folder(Path(path))
+    with _locked(folder):
+        release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
+        with hub_sentences(repo_id, kind=release.kind):
+            api = client(token)
+            owner = api.whoami()["name"]
+            repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
+            attempt = Push(api, release, repo_id, given, public=public, create_pr=create_pr)
+            return attempt.plan() if dry_run else attempt.publish(commit_message, set(replace), replace_set, on_start)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a repository folder, so that its files do not change; a read-only place has no lock."""
+    lock = repository_lock(folder)
+    try:
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

@@ -41,7 +41,7 @@ def regenerate(
     teacher: str,
     name: str,
     run_dir: str | Path | None = None,
-    set_default: bool = True,
+    set_default: bool = False,
     progress: Reporting = True,
     **settings: Any,
 ) -> RegenerateResult:
@@ -53,7 +53,8 @@ def regenerate(
             `real` takes the HR pixels of the photographs, for a Run that `select` made.
         name: Name of the HR version: the config name that users pass to `load_dataset`.
         run_dir: Where to pull a Hub repository to; None: its name in `$IDC_RUNS`, or in `runs`.
-        set_default: Make it the version that `load_dataset` gives without a config name.
+        set_default: Make it the version that `load_dataset` gives without a config name; the first version of a set
+            always is.
         progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
         **settings: `steps`, `guidance`, `prompt` and `seed` of a diffusion teacher.
 

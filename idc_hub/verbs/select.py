@@ -105,8 +105,7 @@ def select(
     condensed = pack(run, workers=1)
     source = source or RealHR(run)
     name = teacher.hr_version or source.name
-    first = name not in condensed.manifest.hr_versions
-    add_version(condensed, source, name, set_default=first, progress=progress)
+    add_version(condensed, source, name, set_default=False, progress=progress)
     measured = recorded(run, condensed).get(name) or measure_version(run, condensed, name, source, progress)
     return SelectResult(
         run=str(path),

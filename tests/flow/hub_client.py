@@ -9,7 +9,6 @@ import json
 import socket
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 _getaddrinfo = socket.getaddrinfo
@@ -23,16 +22,23 @@ def _loopback_only(host: Any, *rest: Any, **options: Any) -> Any:
 
 def push(folder: str, repo_id: str, **options: Any) -> dict[str, Any]:
     """`idc push`."""
-    from idc_hub.hub import push as hub
+    from idc_hub.verbs import push as verb
 
-    return asdict(hub.push(Path(folder), repo_id, **options))
+    return asdict(verb.push(folder, repo_id, **options))
 
 
 def pull(repo_id: str, run_dir: str, **options: Any) -> dict[str, Any]:
     """`idc pull`."""
-    from idc_hub.hub import pull as hub
+    from idc_hub.verbs import pull as verb
 
-    return asdict(hub.pull(repo_id, Path(run_dir), **options))
+    return asdict(verb.pull(repo_id, run_dir=run_dir, **options))
+
+
+def delete_version(run_or_repo: str, name: str, **options: Any) -> dict[str, Any]:
+    """`idc delete-version`."""
+    from idc_hub.verbs import delete_version as verb
+
+    return asdict(verb.delete_version(run_or_repo, name, **options))
 
 
 def load(repo_id: str, name: str | None = None, revision: str | None = None, streaming: bool = False) -> dict[str, Any]:
@@ -48,6 +54,13 @@ def load(repo_id: str, name: str | None = None, revision: str | None = None, str
         for column in ("lr", "hr"):
             pixels.update(np.asarray(row[column]).tobytes())
     return {"columns": list(rows.features), "keys": keys, "pixels": pixels.hexdigest()}
+
+
+def delete_config(repo_id: str, name: str) -> None:
+    """What a user of `datasets` does to remove a config."""
+    from datasets.hub import delete_from_hub
+
+    delete_from_hub(repo_id, name)
 
 
 def configs(repo_id: str, revision: str | None = None) -> list[str]:

@@ -60,6 +60,14 @@ class Client:
             Refused: The process raised an exception.
         """
         self.start(verb, **arguments)
+        return self.answer()
+
+    def answer(self) -> Any:
+        """Waits for the result of a request that was started.
+
+        Raises:
+            Refused: The process raised an exception.
+        """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, f"the client died: {self.stderr.read_text()[-2000:]}"

@@ -1,12 +1,15 @@
 """`push` with the real client in its own process, over HTTP, against the server in tests/hub_server."""
 
+import json
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
+from idc_hub.dataset.condensed_set import repository_lock
 from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_repository, pixels, sha256, write_prose
 from tests.hub_server import HubServer
 
@@ -123,7 +126,16 @@ class TestNextRelease:
         theirs = {"notes.md": "mine", "data/own/train-00000-of-00001.parquet": "rows", "lr/thoughts.txt": "mine"}
         for path, text in theirs.items():
             alice("api", method="upload_file", repo_id="alice/anew", repo_type="dataset", path_in_repo=path, text=text)
-        done = alice("push", folder=make_repository(tmp_path / "new", {"edsr": 0}, seed=1), repo_id="alice/anew")
+        new = make_repository(tmp_path / "new", {"edsr": 0}, seed=1)
+        hub.forget()
+        with pytest.raises(Refused, match=r"another set.*bicubic, edsr.*leave the main.*--replace-set") as caught:
+            alice("push", folder=new, repo_id="alice/anew")
+        assert caught.value.exit_code == 4
+        assert not hub.seen("POST")
+        planned = alice("push", folder=new, repo_id="alice/anew", dry_run=True)
+        done = alice("push", folder=new, repo_id="alice/anew", replace_set=True)
+        assert planned["replaces_set"]
+        assert planned["deletions"] == done["deletions"]
         assert done["tag"] == "v2.0.0"
         gone = {f"data/bicubic/train-0000{k}-of-00002.parquet" for k in (0, 1)} | {"report/patches.png"}
         assert set(done["deletions"]) == gone
@@ -146,14 +158,95 @@ class TestNextRelease:
         assert "Written here." in card
         assert "default: true" in card.split("config_name: bicubic")[1].split("config_name")[0]
 
-    def test_a_version_that_only_the_hub_has_is_not_lost(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
-        both = make_repository(tmp_path / "both", {"edsr": 0, "swinir-m": 1})
+    def test_a_version_that_only_the_hub_has_stays(
+        self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        both = make_repository(tmp_path / "both", {"swinir-m": 1, "edsr": 0})
         alice("push", folder=both, repo_id="alice/shared", license="mit")
-        with pytest.raises(Refused, match="lacks: swinir-m") as caught:
-            alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/shared")
+        first = hub.dataset("alice/shared").tree()
+        stale = make_repository(tmp_path / "one", {"edsr": 0, "bicubic": 2})
+        done = alice("push", folder=stale, repo_id="alice/shared")
+        assert (done["tag"], done["kept"], done["deletions"]) == ("v1.1.0", ["swinir-m"], [])
+        tree = hub.dataset("alice/shared").tree()
+        assert {path: tree[path] for path in first if "data/" in path} == {p: first[p] for p in first if "data/" in p}
+        facts = json.loads(hub.dataset("alice/shared").read("idc.json"))
+        assert (set(facts["hr_versions"]), facts["default"]) == ({"edsr", "swinir-m", "bicubic"}, "swinir-m")
+        card = hub.dataset("alice/shared").read("README.md").decode()
+        size = sum(path.stat().st_size for path in (both / "data" / "swinir-m").iterdir())
+        assert f"download_size: {size}" in card.split("dataset_info:")[1]
+        consumer = make_client("hf_alice")
+        assert consumer("configs", repo_id="alice/shared") == ["bicubic", "edsr", "swinir-m"]
+        assert consumer("load", repo_id="alice/shared")["pixels"] == pixels(lr_patches(0), 1)
+        again = alice("push", folder=stale, repo_id="alice/shared")
+        assert (again["commit"], again["tag"]) == (None, "v1.1.0")
+
+    def test_a_version_of_the_same_name_is_replaced_only_if_asked(
+        self, hub: HubServer, alice: Client, tmp_path: Path
+    ) -> None:
+        alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/named", license="mit")
+        head = hub.dataset("alice/named").refs["refs/heads/main"]
+        other = make_repository(tmp_path / "two", {"edsr": 1})
+        with pytest.raises(Refused, match=r"same name made otherwise: edsr.*--replace edsr") as caught:
+            alice("push", folder=other, repo_id="alice/named")
         assert caught.value.exit_code == 4
-        assert "idc pull" in caught.value.message
-        assert commits(hub, "alice/shared") == 1
+        assert hub.dataset("alice/named").refs["refs/heads/main"] == head
+        assert alice("push", folder=other, repo_id="alice/named", dry_run=True)["replaced"] == ["edsr"]
+        with pytest.raises(Refused, match=r"--replace names swinir") as caught:
+            alice("push", folder=other, repo_id="alice/named", replace=["swinir"])
+        assert caught.value.exit_code == 2
+        done = alice("push", folder=other, repo_id="alice/named", replace=["edsr"])
+        assert (done["tag"], done["replaced"]) == ("v2.0.0", ["edsr"])
+        assert hub.dataset("alice/named").history()[0]["title"] == "Replace HR version edsr"
+
+
+class TestIgnored:
+    def test_files_that_the_hub_would_ignore_are_named_before_anything_is_sent(
+        self, hub: HubServer, alice: Client, tmp_path: Path
+    ) -> None:
+        alice("api", method="create_repo", repo_id="alice/ignoring", repo_type="dataset")
+        edit_card(alice, "alice/ignoring", "Soon.")
+        text = "# mine\n*.log\ndata/\nreport/*.png\n"
+        repository = hub.dataset("alice/ignoring")
+        head = repository.refs["refs/heads/main"]
+        lines = {".gitignore": repository.put_blob(text.encode())}
+        repository.add_commit("refs/heads/main", repository.tree() | lines, "ignore", "alice", head)
+        head = repository.refs["refs/heads/main"]
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        hub.forget()
+        with pytest.raises(Refused, match=r"ignore data/edsr/train-0.*Remove the lines data/ from") as caught:
+            alice("push", folder=folder, repo_id="alice/ignoring", license="mit")
+        assert caught.value.exit_code == 4
+        assert not hub.sent()
+        assert repository.refs == {"refs/heads/main": head}
+        alice(
+            "api",
+            method="upload_file",
+            repo_id="alice/ignoring",
+            repo_type="dataset",
+            path_in_repo=".gitignore",
+            text="*.log",
+        )
+        assert alice("push", folder=folder, repo_id="alice/ignoring", license="mit")["tag"] == "v1.0.0"
+
+    def test_a_commit_that_lost_a_file_gets_no_tag(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/drops", license="mit")
+        repository = hub.dataset("alice/drops")
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        gone = "data/bicubic/train-00001-of-00002.parquet"
+
+        def drop() -> None:
+            head = repository.refs["refs/heads/main"]
+            commit = repository.commit(head)
+            assert gone in commit["tree"]
+            del commit["tree"][gone]
+            (repository.folder / "commits" / f"{head}.json").write_text(json.dumps(commit))
+
+        hub.inject("hook", method="GET", path="/alice/drops/tree/", skip=1, hook=drop)
+        with pytest.raises(Refused, match=f"not what was sent.*no tag.*{gone}") as caught:
+            alice("push", folder=more, repo_id="alice/drops")
+        assert caught.value.exit_code == 4
+        assert set(repository.refs) == {"refs/heads/main", "refs/tags/v1.0.0"}
+        assert alice("push", folder=more, repo_id="alice/drops")["tag"] == "v1.1.0"
 
 
 class TestCard:
@@ -273,6 +366,29 @@ class TestTrouble:
         assert done["tag"] == "v1.1.0"
         assert set(hub.sent().values()) == {(more / path).stat().st_size for path in done["uploads"] if "data/" in path}
 
+    def test_somebody_else_publishes_another_version_in_between(
+        self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        repo_id = "alice/versions-race"
+        alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id=repo_id, license="mit")
+        theirs = make_repository(tmp_path / "theirs", {"edsr": 0, "swinir-m": 2})
+        other = make_client("hf_alice")
+        hook = hub.inject(
+            "hook",
+            method="POST",
+            path=f"/{repo_id}/commit/",
+            hook=lambda: other("push", folder=theirs, repo_id=repo_id),
+        )
+        mine = make_repository(tmp_path / "mine", {"edsr": 0, "bicubic": 1})
+        done = alice("push", folder=mine, repo_id=repo_id)
+        assert hook.fired == 1
+        assert (done["tag"], done["kept"]) == ("v1.2.0", ["swinir-m"])
+        consumer = make_client("hf_alice")
+        assert consumer("load", repo_id=repo_id, name="swinir-m")["pixels"] == pixels(lr_patches(0), 2)
+        assert consumer("load", repo_id=repo_id, name="bicubic")["pixels"] == pixels(lr_patches(0), 1)
+        assert sorted(path.name for path in (mine / "data").iterdir()) == ["bicubic", "edsr"]
+        assert "swinir-m" not in (mine / "README.md").read_text()
+
     def test_a_race_that_is_lost_every_time_is_a_sentence(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "repo", {"edsr": 0})
         fault = hub.inject("status", method="POST", path="/alice/busy/commit/", status=412, times=99)
@@ -353,6 +469,32 @@ class TestTrouble:
             alice("push", folder=make_repository(tmp_path / "r", {"edsr": 0}), repo_id="alice/limited", license="mit")
         assert caught.value.exit_code == 4
 
+    def test_a_mirror_without_auth_check(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/mirror", license="mit")
+        hub.inject("status", method="GET", path="/alice/mirror/auth-check", status=404, times=9)
+        assert alice("push", folder=folder, repo_id="alice/mirror")["tag"] == "v1.0.0"
+
+    def test_an_answer_that_is_not_utf8(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        hub.inject("status", method="GET", path="/api/whoami-v2", status=200, body=b'{"name": "\xff"}')
+        with pytest.raises(Refused, match="did not answer like a Hub") as caught:
+            alice("push", folder=make_repository(tmp_path / "r", {"edsr": 0}), repo_id="alice/odd", license="mit")
+        assert caught.value.exit_code == 4
+
+    def test_the_folder_is_locked_while_it_is_pushed(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        waited = []
+
+        def try_lock() -> None:
+            try:
+                repository_lock(folder).acquire(timeout=0.1)
+            except Timeout:
+                waited.append(True)
+
+        hub.inject("hook", method="POST", path="/alice/locked/commit/", hook=try_lock)
+        alice("push", folder=folder, repo_id="alice/locked", license="mit")
+        assert waited == [True]
+
 
 class TestRefusals:
     """Each is one sentence with exit code 4 (2 for a missing argument), and nothing is sent."""
@@ -430,10 +572,12 @@ class TestRefusals:
 
     def test_another_license_needs_a_name_and_a_link(self, alice: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "repo", {"edsr": 0})
-        (folder / "LICENSE").write_text("For research only.")
         with pytest.raises(Refused, match=r"needs a name and a link.*--license-name"):
             alice("push", folder=folder, repo_id="alice/own-terms", license="other")
         terms = {"license": "other", "license_name": "research-only", "license_link": "LICENSE"}
+        with pytest.raises(Refused, match=r"links to LICENSE, but .* has no such file"):
+            alice("push", folder=folder, repo_id="alice/own-terms", **terms)
+        (folder / "LICENSE").write_text("For research only.")
         done = alice("push", folder=folder, repo_id="alice/own-terms", **terms)
         assert "LICENSE" in done["uploads"]
         again = alice("push", folder=folder, repo_id="alice/own-terms", license="other")
@@ -466,6 +610,45 @@ class TestPullRequest:
         refs = hub.dataset("alice/open").refs
         assert refs == before | {"refs/pr/1": done["commit"]}
         assert "data/bicubic/train-00000-of-00002.parquet" in hub.dataset("alice/open").tree("refs/pr/1")
+
+    def test_two_pull_requests_with_different_versions_can_both_be_merged(
+        self, hub: HubServer, alice: Client, bob: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        repo_id = "alice/two-requests"
+        alice(
+            "push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id=repo_id, license="mit", public=True
+        )
+        carol = make_client("hf_carol")
+        theirs = make_repository(tmp_path / "carol", {"swinir-m": 2, "edsr": 0})  # another default
+        first = bob(
+            "push", folder=make_repository(tmp_path / "bob", {"edsr": 0, "bicubic": 1}), repo_id=repo_id, create_pr=True
+        )
+        carol("push", folder=theirs, repo_id=repo_id, create_pr=True)
+        repository = hub.dataset(repo_id)
+        repository.set_ref("refs/heads/main", first["commit"])  # Alice merges Bob's
+        again = carol("push", folder=theirs, repo_id=repo_id, create_pr=True)
+        assert repository.commit(again["commit"])["parent"] == first["commit"]
+        assert repository.commit(again["commit"])["title"].startswith("Add HR version swinir-m (6 patches, LR ")
+        repository.set_ref("refs/heads/main", again["commit"])
+        assert json.loads(repository.read("idc.json"))["default"] == "edsr"
+        consumer = make_client("hf_alice")
+        for name, teacher in {"edsr": 0, "bicubic": 1, "swinir-m": 2}.items():
+            assert consumer("load", repo_id=repo_id, name=name)["pixels"] == pixels(lr_patches(0), teacher)
+        assert consumer("load", repo_id=repo_id) == consumer("load", repo_id=repo_id, name="edsr")
+
+    def test_a_contributor_does_not_change_the_license(
+        self, hub: HubServer, alice: Client, bob: Client, tmp_path: Path
+    ) -> None:
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/licensed", license="mit", public=True)
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        with pytest.raises(Refused, match=r"has the license mit.*--license") as caught:
+            bob("push", folder=more, repo_id="alice/licensed", license="other", create_pr=True)
+        assert caught.value.exit_code == 2
+        alice("push", folder=more, repo_id="alice/licensed", license="cc0-1.0")
+        title = hub.dataset("alice/licensed").history()[0]["title"]
+        assert title.startswith("Add HR version bicubic (")
+        assert title.endswith("; Change the license from mit to cc0-1.0")
 
     def test_there_must_be_something_to_open_it_on(self, bob: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "repo", {"edsr": 0})

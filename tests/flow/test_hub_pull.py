@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.hf_api import RepoFile
 
+from idc_hub.errors import RunError
+from idc_hub.hub.pull import _check_space
 from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_repository, pixels, sha256
 from tests.hub_server import HubServer
 
@@ -38,7 +41,7 @@ def test_pull_takes_a_tag_and_leaves_foreign_files(
     first = files_below(folder)
     alice("api", method="upload_file", repo_id=repo_id, repo_type="dataset", path_in_repo="data/own/x.csv", text="1")
     shutil.rmtree(folder)
-    alice("push", folder=make_repository(folder, {"edsr": 2}, seed=3), repo_id=repo_id, license="mit")
+    alice("push", folder=make_repository(folder, {"edsr": 2}, seed=3), repo_id=repo_id, replace_set=True)
     bob("pull", repo_id=repo_id, run_dir=tmp_path / "old", revision="v1.0.0")
     bob("pull", repo_id=repo_id, run_dir=tmp_path / "new")
     assert files_below(tmp_path / "old" / "repo") == first
@@ -144,3 +147,22 @@ def test_a_gated_dataset_says_where_to_ask(
     hub.dataset(published[0]).update_meta(gated="auto")
     with pytest.raises(Refused, match=f"is gated.*{hub.url}/datasets/{published[0]}"):
         bob("pull", repo_id=published[0], run_dir=tmp_path / "run")
+
+
+def test_two_pulls_into_one_folder(
+    hub: HubServer, make_client: Callable[..., Client], tmp_path: Path, published: tuple[str, Path]
+) -> None:
+    repo_id, folder = published
+    hub.inject("delay", method="GET", origin="blobs", seconds=1)
+    clients = [make_client("hf_bob"), make_client("hf_bob")]
+    for client in clients:
+        client.start("pull", repo_id=repo_id, run_dir=tmp_path / "run")
+    done = [client.answer() for client in clients]
+    assert done[0] == done[1]
+    assert files_below(tmp_path / "run") == {f"repo/{name}": data for name, data in files_below(folder).items()}
+
+
+def test_a_download_that_does_not_fit(tmp_path: Path) -> None:
+    entry = RepoFile(path="lr/x", size=1 << 60, oid="0", type="file")
+    with pytest.raises(RunError, match=r"the download needs 1,152,921,504\.6 GB"):
+        _check_space(tmp_path, tmp_path / "staging", {"lr/x": entry})

@@ -18,10 +18,10 @@ from skimage import data
 import idc_hub
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.errors import HubError
-from idc_hub.hub import push as hub
 from idc_hub.images import sources
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
+from idc_hub.verbs import push as verb
 
 SMALL = ["patches.size=16", "patches.stride=16", "patches.complexity=all", "transform.kernel_size=3"]
 SMALL += ["transform.channels=8", "loss.frequencies=8", "loss.bank_size=2", "assignment.groups=2"]
@@ -169,7 +169,7 @@ def test_the_other_verbs_read_only_what_they_need(
     def refuse(token: str | None) -> None:
         raise HubError("There is no Hub here.")
 
-    monkeypatch.setattr(hub, "client", refuse)
+    monkeypatch.setattr(verb, "client", refuse)
     reads.reset()
     with pytest.raises(HubError, match="no Hub here"):
         idc_hub.push(run, "somebody/reads", license="mit")

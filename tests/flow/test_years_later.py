@@ -77,7 +77,7 @@ def test_a_life(hub: HubServer, make_client: Callable[..., Client], tmp_path: Pa
 
     # A second HR version uploads its own parquet files, but no LR safetensors.
     lr_file = next((repo / "lr").glob("*.safetensors")).read_bytes()
-    idc("hf_alice", "regenerate", "runs/life", "--teacher", "bicubic", "--name", "bicubic", "--no-set-default")
+    idc("hf_alice", "regenerate", "runs/life", "--teacher", "bicubic", "--name", "bicubic")
     hub.forget()
     second = idc("hf_alice", "push", "runs/life", "alice/life")
     assert second["tag"] == "v1.1.0"

@@ -27,6 +27,7 @@ __all__ = ["Account", "HubServer", "Repository", "Seen"]
 ACCOUNTS = {
     "hf_alice": Account("alice", organizations=("lab",)),
     "hf_bob": Account("bob"),
+    "hf_carol": Account("carol"),
     "hf_alice_reads": Account("alice", role="read", organizations=("lab",)),
 }
 

@@ -21,17 +21,43 @@ def preupload(repository: Repository, sha: str, body: dict[str, Any]) -> Respons
     """
     tree = repository.tree(sha)
     patterns = _lfs_patterns(repository, sha)
+    ignored = _ignore_patterns(repository, sha, body)
     answers = []
     for file in body["files"]:
         name = PurePosixPath(file["path"]).name
         tracked = any(fnmatch.fnmatch(file["path"] if "/" in p else name, p) for p in patterns)
         binary = b"\0" in base64.b64decode(file.get("sample", ""))
         mode = "lfs" if tracked or binary or file["size"] > REGULAR_LIMIT else "regular"
-        answer = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+        answer = {
+            "path": file["path"],
+            "uploadMode": mode,
+            "shouldIgnore": any(_is_ignored(file["path"], p) for p in ignored),
+        }
         if entry := tree.get(file["path"]):
             answer["oid"] = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
         answers.append(answer)
     return as_json({"files": answers})
+
+
+def _ignore_patterns(repository: Repository, sha: str, body: dict[str, Any]) -> list[str]:
+    """The patterns of the .gitignore that the client sends, else of the one in the root of the repository."""
+    if "gitIgnore" in body:
+        text = body["gitIgnore"]
+    elif ".gitignore" in repository.tree(sha):
+        text = repository.read(".gitignore", sha).decode()
+    else:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("#", "!"))]
+
+
+def _is_ignored(path: str, pattern: str) -> bool:
+    """Whether a pattern without negation ignores a path: with a slash inside it starts at the root."""
+    *folders, name = path.split("/")
+    names = folders if pattern.endswith("/") else [*folders, name]
+    wanted = pattern.strip("/")
+    if pattern.startswith("/") or "/" in wanted:
+        return any(fnmatch.fnmatch("/".join(names[: n + 1]), wanted) for n in range(len(names)))
+    return any(fnmatch.fnmatch(part, wanted) for part in names)
 
 
 def _lfs_patterns(repository: Repository, sha: str) -> list[str]:

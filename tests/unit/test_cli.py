@@ -24,11 +24,12 @@ from idc_cli.condensing import Selection
 from idc_cli.main import app, main
 from idc_cli.output import Sink
 from idc_hub.errors import HubError, ImageError, IncompleteError, Interrupted, NetworkError, RecipeError, RunError
-from idc_hub.hub.pull import PullResult
 from idc_hub.hub.push import PushResult
 from idc_hub.recipe import Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes
 from idc_hub.verbs.condense import CondenseResult
+from idc_hub.verbs.delete_version import DeleteVersionResult
+from idc_hub.verbs.pull import PullResult
 from idc_hub.verbs.quality import QualityResult
 from idc_hub.verbs.regenerate import RegenerateResult
 from idc_hub.verbs.select import SelectResult
@@ -81,7 +82,8 @@ RESULTS = {
         deletions=["lr/old"],
         card_diff="+ new line",
     ),
-    "pull": fill(PullResult),
+    "pull": fill(PullResult, repair=""),
+    "delete_version": DeleteVersionResult("org/x", "edsr", "bicubic", "c0ffee", "v2.0.0"),
 }
 
 
@@ -317,12 +319,13 @@ class TestVerbs:
         assert "runs/x/repo/report/patches.png" in err
 
     def test_regenerate(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
-        assert idc("regenerate", "org/x", "--teacher", "t", "--name", "n", "--no-set-default")[0] == 0
+        assert idc("regenerate", "org/x", "--teacher", "t", "--name", "n")[0] == 0
         options = {"teacher": "t", "name": "n", "run_dir": None, "set_default": False, "progress": True}
         assert calls["regenerate"] == (("org/x",), options)
 
     def test_push(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
-        code, out, err = idc("push", "runs/x", "org/x", "--license", "mit")
+        assert "idc.json" not in idc("push", "runs/x", "org/x", "--license", "mit")[1]
+        code, out, err = idc("push", "runs/x", "org/x", "--license", "mit", "--verbose")
         assert code == 0
         assert [line.split("\t") for line in out.splitlines()[1:4]] == [
             ["+", "idc.json", "1,200"],
@@ -342,6 +345,18 @@ class TestVerbs:
         assert options["dry_run"]
         assert options["create_pr"]
         assert options["token"] == "t"
+
+    def test_delete_version(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, out, _ = idc("delete-version", "org/x", "edsr", "--default", "bicubic")
+        assert code == 0
+        assert "tag\tv2.0.0" in out
+        assert calls["delete_version"] == (("org/x", "edsr"), {"default": "bicubic", "token": None})
+
+    def test_what_a_pull_repaired_is_a_warning(
+        self, idc: Callable[..., Result], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(RESULTS, "pull", fill(PullResult, repair="idc.json was gone."))
+        assert idc("pull", "org/x", "--run-dir", "d")[2] == "warning: idc.json was gone.\n"
 
     def test_pull(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         assert idc("pull", "org/x", "--run-dir", "d", "--revision", "v1.0.0")[0] == 0

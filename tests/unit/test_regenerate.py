@@ -79,17 +79,17 @@ def test_without_a_date_it_is_today(repo: Path, make_teacher: MakeTeacher) -> No
 
 
 def test_a_second_version_leaves_lr_and_the_first_one_as_they_are(repo: Path, make_teacher: MakeTeacher) -> None:
-    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     assert Manifest.load(repo).default == "nearest"  # there must be exactly one
     before = contents(repo)
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
     after = contents(repo)
     assert {path for path in after if after[path] != before.get(path)} == {
         "idc.json",
         "data/negative/train-00000-of-00001.parquet",
     }
     assert Manifest.load(repo).default == "nearest"
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", set_default=True)
     assert Manifest.load(repo).default == "negative"
     assert read_keys(repo / "data" / "nearest") == read_keys(repo / "data" / "negative")
 

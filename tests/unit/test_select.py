@@ -306,6 +306,13 @@ def test_the_card_tells_what_it_is(photographs: Path) -> None:
     assert "<script>" not in render_card(CondensedSet(repo))
 
 
+def test_selecting_again_with_another_teacher_leaves_the_default(photographs: Path) -> None:
+    choose(photographs)
+    assert choose(photographs, teacher="bicubic").hr_version == "bicubic"
+    facts = Manifest.load(photographs.parent / "run" / "repo")
+    assert (set(facts.hr_versions), facts.default) == ({"real", "bicubic"}, "real")
+
+
 def test_a_network_trained_on_it_will_not_say_condensed(photographs: Path) -> None:
     choose(photographs, "random")
     pairs = read_data(str(photographs.parent / "run"), 2)
