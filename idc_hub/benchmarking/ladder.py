@@ -45,7 +45,7 @@ from idc_hub.training.pairs import read_version
 if TYPE_CHECKING:
     from idc_hub.recipe import Source
 
-DONE, PARTLY, TODO = "done", "begun", "to do"
+DONE, BEGUN, NOT_BEGUN = "done", "begun", "to do"
 
 Make = Callable[[Cell, Path], object]
 
@@ -206,11 +206,11 @@ class Ladder:
             RunError: Its set or its student belongs to another plan.
         """
         run_dir, student = self.run_dir(cell), self.student_dir(cell)
-        state = dict.fromkeys(("set", "hr", "student", "evaluation"), TODO)
+        state = dict.fromkeys(("set", "hr", "student", "evaluation"), NOT_BEGUN)
         if cell.learning_rate is not None:
             del state["evaluation"]
         if not (run_dir / "repo" / MANIFEST).is_file():
-            return state | ({"set": PARTLY} if run_dir.exists() else {})
+            return state | ({"set": BEGUN} if run_dir.exists() else {})
         self._check_set(cell)
         state["set"] = DONE
         manifest = Manifest.load(run_dir / "repo")
@@ -218,12 +218,12 @@ class Ladder:
             return state
         state["hr"] = DONE
         if not (student / WEIGHTS).is_file():
-            return state | ({"student": PARTLY} if (student / CHECKPOINT).is_file() else {})
+            return state | ({"student": BEGUN} if (student / CHECKPOINT).is_file() else {})
         self._check_student(cell, manifest)
         state["student"] = DONE
         if cell.learning_rate is None:
             missing = {set_name(testset) for testset in self.plan.testsets} - self._results(student).keys()
-            state["evaluation"] = TODO if len(missing) == len(self.plan.testsets) else PARTLY if missing else DONE
+            state["evaluation"] = NOT_BEGUN if len(missing) == len(self.plan.testsets) else BEGUN if missing else DONE
         return state
 
     def _check_set(self, cell: Cell) -> None:

@@ -5,6 +5,8 @@ lose information (16 bits, transparency, CMYK, several frames or pages) is a ref
 """
 
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -174,6 +176,22 @@ def read_file(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _refusal(name, f"cannot be read ({error.strerror})", "check its permissions") from error
+
+
+def read_member(archive: zipfile.ZipFile, member: str, name: str) -> bytes:
+    """The bytes of a zip's member, called `name` in messages.
+
+    Raises:
+        ImageError: It is missing, too large, damaged, encrypted or compressed in a way that Python lacks.
+    """
+    try:
+        info = archive.getinfo(member)
+        if info.file_size > MAX_FILE_BYTES:
+            raise too_many_bytes(name, info.file_size)
+        return archive.read(info)
+    # RuntimeError: a password is needed; NotImplementedError, which is one: a compression that Python lacks
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, RuntimeError) as error:
+        raise ImageError(f"{name} cannot be read from its zip ({one_line(error)}): make the zip again.") from error
 
 
 def too_many_bytes(name: str, size: int) -> ImageError:

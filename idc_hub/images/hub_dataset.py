@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from idc_hub.errors import HubError, ImageError, one_line
-from idc_hub.images.files import MAX_FILE_BYTES, read_file, too_many_bytes
+from idc_hub.images.files import read_file, read_member
 from idc_hub.images.sources import Entry, is_instance_id
 
 if TYPE_CHECKING:
@@ -175,9 +175,6 @@ def _downloaded(path: str, name: str) -> Path:
 def _zipped_bytes(archive: Path, member: str, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as file:
-            info = file.getinfo(member)
-            if info.file_size > MAX_FILE_BYTES:
-                raise too_many_bytes(name, info.file_size)
-            return file.read(info)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise ImageError(f"{name} cannot be read from its archive ({one_line(error)}): download it again.") from error
+            return read_member(file, member, name)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ImageError(f"{name} cannot be read from its zip ({one_line(error)}): download it again.") from error

@@ -12,7 +12,6 @@ import re
 import unicodedata
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 
 from idc_hub.errors import ImageError, LeftOutWarning
 from idc_hub.images import layouts
-from idc_hub.images.files import FORMATS, MAX_FILE_BYTES, SUFFIXES, image_size, read_file, read_image, too_many_bytes
+from idc_hub.images.files import FORMATS, SUFFIXES, image_size, read_file, read_image, read_member
 from idc_hub.images.patches import cut, windows
 from idc_hub.images.resize import imresize, mod_crop
 
@@ -429,14 +428,5 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
             f"{path} cannot be opened as a zip ({error}).", "Give a folder, a zip or a Hub dataset id."
         ) from error
 
-    def read(name: str) -> bytes:
-        info = archive.getinfo(name)
-        if info.file_size > MAX_FILE_BYTES:
-            raise too_many_bytes(name, info.file_size)
-        try:
-            return archive.read(info)
-        # RuntimeError: a password is needed; NotImplementedError: a compression that Python lacks
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-            raise ImageError(f"{name} cannot be unpacked ({error}): make the zip anew.") from error
-
-    return [info.filename for info in archive.infolist() if not info.is_dir()], read
+    names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    return names, lambda name: read_member(archive, name, name)

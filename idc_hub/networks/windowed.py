@@ -4,6 +4,7 @@ Module and parameter names follow the published checkpoints, so their state dict
 feature maps are channels-last, `[B, h, w, dim]`.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -110,7 +111,7 @@ class ResidualGroup(nn.Module):
         return x + convolve(self.conv, deep)
 
 
-class WindowedNetwork(nn.Module):
+class WindowedNetwork(nn.Module, ABC):
     """A super-resolution network whose body works on windows. RGB float `[B, 3, h, w]` in [0, 1], not clamped.
 
     The input is mirrored at the bottom and right up to a multiple of the window, and the output is cropped. No
@@ -177,9 +178,9 @@ class WindowedNetwork(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
+    @abstractmethod
     def constants(self) -> tuple[Tensor, ...]:
         """What every block takes besides the feature map."""
-        raise NotImplementedError
 
     def forward(self, lr: Tensor) -> Tensor:
         height, width = (self.scale * size for size in lr.shape[2:])

@@ -7,6 +7,7 @@ All pixels are decoded once, into a file that every process maps into its memory
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -78,22 +79,16 @@ def train_network(
         raise RecipeError(f"{processes} processes need as many GPUs, and {torch.cuda.device_count()} can be seen.")
     check_trackers(trackers)
     check_settings(folder, recipe, num_processes=int(os.environ["WORLD_SIZE"]) if launched else processes)
+    fit = functools.partial(
+        train, network, folder=folder, recipe=recipe, data=pairs.facts, trackers=trackers, progress=report
+    )
     if launched:
-        _train_launched(network, pairs, folder, recipe, trackers, progress, report)
+        _train_launched(fit, pairs, folder, progress)
         return
     with work_folder(folder) as work:
         pixels = _write(pairs, work, progress)
         if processes == 1:
-            train(
-                network,
-                pixels.map(),
-                folder,
-                recipe,
-                sha256=pixels.sha256,
-                data=pairs.facts,
-                trackers=trackers,
-                progress=report,
-            )
+            fit(pairs=pixels.map(), sha256=pixels.sha256)
             return
         check(folder, pixels.map(), pairs.scale, recipe, num_processes=processes)
         task = {"spec": spec, "folder": str(folder.resolve()), "trackers": list(trackers), "data": pairs.facts}
@@ -113,15 +108,7 @@ def train_network(
     log.unlink()
 
 
-def _train_launched(
-    network: Network,
-    pairs: Pairs,
-    folder: Path,
-    recipe: TrainingRecipe,
-    trackers: Sequence[str],
-    progress: Reporting,
-    report: Tell | None,
-) -> None:
+def _train_launched(fit: Callable[..., Network], pairs: Pairs, folder: Path, progress: Reporting) -> None:
     """Train inside a launcher's process: the first process of each machine writes the pixels, the others map them."""
     state = PartialState(cpu=not torch.cuda.is_available())
     facts = folder / WORK / platform.node() / "pixels.json"
@@ -132,16 +119,7 @@ def _train_launched(
                 pixels = _write(pairs, work, progress)
                 facts.write_text(json.dumps(pixels.facts()), encoding="utf-8")
         pixels = PixelFile(**json.loads(facts.read_text(encoding="utf-8")))
-        train(
-            network,
-            pixels.map(),
-            folder,
-            recipe,
-            sha256=pixels.sha256,
-            data=pairs.facts,
-            trackers=trackers,
-            progress=report,
-        )
+        fit(pairs=pixels.map(), sha256=pixels.sha256)
 
 
 def _write(pairs: Pairs, work: Path, progress: Reporting) -> PixelFile:

@@ -6,19 +6,16 @@ copies their pixels to a file first (`training.pixels`).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
-from PIL import Image
 
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import MANIFEST
 from idc_hub.dataset.parquet import read_rows
 from idc_hub.errors import HubError, ImageError, RecipeError, one_line
-from idc_hub.images.files import read_image
+from idc_hub.images.files import image_size, read_image
 from idc_hub.images.hub_dataset import check_existence
 from idc_hub.images.patches import is_wrongly_one_color
 from idc_hub.images.resize import imresize, mod_crop
@@ -295,11 +292,9 @@ def _pairs_of_hub_set(repo_id: str, scale: int, hr_version: str | None) -> Pairs
 
 
 def _area(data: bytes, name: str) -> int:
-    """Number of pixels of an image file."""
+    """Number of pixels of an image file; 0 if it is damaged, which decoding names later."""
     try:
-        with catch_warnings():
-            simplefilter("ignore")  # of Pillow, about large images; `read_image` has a limit of its own
-            with Image.open(BytesIO(data)) as image:
-                return image.width * image.height
-    except Exception:  # whatever a damaged file does; decoding it names it later
+        width, height = image_size(data, name)
+    except ImageError:
         return 0
+    return width * height

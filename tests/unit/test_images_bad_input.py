@@ -362,13 +362,13 @@ def test_zip_members_that_are_damaged_or_locked(tmp_path):
     path.write_bytes(data)
     lines = refusal(path).splitlines()
     assert len(lines) == 3
-    assert lines[1].startswith("  a.png cannot be unpacked (Bad CRC-32")
-    assert lines[2].startswith("  b.png cannot be unpacked (")
+    assert lines[1].startswith("  a.png cannot be read from its zip (Bad CRC-32")
+    assert lines[2].startswith("  b.png cannot be read from its zip (")
     assert "password" in lines[2]
 
 
 def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("idc_hub.images.sources.MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr("idc_hub.images.files.MAX_FILE_BYTES", 2**20)
     path = make_zip(tmp_path / "photos.zip", {"bomb.png": bytes(2**22)})
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     assert "bomb.png has 4 MiB, more than the limit" in refusal(path)

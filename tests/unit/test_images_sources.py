@@ -339,10 +339,16 @@ def test_hub_dataset_with_images_in_a_zip(hub, tmp_path):
     source = open_source("org/photos")
     assert names(source) == [(name, f"Set5/{name}.png") for name in ("baby", "bird", "woman")]
     assert source.read(source.entries[0]) == encode_png(photograph(1))
-    with pytest.raises(ImageError, match=r"Set5/bird\.png cannot be read from its archive"):
+    with pytest.raises(ImageError, match=r"Set5/bird\.png cannot be read from its zip"):
         source.read(source.entries[1])
     with pytest.raises(ImageError, match=r"Set5/woman\.png has no bytes and names a file outside the download cache"):
         source.read(source.entries[2])
+    archive_bytes = bytearray((tmp_path / "cache/images.zip").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        archive_bytes[archive_bytes.index(signature) + flags] |= 1  # encrypted
+    (tmp_path / "cache/images.zip").write_bytes(archive_bytes)
+    with pytest.raises(ImageError, match=r"Set5/baby\.png cannot be read from its zip \(.*password"):
+        source.read(source.entries[0])
 
 
 def test_hub_dataset_with_lr_beside_hr(hub):
