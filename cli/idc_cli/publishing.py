@@ -190,12 +190,17 @@ def push(
     epilog=examples(
         "idc pull org/condensed-div2k-x4 --run-dir runs/div2k-x4",
         "idc pull org/condensed-div2k-x4 --run-dir runs/div2k-x4 --revision v1.0.0",
+        "idc pull org/condensed-div2k-x4 --run-dir runs/div2k-x4 --only lr",
     ),
 )
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
     run_dir: Annotated[Path, typer.Option(help="Directory for the new Run.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the main branch")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION|lr", help="One HR version, or only the LR patches.", show_default="everything"),
+    ] = None,
     token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -203,7 +208,7 @@ def pull(
     import idc_hub
 
     sink = Sink(as_json)
-    result = idc_hub.pull(repo_id, run_dir=run_dir, revision=revision, token=token)
+    result = idc_hub.pull(repo_id, run_dir=run_dir, only=only, revision=revision, token=token)
     if result.repair:
         sink.warn(result.repair)
     sink.result(result, leave_out={"repair"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage, rmtree
@@ -10,13 +11,16 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from idc_hub.dataset.card import write_card
-from idc_hub.dataset.check import is_repository_path, repository_files
-from idc_hub.dataset.condensed_set import CondensedSet, repository_lock
+from idc_hub.dataset.check import hr_version_of, is_repository_path, repository_files
+from idc_hub.dataset.condensed_set import CARD, CondensedSet, repository_lock
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.dataset.parquet import size_of_version
-from idc_hub.errors import HubError, RunError, enumerated
+from idc_hub.errors import HubError, RecipeError, RunError, enumerated
 from idc_hub.hub.revisions import client, commit_of, list_files, matches, read_tags, restore_manifest, without_missing
 from idc_hub.hub_errors import AGAIN, hub_sentences
+
+LR = "lr"
+"""Stands for the LR patches alone, without an HR version."""
 
 _STAGING = ".pull-"
 
@@ -44,7 +48,14 @@ class PullResult:
     repair: str = ""
 
 
-def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, token: str | None = None) -> PullResult:
+def pull(
+    repo_id: str,
+    *,
+    run_dir: str | Path,
+    only: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> PullResult:
     """Download a condensed set into a Run directory, to verify it, add HR versions, or push it again.
 
     Afterwards `run_dir/repo` equals the repository on the Hub byte for byte. It appears only when it is complete. If
@@ -53,6 +64,9 @@ def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, toke
     Args:
         repo_id: `owner/name` on the Hub.
         run_dir: A missing or empty folder, or one left by an interrupted or identical pull.
+        only: Name of the only HR version to download, or "lr" for none of them; None: all. The folder is then a
+            smaller set: its idc.json and card list what was downloaded. Pushing it leaves the other versions on the
+            Hub as they are.
         revision: Tag, branch or commit; None: the head of the main branch.
         token: Access token; None: HF_TOKEN, or the login of `hf auth login`.
 
@@ -60,7 +74,8 @@ def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, toke
         The commit, the HR versions, and the number and size of the files.
 
     Raises:
-        RunError: `run_dir` holds other files.
+        RecipeError: There is no HR version `only`.
+        RunError: `run_dir` holds other files, or the disk has too little space.
         HubError: The Hub refused or could not be reached, the repository is not a condensed set or contradicts its
             idc.json, or a file arrived damaged.
     """
@@ -71,17 +86,21 @@ def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, toke
         files = {path: entry for path, entry in list_files(api, repo_id, sha).items() if is_repository_path(path)}
         if MANIFEST not in files and not read_tags(api, repo_id, "dataset"):
             raise HubError(f"{repo_id} is not a condensed set: it has no {MANIFEST}.")
+        if only is not None:
+            files = _only(repo_id, only, files)
         repair = ""
         folder, staging = run_dir / "repo", run_dir / f"{_STAGING}{sha}"
         run_dir.mkdir(parents=True, exist_ok=True)
         with repository_lock(folder):  # a second pull into the same folder waits
-            if not _is_pulled(folder, files):
+            if not _is_pulled(folder, files, ignore=() if only is None else (CARD, MANIFEST)):
                 _check_free(run_dir, repo_id)
                 _check_space(run_dir, staging, files)
                 api.snapshot_download(
                     repo_id, repo_type="dataset", revision=sha, local_dir=staging, allow_patterns=sorted(files)
                 )
                 _check_arrived(repo_id, staging, files)
+                if only is not None:
+                    _keep_only(staging, only)
                 repair = _repair(api, repo_id, staging, files)
                 _check_consistent(repo_id, staging)
                 rmtree(staging / ".cache")
@@ -99,10 +118,40 @@ def pull(repo_id: str, *, run_dir: str | Path, revision: str | None = None, toke
     )
 
 
-def _is_pulled(folder: Path, files: dict[str, RepoFile]) -> bool:
-    """Whether a repository folder holds exactly these files."""
+def _only(repo_id: str, only: str, files: dict[str, RepoFile]) -> dict[str, RepoFile]:
+    """The files without the HR versions that are not wanted, and without pictures, which can show them."""
+    versions = {version for version in map(hr_version_of, files) if version}
+    if only not in {LR, *versions}:
+        raise RecipeError(f"{repo_id} has no HR version {only!r}.", f"It has {enumerated(versions)}, and {LR}.")
+    return {
+        path: entry
+        for path, entry in files.items()
+        if hr_version_of(path) in (None, only) and not path.startswith("report/")
+    }
+
+
+def _keep_only(folder: Path, only: str) -> None:
+    """List no other HR versions in a downloaded set. What was measured of the others goes with them."""
+    try:
+        manifest = Manifest.load(folder)
+    except (RunError, OSError):
+        return  # reported later
+    versions = {name: version for name, version in manifest.hr_versions.items() if name == only}
+    facts = dict(manifest.condensation)
+    if isinstance(quality := facts.get("quality"), dict):
+        facts["quality"] = {name: measured for name, measured in quality.items() if name == only}
+    default = only if only in versions else None
+    manifest.model_copy(update={"hr_versions": versions, "default": default, "condensation": facts}).save(folder)
+    if versions:
+        write_card(CondensedSet(folder))
+
+
+def _is_pulled(folder: Path, files: dict[str, RepoFile], ignore: Collection[str]) -> bool:
+    """Whether a repository folder holds exactly these files; the bytes of those in `ignore` may differ."""
     local = repository_files(folder)
-    return local.keys() == files.keys() and all(matches(path, files[name]) for name, path in local.items())
+    return local.keys() == files.keys() and all(
+        name in ignore or matches(path, files[name]) for name, path in local.items()
+    )
 
 
 def _check_free(run_dir: Path, repo_id: str) -> None:

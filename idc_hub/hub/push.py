@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, Discussion, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
 
@@ -85,6 +85,7 @@ class Push:
 
     Args:
         api: The client, with the user's token.
+        account: Its name on the Hub.
         release: What to publish.
         repo_id: `owner/name`; created if missing.
         license: The license to name; None: the license on the present card.
@@ -93,11 +94,20 @@ class Push:
     """
 
     def __init__(
-        self, api: HfApi, release: Release, repo_id: str, license: License | None, *, public: bool, create_pr: bool
+        self,
+        api: HfApi,
+        account: str,
+        release: Release,
+        repo_id: str,
+        license: License | None,
+        *,
+        public: bool,
+        create_pr: bool,
     ) -> None:
-        self.api, self.release, self.repo_id = api, release, repo_id
+        self.api, self.account, self.release, self.repo_id = api, account, release, repo_id
         self.license, self.create_pr = license, create_pr
         self.head = Revision()
+        self.pull_request: Discussion | None = None
         self.private = not public
         self.card = ""
         self.revision: str | None = None
@@ -140,6 +150,10 @@ class Push:
                 on_start(plan)
             done = plan
             title = message or self.title(plan)
+            if self.create_pr and (request := self.find_pull_request(title)):
+                plan = self.aim_at(request, plan)
+                if not plan.uploads and not plan.deletions:
+                    break
             self.upload(plan)
             try:
                 info = self.commit(plan, title)
@@ -148,7 +162,7 @@ class Push:
                     raise
                 time.sleep(0.25 * 2**attempt)
             else:
-                plan = replace(plan, commit=info.oid, pull_request=info.pr_url)
+                plan = replace(plan, commit=info.oid, pull_request=plan.pull_request or info.pr_url)
                 self.read_back(plan, info)
                 break
         if not self.create_pr:
@@ -157,7 +171,7 @@ class Push:
 
     def plan(self) -> PushResult:
         """Read the head of the repository and compare it with the release."""
-        self.head = self.read_head()
+        self.head, self.pull_request = self.read_head(), None
         release, remote = self.release, self.head.facts
         if remote is None and self.head.files.keys() - {".gitattributes", GITIGNORE, CARD}:
             raise HubError(
@@ -201,6 +215,36 @@ class Push:
             replaced=replaced,
             restored=sorted(withdrawn_versions(remote) & release.facts.hr_versions.keys()) if is_set else [],
             replaces_set=is_set and remote is not None and remote.lr_digest != self.published.lr_digest,
+        )
+
+    def find_pull_request(self, title: str) -> Discussion | None:
+        """The open pull request of this account with the same title that has what the head has."""
+        requests = self.api.get_repo_discussions(
+            self.repo_id,
+            author=self.account,
+            discussion_type="pull_request",
+            discussion_status="open",
+            repo_type=self.release.kind,
+        )
+        for request in requests:
+            if request.title == title:
+                commits = self.api.list_repo_commits(
+                    self.repo_id, repo_type=self.release.kind, revision=request.git_reference
+                )
+                if self.head.sha in {commit.commit_id for commit in commits}:
+                    return request
+        return None
+
+    def aim_at(self, request: Discussion, plan: PushResult) -> PushResult:
+        """The plan for a commit on an open pull request, instead of a new pull request."""
+        reference = str(request.git_reference)
+        info = self.api.repo_info(self.repo_id, repo_type=self.release.kind, revision=reference)
+        self.pull_request, self.head = request, self.revision_of(commit_of(info))
+        files = self.head.files
+        self.uploads = [path for path, content in self.contents.items() if not matches(content, files.get(path))]
+        self.deletions = [path for path in plan.deletions if path in files]
+        return replace(
+            plan, uploads=self.uploads, deletions=self.deletions, commit=self.head.sha, pull_request=request.url
         )
 
     def check_nothing_is_lost(self, plan: PushResult, replace_versions: set[str], replace_set: bool) -> None:
@@ -408,9 +452,7 @@ class Push:
             self.head = self.read_head()
         self.additions = [CommitOperationAdd(path, self.contents[path]) for path in plan.uploads]
         for addition in self.additions:
-            self.api.preupload_lfs_files(
-                self.repo_id, [addition], repo_type=self.release.kind, create_pr=self.create_pr
-            )
+            self.api.preupload_lfs_files(self.repo_id, [addition], repo_type=self.release.kind, **self.destination())
 
     def commit(self, plan: PushResult, message: str) -> CommitInfo:
         """Commit all changes at once; fails if the head has moved since it was planned."""
@@ -421,15 +463,20 @@ class Push:
             commit_message=message,
             repo_type=self.release.kind,
             parent_commit=self.head.sha,
-            create_pr=self.create_pr,
+            **self.destination(),
         )
 
+    def destination(self) -> dict[str, Any]:
+        """Where the client commits: an open pull request, a new one, or the main branch."""
+        if self.pull_request is not None:
+            return {"revision": self.pull_request.git_reference}
+        return {"create_pr": self.create_pr}
+
     def may_pass(self, error: Exception) -> bool:
-        """Whether a retry may succeed. A pull request is not retried after a lost answer: it could be opened twice."""
+        """Whether a retry may succeed. It finds what a commit whose answer was lost has done."""
         if isinstance(error, HfHubHTTPError):
-            status = error.response.status_code
-            return status in (409, 412) or (status >= 500 and not self.create_pr)
-        return not isinstance(error, httpx.ConnectError) and not self.create_pr
+            return error.response.status_code in (409, 412) or error.response.status_code >= 500
+        return not isinstance(error, httpx.ConnectError)
 
     def described_revision(self) -> str | None:
         """The tag that the card names: the next one, or the first with the same files.

@@ -45,7 +45,8 @@ def push(
         license_name: Name of the license, for `other`; None: the name on the card.
         license_link: Its https:// address, or LICENSE for that file in the folder; None: the link on the card.
         public: Make a new repository public; an existing repository keeps its visibility.
-        create_pr: Open a pull request instead of committing; it changes neither the default version nor the license.
+        create_pr: Open a pull request instead of committing, or update the open one of an earlier call; it changes
+            neither the default version nor the license.
         replace: Names of HR versions on the Hub that this push may replace, or add again after they were withdrawn.
         replace_set: Allow this push to replace a set that has other LR patches.
         dry_run: Check everything and report what would be pushed; change nothing.
@@ -73,9 +74,9 @@ def push(
         release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
         with hub_sentences(repo_id, kind=release.kind):
             api = client(token)
-            owner = api.whoami()["name"]
-            repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
-            attempt = Push(api, release, repo_id, given, public=public, create_pr=create_pr)
+            account = api.whoami()["name"]
+            repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
+            attempt = Push(api, account, release, repo_id, given, public=public, create_pr=create_pr)
             return attempt.plan() if dry_run else attempt.publish(commit_message, set(replace), replace_set, on_start)
 
 

@@ -196,8 +196,9 @@ def write_prose(card: str, prose: str) -> str:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Contents of all files by relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Contents of all files by relative path, without the empty lock file of a repository folder."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".repo.lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def sha256(path: Path) -> str:

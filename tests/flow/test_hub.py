@@ -611,6 +611,32 @@ class TestPullRequest:
         assert refs == before | {"refs/pr/1": done["commit"]}
         assert "data/bicubic/train-00000-of-00002.parquet" in hub.dataset("alice/open").tree("refs/pr/1")
 
+    def test_the_same_command_updates_the_open_one(
+        self, hub: HubServer, alice: Client, bob: Client, tmp_path: Path
+    ) -> None:
+        repo_id = "alice/repeated"
+        alice(
+            "push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id=repo_id, license="mit", public=True
+        )
+        for name, teacher in {"swinir-m": 2, "dat": 3}.items():  # with them the list has two pages
+            other = make_repository(tmp_path / name, {"edsr": 0, name: teacher})
+            bob("push", folder=other, repo_id=repo_id, create_pr=True)
+        folder = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        hub.inject("lost", method="POST", path=f"/{repo_id}/commit/")
+        first = bob("push", folder=folder, repo_id=repo_id, create_pr=True)
+        repository = hub.dataset(repo_id)
+        assert first["pull_request"] == f"{hub.url}/datasets/{repo_id}/discussions/3"
+        again = bob("push", folder=folder, repo_id=repo_id, create_pr=True)
+        assert (again["pull_request"], again["commit"]) == (first["pull_request"], first["commit"])
+        assert repository.refs["refs/pr/3"] == first["commit"]
+        changed = make_repository(tmp_path / "three", {"edsr": 0, "bicubic": 4})
+        updated = bob("push", folder=changed, repo_id=repo_id, create_pr=True)
+        assert updated["pull_request"] == first["pull_request"]
+        assert repository.refs["refs/pr/3"] == updated["commit"]
+        assert repository.commit(updated["commit"])["parent"] == first["commit"]
+        assert set(updated["uploads"]) >= {f"data/bicubic/train-0000{k}-of-00002.parquet" for k in (0, 1)}
+        assert {ref for ref in repository.refs if "pr" in ref} == {"refs/pr/1", "refs/pr/2", "refs/pr/3"}
+
     def test_two_pull_requests_with_different_versions_can_both_be_merged(
         self, hub: HubServer, alice: Client, bob: Client, make_client: Callable[..., Client], tmp_path: Path
     ) -> None:

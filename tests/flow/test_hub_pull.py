@@ -22,7 +22,7 @@ def test_pull_gives_the_same_bytes_and_can_be_pushed_elsewhere(
     run = tmp_path / "run"
     done = bob("pull", repo_id=repo_id, run_dir=run)
     assert files_below(run / "repo") == files_below(folder)
-    assert [path.name for path in run.iterdir()] == ["repo"]
+    assert {path.name for path in run.iterdir()} == {"repo", ".repo.lock"}
     assert (done["hr_versions"], done["files"]) == (["bicubic", "edsr"], 9)
     assert done["commit"] == hub.dataset(repo_id).refs["refs/heads/main"]
     hub.forget()
@@ -32,6 +32,31 @@ def test_pull_gives_the_same_bytes_and_can_be_pushed_elsewhere(
     copied = bob("push", folder=run / "repo", repo_id="bob/copy", public=True)
     assert copied["tag"] == "v1.0.0"
     assert bob("load", repo_id="bob/copy", name="bicubic")["pixels"] == pixels(lr_patches(0), 1)
+
+
+def test_a_part_of_a_set_is_pulled_completed_and_pushed_without_losing_the_rest(
+    hub: HubServer, alice: Client, tmp_path: Path, published: tuple[str, Path]
+) -> None:
+    repo_id, folder = published
+    before = hub.dataset(repo_id).tree()
+    hub.forget()
+    lr = alice("pull", repo_id=repo_id, run_dir=tmp_path / "lr", only="lr")
+    assert (lr["hr_versions"], lr["files"]) == ([], len(files_below(tmp_path / "lr" / "repo")))
+    assert not hub.seen("GET", "/data/")
+    assert not (tmp_path / "lr" / "repo" / "data").exists()
+    assert files_below(tmp_path / "lr" / "repo" / "lr") == files_below(folder / "lr")
+    one = alice("pull", repo_id=repo_id, run_dir=tmp_path / "one", only="bicubic")
+    assert one["hr_versions"] == ["bicubic"]
+    assert files_below(tmp_path / "one" / "repo" / "data") == {
+        name: digest for name, digest in files_below(folder / "data").items() if "bicubic" in str(name)
+    }
+    hub.forget()
+    assert alice("pull", repo_id=repo_id, run_dir=tmp_path / "one", only="bicubic") == one
+    assert not hub.seen("GET", "/resolve/")
+    assert alice("push", folder=tmp_path / "one", repo_id=repo_id)["commit"] is None
+    assert hub.dataset(repo_id).tree() == before
+    with pytest.raises(Refused, match=r"has no HR version 'dat'.*bicubic, edsr, and lr"):
+        alice("pull", repo_id=repo_id, run_dir=tmp_path / "none", only="dat")
 
 
 def test_pull_takes_a_tag_and_leaves_foreign_files(

@@ -2,8 +2,8 @@
 
 It follows the protocol that huggingface_hub speaks (repositories, commits, LFS, tags, listings, downloads),
 with two origins as on the live Hub: one for the Hub itself, one for the blob store, which must never see a
-token. State lies on disk. Xet, git over HTTP, discussions and merges are left out: clients run with
-HF_HUB_DISABLE_XET=1.
+token. State lies on disk. Xet, git over HTTP, merges, and discussions except the list of pull requests are
+left out: clients run with HF_HUB_DISABLE_XET=1.
 
     with HubServer(folder) as server:
         subprocess.run([...], env=os.environ | server.environment("hf_alice", home))

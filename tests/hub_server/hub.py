@@ -41,6 +41,7 @@ class Hub:
                 ("GET", rf"{_API}/auth-check(?P<write>/write)?", self.auth_check),
                 ("GET", rf"{_API}/refs", self.refs),
                 ("GET", rf"{_API}/commits/(?P<revision>[^/]+)", self.commits),
+                ("GET", rf"{_API}/discussions", self.discussions),
                 ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", self.tree),
                 ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", self.paths_info),
                 ("POST", rf"{_API}/(?P<what>branch|tag)/(?P<name>[^/]+)", self.create_ref),
@@ -117,6 +118,33 @@ class Hub:
         if not self.logged_in(request).may_write(repo):
             raise Refusal(403, f"Forbidden: you don't have the rights to write to {repo}")
         return repository
+
+    def changeable(self, request: Request, kind: str, repo: str, revision: str) -> Repository:
+        """A repository whose revision the request may change: anybody their own pull requests."""
+        repository = self.proposable(request, kind, repo)
+        if repository.pull_requests().get(revision, {}).get("author") == self.logged_in(request).name:
+            return repository
+        return self.writable(request, kind, repo)
+
+    def discussions(self, request: Request, kind: str, repo: str) -> Response:
+        """The pull requests, filtered; there are no other discussions. Two a page."""
+        repository = self.readable(request, kind, repo)
+        found = [
+            {
+                "num": int(ref.rsplit("/", 1)[1]),
+                "title": opened["title"],
+                "author": {"name": opened["author"]},
+                "createdAt": opened["date"],
+                "status": opened["status"],
+                "repo": {"name": repo, "type": kind},
+                "isPullRequest": True,
+            }
+            for ref, opened in repository.pull_requests().items()
+        ]
+        author, status = request.argument("author"), request.argument("status")
+        found = [d for d in found if author in ("", d["author"]["name"]) and status in ("", d["status"])]
+        start = 2 * int(request.argument("p", "0"))
+        return as_json({"discussions": found[start : start + 2], "count": len(found), "start": start})
 
     def revision(self, repository: Repository, revision: str) -> str:
         """The commit id of a revision, or 404."""
@@ -325,14 +353,19 @@ class Hub:
 
     def preupload(self, request: Request, kind: str, repo: str, revision: str) -> Response:
         """Which files go to LFS, and the present entries of their paths."""
-        asked = self.proposable if request.flag("create_pr") else self.writable
-        repository = asked(request, kind, repo)
+        if request.flag("create_pr"):
+            repository = self.proposable(request, kind, repo)
+        else:
+            repository = self.changeable(request, kind, repo, revision)
         return uploads.preupload(repository, self.revision(repository, revision), request.json())
 
     def commit(self, request: Request, kind: str, repo: str, revision: str) -> Response:
         """One commit, on a branch or as a new pull request."""
         pull_request = request.flag("create_pr")
-        repository = (self.proposable if pull_request else self.writable)(request, kind, repo)
+        if pull_request:
+            repository = self.proposable(request, kind, repo)
+        else:
+            repository = self.changeable(request, kind, repo, revision)
         account = self.logged_in(request)
         lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
         sha, number = uploads.commit(repository, revision, lines, account.name, pull_request)
@@ -353,7 +386,10 @@ class Hub:
         For a pull request the client names no ref, and whoever may read the repository may upload.
         """
         body = request.json()
-        repository = self.writable(request, kind, repo) if "ref" in body else self.proposable(request, kind, repo)
+        if "ref" in body:
+            repository = self.changeable(request, kind, repo, body["ref"]["name"])
+        else:
+            repository = self.proposable(request, kind, repo)
         return uploads.lfs_batch(repository, body, self.blobs, self.url)
 
     def lfs_verify(self, request: Request, kind: str, repo: str) -> Response:

@@ -127,6 +127,19 @@ class Repository:
             sha = commits[-1]["parent"]
         return commits
 
+    def pull_requests(self) -> dict[str, dict[str, Any]]:
+        """By ref: title, author and date of the commit that opened it, and its status."""
+        main = {commit["id"] for commit in self.history()}
+        found = {}
+        for ref in (ref for ref in self.refs if ref.startswith("refs/pr/")):
+            commits = self.history(ref)
+            own = [commit for commit in commits if commit["id"] not in main]
+            opened = (own or commits)[-1]
+            found[ref] = {key: opened[key] for key in ("title", "author", "date")} | {
+                "status": "open" if own else "merged"
+            }
+        return found
+
     def add_commit(self, ref: str, tree: Tree, title: str, author: str, parent: str | None, message: str = "") -> str:
         """Stores a commit and moves the ref to it; nothing is validated here.
 
