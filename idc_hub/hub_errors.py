@@ -2,11 +2,13 @@
 
 import json
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -65,17 +67,34 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
         return HubError(f"{repo_id} has no revision {revision}.", f"Its tags are listed at {page}/tree/main.")
     if isinstance(error, HfHubHTTPError):
         return _http_sentence(error, repo_id)
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+    is_upload = isinstance(error, RuntimeError) and str(error).startswith("Error while uploading")
+    if (is_upload or isinstance(error, LocalEntryNotFoundError)) and error.__cause__ is not None:
         return _sentence(error.__cause__, repo_id, revision, kind)
+    if isinstance(error, FileMetadataError):
+        return _no_hub()
     if isinstance(error, httpx.TransportError | LocalEntryNotFoundError):
         return HubError(f"The connection to {constants.ENDPOINT} failed ({type(error).__name__}).", AGAIN)
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):
         return HubError(f"The Hub's storage could not be used: {_without_tokens(error)}.", AGAIN)
+    if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
+        return HubError(f"A file of {repo_id} arrived incomplete.", AGAIN)
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return HubError(f"{constants.ENDPOINT} did not answer like a Hub.", "Check HF_ENDPOINT, or try again later.")
+        return _no_hub()
+    if isinstance(error, LookupError | TypeError | AttributeError) and _is_of_client(error):
+        return _no_hub()
     if isinstance(error, ValueError) and str(error).startswith("LFS batch API returned errors"):
         return refused(repo_id, error)
     return None
+
+
+def _no_hub() -> HubError:
+    return HubError(f"{constants.ENDPOINT} did not answer like a Hub.", "Check HF_ENDPOINT, or try again later.")
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether the Hub's client raised an exception: it reads answers without checking their keys and types."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].startswith("huggingface_hub.")
 
 
 def _http_sentence(error: HfHubHTTPError, repo_id: str) -> HubError:
@@ -83,6 +102,11 @@ def _http_sentence(error: HfHubHTTPError, repo_id: str) -> HubError:
     reason = _without_tokens(error.server_message or "no reason given")
     if status == 401:
         return HubError("The Hub does not accept this token.", f"Create a new one. {LOG_IN}")
+    if status == 403 and re.search("storage|quota", reason, re.IGNORECASE):
+        return HubError(
+            f"The Hub refused to store more for the owner of {repo_id}: {reason}",
+            "Free some space, or ask the owner to extend it.",
+        )
     if status == 403:
         return HubError(
             f"This token has no permission to do that to {repo_id}: {reason}",
