@@ -2,19 +2,22 @@
 
 import re
 import tempfile
+from itertools import zip_longest
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import yaml
 from huggingface_hub import DatasetCard
 
 from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet
-from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.errors import RunError, enumerated, one_line
+from idc_hub.dataset.manifest import MANIFEST, FileRecord, Manifest
+from idc_hub.errors import ImageError, RunError, enumerated, one_line
 from idc_hub.images.files import decode_png
-from idc_hub.images.patches import is_one_color, is_wrongly_one_color
+from idc_hub.images.patches import is_mismatched, is_one_color, is_wrongly_one_color
 
 _REPOSITORY_PATH = re.compile(
     r"README\.md|idc\.json|recipe\.yaml|LICENSE(?:\.md|\.txt)?"
@@ -23,6 +26,8 @@ _REPOSITORY_PATH = re.compile(
     r"|report/patches\.png",
     re.ASCII,
 )
+_SAMPLE = 256
+"""About how many rows, evenly spaced, have their HR compared with their LR."""
 
 
 def is_repository_path(path: str) -> bool:
@@ -65,10 +70,9 @@ def _blobs_of_snapshot(folder: Path) -> Path | None:
 
 
 def check_repository(condensed: CondensedSet, *, again: bool = False, cached: bool = False) -> list[str]:
-    """Check a set against its idc.json and its card, and load every config with `load_dataset` as a consumer would.
+    """Check a set as `check_contents` does, and its card, and load every config with `load_dataset` as a consumer does.
 
-    Each config is loaded into a fresh temporary cache, which needs about as much disk space as its parquet files. An HR
-    patch of a single color that its LR patch does not have is an error: its teacher failed.
+    Each config is loaded into a fresh temporary cache, which needs about as much disk space as its parquet files.
 
     Args:
         condensed: The set.
@@ -98,10 +102,9 @@ def check_repository(condensed: CondensedSet, *, again: bool = False, cached: bo
             "Run `idc regenerate` for those that differ.",
         )
     _check_configs(folder / CARD, manifest)
-    condensed.check_lr(again=again)
-    one_color: set[str] = set()
+    one_color = check_contents(condensed, again=again)
     for version in sorted(versions):
-        if condensed.is_checked(version) and not again:
+        if condensed.is_checked(version, "loaded") and not again:
             continue
         rows = _count_rows(folder, version)
         if rows != manifest.patches:
@@ -109,9 +112,107 @@ def check_repository(condensed: CondensedSet, *, again: bool = False, cached: bo
                 f"{folder}: config {version} has {rows} rows, {MANIFEST} says {manifest.patches}.",
                 "Run `idc regenerate` for this HR version again.",
             )
-        one_color.update(_check_colors(condensed.data(version), manifest))
-        condensed.note_checked(version)
+        condensed.note_checked(version, "loaded")
+    return one_color
+
+
+def check_contents(condensed: CondensedSet, *, again: bool = False, except_for: str | None = None) -> list[str]:
+    """Compare the LR patches and the HR versions of a set with its idc.json and with each other.
+
+    Args:
+        condensed: The set.
+        again: Also check files that this process has already checked and that have not changed since.
+        except_for: An HR version to leave out.
+
+    Returns:
+        Names of the pairs whose LR and HR have the same single color, as parts of a black border do.
+
+    Raises:
+        RunError: A file is missing or damaged, or something contradicts idc.json.
+    """
+    condensed.check_lr(again=again)
+    one_color: set[str] = set()
+    for version in sorted(condensed.manifest.hr_versions.keys() - {except_for}):
+        if again or not condensed.is_checked(version, "read"):
+            one_color.update(check_version(condensed, version))
+            condensed.note_checked(version, "read")
     return sorted(one_color)
+
+
+def check_version(condensed: CondensedSet, name: str) -> list[str]:
+    """Check an HR version: the digests of its files, and every row.
+
+    Ids, numbers and LR pixels of all rows must be those of the LR shards, and all images must be undamaged PNGs of the
+    right size. In a fixed sample HR must show what LR shows (`is_mismatched`). HR must not have a single color that LR
+    does not have: then the teacher failed.
+
+    Returns:
+        See `check_contents`.
+
+    Raises:
+        RunError: See `check_contents`.
+    """
+    folder, manifest = condensed.data(name), condensed.manifest
+    _check_files(condensed, name)
+    patches = (
+        (instance, index, patch) for instance, tensor in condensed.patches() for index, patch in enumerate(tensor)
+    )
+    # PNG compresses a single color to .4 % of its pixels' size.
+    largest = 200 + (manifest.patch_size * manifest.scale) ** 2 * 3 // 100
+    step = ceil(manifest.patches / _SAMPLE)
+    wrongly_one_color, one_color, mismatched = [], [], []
+    for number, (row, expected) in enumerate(zip_longest(condensed.rows(name), patches)):
+        if row is None or expected is None or (row.instance_id, row.patch_index) != expected[:2]:
+            found = row.name if row else "nothing"
+            wanted = f"patch_index {expected[1]} of instance_id {expected[0]}" if expected else "nothing"
+            raise RunError(f"{folder}: row {number} is {found}; according to lr/ it is {wanted}.", parquet.REMEDY)
+        lr = _decode(row.lr_png, f"{folder}: lr of {row.name}")
+        if not np.array_equal(lr, expected[2].numpy().transpose(1, 2, 0)):
+            raise RunError(f"{folder}: lr of {row.name} is not the patch in lr/.", parquet.REMEDY)
+        if number % step and len(row.hr_png) > largest:
+            continue
+        hr = _decode(row.hr_png, f"{folder}: hr of {row.name}")
+        pair = [image.transpose(2, 0, 1)[None] for image in (lr, hr)]
+        if is_wrongly_one_color(*pair).any():
+            wrongly_one_color.append(row.name)
+        elif (is_one_color(pair[0]) & is_one_color(pair[1])).any():
+            one_color.append(row.name)
+        elif number % step == 0 and is_mismatched(lr, hr, manifest.scale):
+            mismatched.append(row.name)
+    for bad, problem, cause in (
+        (wrongly_one_color, "HR has a single color that LR does not have", "the teacher failed"),
+        (mismatched, "HR, downscaled, has nothing in common with LR", "rows were swapped, or the teacher failed"),
+    ):
+        if bad:
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            raise RunError(
+                f"{folder}: {problem} in {', '.join(bad[:3])}{more}; {cause}.",
+                f"Delete {folder} and run `idc regenerate --name {name}`, if necessary with another teacher.",
+            )
+    return one_color
+
+
+def _check_files(condensed: CondensedSet, name: str) -> None:
+    """Compare the files of an HR version with their sizes and digests in idc.json, as far as it has them."""
+    version = condensed.manifest.hr_versions[name]
+    paths = parquet.files_of(condensed.data(name))
+    if version.files is None:
+        size = sum(path.stat().st_size for path in paths)
+        if size != version.bytes:
+            raise RunError(f"{condensed.data(name)} has {size} bytes; {MANIFEST} says {version.bytes}.", parquet.REMEDY)
+        return
+    if [path.name for path in paths] != sorted(version.files):
+        raise RunError(f"{condensed.data(name)} holds other files than {MANIFEST} names.", parquet.REMEDY)
+    for path in paths:
+        if FileRecord.of(path) != version.files[path.name]:
+            raise RunError(f"{path} is damaged: its digest is not the one in {MANIFEST}.", parquet.REMEDY)
+
+
+def _decode(png: bytes, name: str) -> np.ndarray:
+    try:
+        return decode_png(png, name)
+    except ImageError as error:
+        raise RunError(error.message, parquet.REMEDY) from error
 
 
 def _check_transfer(path: Path) -> None:
@@ -177,30 +278,6 @@ def _without_owners_data(folder: Path, scratch: Path) -> Path:
     front = {"configs": configs, "dataset_info": [{k: v for k, v in info.items() if v} for info in infos]}
     (view / CARD).write_text(f"---\n{yaml.safe_dump(front)}---\n", encoding="utf-8")
     return view
-
-
-def _check_colors(folder: Path, manifest: Manifest) -> list[str]:
-    """Find HR patches of a single color: raises a RunError if LR differs, and returns the names of the other pairs.
-
-    Decodes only files small enough to hold a single color, which PNG compresses to .4 % of its pixels' size.
-    """
-    largest = 200 + (manifest.patch_size * manifest.scale) ** 2 * 3 // 100
-    bad, one_color = [], []
-    for row in parquet.read_rows(folder):
-        if len(row.hr_png) <= largest:
-            name = f"patch_index {row.patch_index} of instance_id {row.instance_id}"
-            lr, hr = (decode_png(png, f"{folder}: {name}").transpose(2, 0, 1)[None] for png in (row.lr_png, row.hr_png))
-            if is_wrongly_one_color(lr, hr).any():
-                bad.append(name)
-            elif (is_one_color(lr) & is_one_color(hr)).any():
-                one_color.append(name)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise RunError(
-            f"{folder}: HR has a single color that LR does not have in {', '.join(bad[:3])}{more}; the teacher failed.",
-            f"Delete {folder} and run `idc regenerate --name {folder.name}`, if necessary with another teacher.",
-        )
-    return one_color
 
 
 def _count_rows(folder: Path, version: str) -> int:

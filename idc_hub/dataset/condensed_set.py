@@ -10,7 +10,7 @@ report/patches.png
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
-from idc_hub.dataset import shards
+from idc_hub.dataset import parquet, shards
 from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.errors import RunError
+from idc_hub.errors import ImageError, RunError
+from idc_hub.images.files import check_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +131,21 @@ class CondensedSet:
         """
         return shards.iterate_lr(self.lr)
 
+    def rows(self, hr_version: str, instances: Collection[str] | None = None) -> Iterator[parquet.Row]:
+        """The rows of an HR version, as `parquet.read_rows` does; their images have the sizes that idc.json gives.
+
+        Raises:
+            RunError: A file is missing or damaged, or a row is invalid.
+        """
+        side, scale = self.manifest.patch_size, self.manifest.scale
+        for row in parquet.read_rows(self.data(hr_version), instances):
+            try:
+                check_png(row.lr_png, f"lr of {row.name}", width=side, height=side)
+                check_png(row.hr_png, f"hr of {row.name}", width=side * scale, height=side * scale)
+            except ImageError as error:
+                raise RunError(f"{self.data(hr_version)}: {error}", parquet.REMEDY) from error
+            yield row
+
     def check_lr(self, *, again: bool = False) -> None:
         """Compare the LR patches with the manifest: digest, counts and size.
 
@@ -144,13 +160,13 @@ class CondensedSet:
             shards.verify_lr(self.lr, self.manifest)
             _checked.add(key)
 
-    def is_checked(self, hr_version: str) -> bool:
-        """Whether this process has checked the HR version's present files."""
-        return self._files(self.data(hr_version), self.manifest.lr_digest) in _checked
+    def is_checked(self, hr_version: str, how: str) -> bool:
+        """Whether this process has checked the HR version's present files; `how` names the check."""
+        return self._version(hr_version, how) in _checked
 
-    def note_checked(self, hr_version: str) -> None:
+    def note_checked(self, hr_version: str, how: str) -> None:
         """Remember that the HR version's present files were checked."""
-        _checked.add(self._files(self.data(hr_version), self.manifest.lr_digest))
+        _checked.add(self._version(hr_version, how))
 
     def lock(self) -> FileLock:
         """The repository folder's lock; reentrant within one CondensedSet."""
@@ -172,6 +188,10 @@ class CondensedSet:
             yield manifest
             manifest.save(self.folder)
             self.manifest = manifest
+
+    def _version(self, name: str, how: str) -> tuple[object, ...]:
+        facts = self.manifest.hr_versions[name].model_dump_json()
+        return how, facts, *self._files(self.data(name), self.manifest.lr_digest)
 
     def _files(self, folder: Path, digest: str) -> tuple[object, ...]:
         found = sorted(folder.iterdir()) if folder.is_dir() else []

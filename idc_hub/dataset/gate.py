@@ -14,7 +14,6 @@ import torch
 
 from idc_hub.atomic import write_text_atomically
 from idc_hub.condensation.real_side import generator
-from idc_hub.dataset import parquet
 from idc_hub.dataset.card import write_card
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.hr import HRSource, RealHR
@@ -176,7 +175,7 @@ def _read_pairs(
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
     """LR and HR of the chosen patches, uint8 `[h, w, 3]`, read from the parquet files."""
     wanted = {(instance.id, number) for instance, numbers in chosen for number in numbers}
-    rows = parquet.read_rows(condensed.data(name), {instance_id for instance_id, _ in wanted})
+    rows = condensed.rows(name, {instance_id for instance_id, _ in wanted})
     found = {
         (row.instance_id, row.patch_index): (decode_png(row.lr_png), decode_png(row.hr_png))
         for row in rows

@@ -3,6 +3,7 @@
 Format version 1 holds the fields of `Manifest`, `HRVersion` and `TeacherRecord` as nested JSON objects.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -44,6 +45,7 @@ def _version_name(name: str) -> str:
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 VersionName = Annotated[str, AfterValidator(_version_name)]
+ShardName = Annotated[str, Field(pattern=r"^train-\d{5}-of-\d{5}\.parquet$")]
 
 
 class TeacherRecord(BaseModel):
@@ -107,6 +109,27 @@ class TeacherRecord(BaseModel):
         return {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
 
 
+class FileRecord(BaseModel):
+    """A file of an HR version.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its digest.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    bytes: Count
+    sha256: Sha256
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The record of a file."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(bytes=path.stat().st_size, sha256=digest)
+
+
 class HRVersion(BaseModel):
     """An HR version.
 
@@ -116,6 +139,7 @@ class HRVersion(BaseModel):
         date: ISO date on which it was made.
         patches: Number of HR patches.
         bytes: Size of its parquet files.
+        files: Its parquet files by name; None in sets that were made before idc.json recorded them.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -125,6 +149,11 @@ class HRVersion(BaseModel):
     date: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
     patches: Count
     bytes: Count
+    files: dict[ShardName, FileRecord] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_missing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if key != "files" or value is not None}
 
 
 class Manifest(BaseModel):
@@ -221,6 +250,8 @@ class Manifest(BaseModel):
                 raise ValueError(f"{key}.lr_digest names other LR patches than lr_digest")
             if version.patches != self.patches:
                 raise ValueError(f"{key}.patches is {version.patches}, not {self.patches}")
+            if version.files is not None and sum(file.bytes for file in version.files.values()) != version.bytes:
+                raise ValueError(f"{key}.bytes is {version.bytes}, not the sum of its files")
         allowed: list[str | None] = [*self.hr_versions] or [None]
         if self.default not in allowed:
             raise ValueError(f"default is {self.default!r}, which is not one of hr_versions")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.condensed_set import RECIPE, CondensedSet, repository_lock
 from idc_hub.dataset.manifest import FORMAT, FORMAT_VERSION, MANIFEST, Manifest
 from idc_hub.dataset.shards import write_shards
+from idc_hub.errors import RunError, enumerated
 from idc_hub.images.sources import count_conversions
 from idc_hub.machine import machine, packages
 from idc_hub.recipe import Recipe
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def pack(run: Run, *, workers: int) -> CondensedSet:
     """Write the LR patches of a finished Run to `repo/lr`, and `idc.json` and `recipe.yaml` beside it.
 
-    Keeps HR versions of the same LR patches. Calling it again changes nothing.
+    Never deletes an HR version. Calling it again changes nothing.
 
     Args:
         run: A Run with all photographs finished.
@@ -33,7 +33,8 @@ def pack(run: Run, *, workers: int) -> CondensedSet:
         The set.
 
     Raises:
-        RunError: A finished file is missing or damaged.
+        RunError: A finished file is missing or damaged; or there are HR versions, but idc.json is missing or belongs to
+            other LR patches.
     """
     recipe = run.recipe
     metadata = {
@@ -43,11 +44,16 @@ def pack(run: Run, *, workers: int) -> CondensedSet:
         "scale": recipe.scale,
     }
     with repository_lock(run.repo):
-        digest = write_shards(run.repo / "lr", _patches(run), metadata=metadata)
         manifest = Manifest.load(run.repo) if (run.repo / MANIFEST).is_file() else None
+        hr_versions = [path.name for path in (run.repo / "data").glob("*") if any(path.glob("train-*"))]
+        if hr_versions and manifest is None:
+            raise RunError(
+                f"{run.repo} has the HR versions {enumerated(hr_versions)}, but no {MANIFEST} that describes them.",
+                f"Restore {MANIFEST}. To make the HR versions again instead, delete {run.repo / 'data'}.",
+            )
+        expected = manifest.lr_digest if manifest and hr_versions else None
+        digest = write_shards(run.repo / "lr", _patches(run), metadata=metadata, expected=expected)
         if manifest is None or manifest.lr_digest != digest:
-            # HR patches of other LR patches would not match the new ones.
-            shutil.rmtree(run.repo / "data", ignore_errors=True)
             manifest = Manifest(
                 name=recipe.name,
                 scale=recipe.scale,

@@ -24,7 +24,7 @@ FEATURES = Features({"instance_id": Value("string"), "patch_index": Value("int32
 _CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 _KEY_COLUMNS = ["instance_id", "patch_index"]
 _IMAGE_COLUMNS = ["lr.bytes", "lr.path", "hr.bytes", "hr.path"]
-_REMEDY = "Pull the repository again, or run `idc regenerate` again."
+REMEDY = "Pull the repository again, or run `idc regenerate` again."
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Row:
     patch_index: int
     lr_png: bytes
     hr_png: bytes
+
+    @property
+    def name(self) -> str:
+        """What messages call the row."""
+        return f"patch_index {self.patch_index} of instance_id {self.instance_id}"
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,26 @@ def size_of_version(folder: Path) -> Size:
         RunError: A file is missing, truncated or has other columns.
     """
     rows = data_bytes = file_bytes = 0
-    for path in _files(folder):
+    for path in files_of(folder):
         with _open(path) as file:
             rows += file.metadata.num_rows
             groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
             data_bytes += sum(group.total_byte_size for group in groups)
         file_bytes += path.stat().st_size
     return Size(rows, data_bytes, file_bytes)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of an HR version in order.
+
+    Raises:
+        RunError: Some are missing.
+    """
+    found = sorted(folder.glob("train-*"))
+    expected = [folder / f"train-{number:05}-of-{len(found):05}.parquet" for number in range(len(found))]
+    if not found or found != expected:
+        raise RunError(f"{folder} does not hold all files of an HR version.", REMEDY)
+    return found
 
 
 def read_keys(folder: Path) -> list[tuple[str, int]]:
@@ -124,7 +142,7 @@ def read_keys(folder: Path) -> list[tuple[str, int]]:
         RunError: A file is missing, truncated or has other columns.
     """
     keys: list[tuple[str, int]] = []
-    for path in _files(folder):
+    for path in files_of(folder):
         with _open(path) as file:
             columns = file.read(columns=_KEY_COLUMNS).to_pydict()
         keys.extend(zip(columns["instance_id"], columns["patch_index"], strict=True))
@@ -141,7 +159,7 @@ def read_rows(folder: Path, instances: Collection[str] | None = None) -> Iterato
     Raises:
         RunError: A file is missing, truncated or has other columns, or a row is invalid.
     """
-    for path in _files(folder):
+    for path in files_of(folder):
         with _open(path) as file:
             for group in range(file.num_row_groups):
                 if instances is not None:
@@ -192,24 +210,15 @@ def _open_writer(path: Path) -> pq.ParquetWriter:
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of an HR version in order; raises a RunError unless all are there."""
-    found = sorted(folder.glob("train-*"))
-    expected = [folder / f"train-{number:05}-of-{len(found):05}.parquet" for number in range(len(found))]
-    if not found or found != expected:
-        raise RunError(f"{folder} does not hold all files of an HR version.", _REMEDY)
-    return found
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             if not file.schema_arrow.equals(FEATURES.arrow_schema):
-                raise RunError(f"{path} has other columns than instance_id, patch_index, lr and hr.", _REMEDY)
+                raise RunError(f"{path} has other columns than instance_id, patch_index, lr and hr.", REMEDY)
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is truncated or damaged ({error}).", _REMEDY) from error
+        raise RunError(f"{path} is truncated or damaged ({error}).", REMEDY) from error
 
 
 def _rows_of_group(path: Path, file: pq.ParquetFile, group: int, instances: Collection[str] | None) -> Iterator[Row]:
@@ -220,5 +229,5 @@ def _rows_of_group(path: Path, file: pq.ParquetFile, group: int, instances: Coll
             lr_png, hr_png = ((entry[side] or {}).get("bytes") for side in ("lr", "hr"))
             index = entry["patch_index"]
             if not (lr_png and hr_png and index is not None and is_instance_id(entry["instance_id"] or "")):
-                raise RunError(f"{path} has an invalid row of instance {entry['instance_id']!r}.", _REMEDY)
+                raise RunError(f"{path} has an invalid row of instance {entry['instance_id']!r}.", REMEDY)
             yield Row(entry["instance_id"], index, lr_png, hr_png)

@@ -146,7 +146,7 @@ def _read_tiles(
     """For each chosen patch its LR image and its HR image in every version."""
     tiles: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in chosen}
     for name in names:
-        for row in parquet.read_rows(condensed.data(name), {instance_id for instance_id, _ in chosen}):
+        for row in condensed.rows(name, {instance_id for instance_id, _ in chosen}):
             images = tiles.get((row.instance_id, row.patch_index))
             if images is None:
                 continue

@@ -7,16 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 
 import torch
 
 from idc_hub.dataset import parquet
 from idc_hub.dataset.card import write_card
-from idc_hub.dataset.check import check_repository
+from idc_hub.dataset.check import check_contents, check_repository, check_version
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.hr import HRSource
-from idc_hub.dataset.manifest import HRVersion, Manifest, TeacherRecord, is_version_name
+from idc_hub.dataset.manifest import FileRecord, HRVersion, Manifest, TeacherRecord, is_version_name
 from idc_hub.dataset.pictures import draw_patches
 from idc_hub.errors import RecipeError, RunError
 from idc_hub.images.files import encode_png
@@ -52,9 +51,10 @@ def add_version(
 
     Raises:
         RecipeError: See `regenerate`.
-        RunError: See `regenerate`; or the repository folder does not pass `check_repository`.
+        RunError: See `regenerate`; or the set does not pass `check_contents` before, or `check_repository` after.
         NetworkError: See `regenerate`.
     """
+    check_contents(condensed, except_for=name)
     with counting(f"HR version {name}", progress) as count:
         added = regenerate(condensed, source, name, set_default=set_default, on_progress=count)
     with condensed.lock():
@@ -77,7 +77,7 @@ def regenerate(
     """Write the HR version `name` into a set, leaving its LR patches unchanged.
 
     The parquet files appear together, and idc.json is written last, so an interrupted call leaves no partial version;
-    call it again to start over. If the version is complete, another call writes nothing.
+    call it again to start over. If the version is complete and undamaged, another call writes nothing.
 
     Args:
         condensed: The set.
@@ -108,7 +108,7 @@ def regenerate(
             "Existing versions are never replaced: choose another name.",
         )
     made: dict[str, HRVersion] = {}
-    if not (existing and _is_complete(condensed.data(name), existing)):
+    if not (existing and _is_sound(condensed, name)):
         condensed.check_lr()
         size = parquet.write_rows(condensed.data(name), _make_rows(condensed, source, batch_size, on_progress))
         made[name] = HRVersion(
@@ -117,6 +117,7 @@ def regenerate(
             date=date or datetime.now(UTC).date().isoformat(),
             patches=size.rows,
             bytes=size.file_bytes,
+            files={path.name: FileRecord.of(path) for path in parquet.files_of(condensed.data(name))},
         )
     with condensed.updating() as manifest:
         manifest.hr_versions |= made
@@ -139,13 +140,14 @@ def _check_request(manifest: Manifest, source: HRSource, name: str) -> None:
         )
 
 
-def _is_complete(folder: Path, version: HRVersion) -> bool:
-    """Whether all files of a recorded version exist; if some are missing, the version is written again."""
+def _is_sound(condensed: CondensedSet, name: str) -> bool:
+    """Whether a recorded version passes its check; if not, it is written again."""
     try:
-        size = parquet.size_of_version(folder)
+        if not condensed.is_checked(name, "read"):
+            check_version(condensed, name)
     except RunError:
         return False
-    return (size.rows, size.file_bytes) == (version.patches, version.bytes)
+    return True
 
 
 def _make_rows(

@@ -56,6 +56,7 @@ def write_shards(
     *,
     metadata: dict[str, Any],
     max_bytes: int = 500_000_000,
+    expected: str | None = None,
 ) -> str:
     """Write LR patches as shards into `folder`, holding one shard in memory at a time.
 
@@ -67,12 +68,14 @@ def write_shards(
         metadata: format, format_version, scale and lr_recipe_hash, written to every shard as JSON under the single
             metadata key "idc": safetensors does not write several keys in a fixed order.
         max_bytes: Maximum size of a shard; a larger instance gets a shard of its own.
+        expected: The digest that the patches must have, because HR versions were made from them; None: any.
 
     Returns:
         The digest of the patches.
 
     Raises:
-        RunError: An id is invalid or out of order, or patches have another shape or dtype.
+        RunError: An id is invalid or out of order, patches have another shape or dtype, or they are not the expected
+            ones.
     """
     digest = LRDigest()
     header = {"idc": json.dumps(metadata, sort_keys=True)}
@@ -86,6 +89,11 @@ def write_shards(
             # Not save_file: it makes files that only their owner can read.
             (temporary / f"{len(shards)}.safetensors").write_bytes(save(shard, metadata=header))
             shards.append(list(shard))
+        if expected not in (None, digest.hexdigest()):
+            raise RunError(
+                f"The LR patches are not those that the HR versions in {folder.with_name('data')} were made from.",
+                "Use another --run-dir; or, to make the HR versions again, delete that folder.",
+            )
         weight_map = {}
         for number, instance_ids in enumerate(shards):
             name = f"lr-{number + 1:05}-of-{len(shards):05}.safetensors"

@@ -11,10 +11,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from idc_hub.dataset.card import write_card
-from idc_hub.dataset.check import hr_version_of, is_repository_path, repository_files
+from idc_hub.dataset.check import check_contents, hr_version_of, is_repository_path, repository_files
 from idc_hub.dataset.condensed_set import CARD, CondensedSet, repository_lock
 from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.dataset.parquet import size_of_version
 from idc_hub.errors import HubError, RecipeError, RunError, enumerated
 from idc_hub.hub.revisions import client, commit_of, list_files, matches, read_tags, restore_manifest, without_missing
 from idc_hub.hub_errors import AGAIN, hub_sentences
@@ -207,11 +206,7 @@ def _repair(api: HfApi, repo_id: str, folder: Path, files: dict[str, RepoFile]) 
 def _check_consistent(repo_id: str, folder: Path) -> None:
     """Compare downloaded files with idc.json; remove all of them if they contradict it."""
     try:
-        condensed = CondensedSet(folder)
-        condensed.check_lr()
-        for version in condensed.manifest.hr_versions:
-            if size_of_version(condensed.data(version)).rows != condensed.manifest.patches:
-                raise RunError(f"{folder}/data/{version} does not have {condensed.manifest.patches} rows.")
+        check_contents(CondensedSet(folder))
     except RunError as error:
         rmtree(folder)
         raise HubError(

@@ -212,6 +212,21 @@ def decode_png(data: bytes, name: str | None = None) -> np.ndarray:
     return read_image(data, name).pixels
 
 
+def check_png(data: bytes, name: str, *, width: int, height: int) -> None:
+    """Check, without decoding, that PNG bytes are an 8-bit RGB image of this size, and the checksums of their chunks.
+
+    Raises:
+        ImageError: They are not.
+    """
+    expected = struct.pack(">IIBB", width, height, 8, 2)
+    if not data.startswith(_PNG_SIGNATURE) or data[12:16] != b"IHDR" or data[16:26] != expected:
+        raise ImageError(f"{name} is not an 8-bit RGB PNG of {width} x {height} pixels.")
+    try:
+        PngImageFile(BytesIO(data)).verify()
+    except Exception as error:  # on damaged data Pillow raises nearly every class there is
+        raise _damaged(name, error) from error
+
+
 def write_png(path: Path, array: np.ndarray) -> None:
     """Write a uint8 RGB image `[height, width, 3]` as a PNG file."""
     path.write_bytes(encode_png(array))

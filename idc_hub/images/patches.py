@@ -11,9 +11,20 @@ from math import floor
 import numpy as np
 from scipy.ndimage import correlate1d
 
+from idc_hub.images.resize import imresize
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _NEAR_COLOR = 8
 """Gray levels by which a teacher may change a flat patch, because it smooths noise."""
+_FAR = 20.0
+"""Root mean square difference, in gray levels, up to which LR and downscaled HR belong together in any case."""
+_RELATED = 0.25
+"""Correlation of LR and downscaled HR above which they belong together, however far off brightness and contrast are.
+
+Measured at x4 on 112 photograph patches, condensed patches of both presets, and noise: at least 0.95 (or a difference
+below 10 levels) with bicubic, with EDSR, and with EDSR of random weights; 0.28 with a blur of 8 HR pixels, of noise.
+HR of another photograph stays below 0.25 in 9 of 10 cases, noise or a single gray below 0.05, always 28 levels away.
+"""
 _REACH = 2
 """Width in LR pixels of the border where bicubic downscaling also reads pixels outside the HR box."""
 
@@ -124,6 +135,24 @@ def is_wrongly_one_color(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
     inside = lr[:, :, _REACH:-_REACH, _REACH:-_REACH] if min(lr.shape[2:]) > 2 * _REACH else lr
     away = np.abs(inside.astype(int) - hr[:, :, :1, :1]).max(axis=(1, 2, 3))
     return is_one_color(hr) & (away > _NEAR_COLOR)
+
+
+def is_mismatched(lr: np.ndarray, hr: np.ndarray, scale: int) -> bool:
+    """Whether an HR patch cannot belong to an LR patch, because it shows something else or nothing at all.
+
+    Bicubic downscaling brings it to the size of the LR patch. A bad teacher, which blurs, adds noise or changes the
+    brightness, is not a mismatch; HR of another patch is one, unless the two look alike.
+
+    Args:
+        lr: uint8 `[h, w, 3]`.
+        hr: uint8 `[scale*h, scale*w, 3]`.
+        scale: HR size over LR size.
+    """
+    a, b = (image.astype(np.float64) for image in (lr, imresize(hr, 1 / scale)))
+    if np.sqrt(np.mean((a - b) ** 2)) <= _FAR:
+        return False
+    a, b = (image - image.mean((0, 1)) for image in (a, b))
+    return bool(a.any() and (a * b).sum() <= _RELATED * np.sqrt((a**2).sum() * (b**2).sum()))
 
 
 def luma(patches: np.ndarray) -> np.ndarray:

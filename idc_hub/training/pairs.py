@@ -13,7 +13,6 @@ import numpy as np
 
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import MANIFEST
-from idc_hub.dataset.parquet import read_rows
 from idc_hub.errors import HubError, ImageError, RecipeError, one_line
 from idc_hub.images.files import image_size, read_image
 from idc_hub.images.hub_dataset import check_existence
@@ -197,12 +196,10 @@ def read_version(condensed: CondensedSet, scale: int, hr_version: str | None = N
         raise RecipeError(
             f"{condensed.folder} is a set for x{manifest.scale}, not for x{scale}.", f"Say --scale {manifest.scale}."
         )
-    folder = condensed.data(version)
 
     def stored() -> Iterator[StoredPair]:
-        for row in read_rows(folder):
-            name = f"patch_index {row.patch_index} of instance_id {row.instance_id}"
-            yield StoredPair(name, row.hr_png, row.lr_png, f"LR of {name}")
+        for row in condensed.rows(version):
+            yield StoredPair(row.name, row.hr_png, row.lr_png, f"LR of {row.name}")
 
     kind = "selection" if condensed.is_selection else "condensed_set"
     facts = {kind: manifest.name, "hr_version": version, "lr_digest": manifest.lr_digest}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from idc_hub.dataset.check import check_repository, repository_files
+from idc_hub.dataset.check import check_repository, hr_version_of, repository_files
 from idc_hub.dataset.condensed_set import CondensedSet
-from idc_hub.dataset.manifest import MANIFEST
+from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.runs.run import Run
 
 
@@ -65,8 +65,8 @@ def verify(path: str | Path) -> VerifyResult:
             return VerifyResult(photographs, finished)
     condensed = CondensedSet.open(path)
     one_color = check_repository(condensed, again=True, cached=True)
-    checked = {name: _what_was_checked(name) for name in repository_files(condensed.folder, cached=True)}
     manifest = condensed.manifest
+    checked = {name: _what_was_checked(name, manifest) for name in repository_files(condensed.folder, cached=True)}
     return VerifyResult(
         photographs,
         finished,
@@ -81,12 +81,14 @@ def verify(path: str | Path) -> VerifyResult:
     )
 
 
-def _what_was_checked(name: str) -> str:
+def _what_was_checked(name: str, manifest: Manifest) -> str:
     match name.split("/")[0]:
         case "lr":
             return "read; its patches match the digest in idc.json"
         case "data":
-            return "loaded with load_dataset; its rows were counted, and one-color patches decoded"
+            version = manifest.hr_versions[str(hr_version_of(name))]
+            digest = "no digest in idc.json" if version.files is None else "matches its digest in idc.json"
+            return f"{digest}; loaded with load_dataset; LR compared with lr/, HR with LR in a sample"
         case "idc.json":
             return "format, and agreement with the other files"
         case "README.md":

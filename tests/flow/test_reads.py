@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from skimage import data
 
 import idc_hub
 from idc_hub.dataset.manifest import Manifest
-from idc_hub.errors import HubError
+from idc_hub.errors import HubError, RunError
 from idc_hub.images import sources
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
 from idc_hub.verbs import push as verb
+from tests.flow.hub_tools import files_below
 
 SMALL = ["patches.size=16", "patches.stride=16", "patches.complexity=all", "transform.kernel_size=3"]
 SMALL += ["transform.channels=8", "loss.frequencies=8", "loss.bank_size=2", "assignment.groups=2"]
@@ -184,6 +186,28 @@ def test_a_version_that_changed_is_loaded_again(condense: Callable[[], Any], rea
     reads.reset()
     condense()
     assert reads.versions == {"bicubic": 1}
+
+
+def test_condense_never_deletes_an_hr_version(condense: Callable[[], Any], tmp_path: Path) -> None:
+    condense()
+    repo = tmp_path / "run" / "repo"
+    [version] = (repo / "data/bicubic").iterdir()
+    manifest, parquet, shards = (repo / "idc.json").read_bytes(), version.read_bytes(), files_below(repo / "lr")
+    (repo / "idc.json").unlink()
+    with pytest.raises(RunError, match=r"has the HR versions bicubic, but no idc\.json"):
+        condense()
+    assert version.read_bytes() == parquet
+
+    of_others = json.loads(manifest) | {"lr_digest": "0" * 64}
+    of_others["hr_versions"]["bicubic"]["lr_digest"] = "0" * 64
+    (repo / "idc.json").write_text(json.dumps(of_others))
+    with pytest.raises(RunError, match=r"are not those that the HR versions in .*data were made from"):
+        condense()
+    assert (version.read_bytes(), files_below(repo / "lr")) == (parquet, shards)
+
+    (repo / "idc.json").write_bytes(manifest)
+    condense()
+    assert (version.read_bytes(), files_below(repo / "lr")) == (parquet, shards)
 
 
 def test_select_reads_what_it_made_once(photographs: Path, reads: Reads, tmp_path: Path) -> None:

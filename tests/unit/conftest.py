@@ -65,23 +65,23 @@ def repeat(lr: Tensor, *, times: int = 2) -> Tensor:
     return lr.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
 
 
-def invert(lr: Tensor) -> Tensor:
-    """Another teacher's answer: the negative of `repeat`."""
-    return 255 - repeat(lr)
+def darken(lr: Tensor) -> Tensor:
+    """Another teacher's answer: half as bright as `repeat`."""
+    return repeat(lr) // 2
 
 
 @pytest.fixture
 def make_teacher() -> Callable[..., Teacher]:
-    """A function that makes teachers of scale 2: `make_teacher("repeat")` and `make_teacher("invert")`."""
+    """A function that makes teachers of scale 2: `make_teacher("repeat")` and `make_teacher("darken")`."""
 
     def make(answer: str, /, **changes: object) -> Teacher:
         facts: dict = {
             "name": answer,
             "kind": "network",
             "scale": 2,
-            "weights_sha256": {"repeat": "1" * 64, "invert": "2" * 64}[answer],
+            "weights_sha256": {"repeat": "1" * 64, "darken": "2" * 64}[answer],
             "license": "Apache-2.0",
-            "upscale": {"repeat": repeat, "invert": invert}[answer],
+            "upscale": {"repeat": repeat, "darken": darken}[answer],
         }
         return Teacher(**(facts | changes))
 

@@ -60,9 +60,9 @@ Trailing   spaces.\x20\x20
 
 @pytest.fixture
 def published(repo: Path, make_teacher: MakeTeacher) -> Path:
-    """A set with two HR versions: `nearest`, the default, and the newer `negative`."""
+    """A set with two HR versions: `nearest`, the default, and the newer `dark`."""
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-11-01")
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", date="2026-11-02", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("darken"), "dark", date="2026-11-02", set_default=False)
     return repo
 
 
@@ -105,10 +105,10 @@ def test_every_version_is_a_config_with_true_counts_and_one_is_the_default(publi
             "default": True,
             "data_files": [{"split": "train", "path": "data/nearest/train-*"}],
         },
-        {"config_name": "negative", "data_files": [{"split": "train", "path": "data/negative/train-*"}]},
+        {"config_name": "dark", "data_files": [{"split": "train", "path": "data/dark/train-*"}]},
     ]
     info = {entry["config_name"]: entry for entry in data["dataset_info"]}
-    for name in ("nearest", "negative"):
+    for name in ("nearest", "dark"):
         on_disk = sum(path.stat().st_size for path in (published / "data" / name).iterdir())
         assert info[name]["download_size"] == on_disk
         assert info[name]["splits"][0]["num_examples"] == 6
@@ -139,7 +139,7 @@ def test_the_facts_are_on_the_card(published: Path) -> None:
         "120 patches of 3 photographs",
         "×2",
         'load_dataset("ada/bridges", "nearest", split="train")',
-        "there is also `negative`",
+        "there is also `dark`",
         "idc condense ada/bridges",
         "version 0.1.0 made this set",
         "idc pull ada/bridges --run-dir runs/sample-x2",
@@ -171,7 +171,7 @@ def test_the_versions_table_marks_the_default(published: Path) -> None:
     html = to_html(render_card(CondensedSet(published)))
     table = html[html.index("<h2>HR versions") :].partition("</table>")[0]
     rows = re.findall(r"<tr>\n<td>.*?</tr>", table, flags=re.DOTALL)
-    assert [re.findall(r"<code>([\w-]+)</code>", row)[0] for row in rows] == ["nearest", "negative"]
+    assert [re.findall(r"<code>([\w-]+)</code>", row)[0] for row in rows] == ["nearest", "dark"]
     assert ["(default)" in row for row in rows] == [True, False]
 
 
@@ -190,9 +190,9 @@ def test_the_judgment_is_shown_as_sentences_and_a_table_for_each_measured_versio
     assert "### Quality" not in render_card(CondensedSet(published))
     good = {"held_out": {"set": 0.0155, "real": 0.0532}, "copied": {"set": 0.25, "real": 0.0}}
     bad = {"chroma_over_luma": {"set": 0.59, "real": 0.26}, "residual": {"set": 0.2, "real": 0.2}}
-    change(published, condensation={"quality": {"nearest": good, "negative": bad, "unknown": bad}})
+    change(published, condensation={"quality": {"nearest": good, "dark": bad, "unknown": bad}})
     card = render_card(CondensedSet(published))
-    assert re.findall("^### (.*)$", card, flags=re.MULTILINE) == ["Quality of `nearest`", "Quality of `negative`"]
+    assert re.findall("^### (.*)$", card, flags=re.MULTILINE) == ["Quality of `nearest`", "Quality of `dark`"]
     assert "**The patches passed all of these checks**" in card
     assert "**The patches failed 1 of these checks.**" in card
     rows = [
@@ -313,7 +313,7 @@ def test_what_the_user_wrote_survives_character_by_character(published: Path) ->
 
 def test_generated_keys_are_updated_and_tags_are_united(published: Path) -> None:
     before, after = metadata(USER_CARD), metadata(render_card(CondensedSet(published), existing=USER_CARD))
-    assert [config["config_name"] for config in after["configs"]] == ["nearest", "negative", "stale"]
+    assert [config["config_name"] for config in after["configs"]] == ["nearest", "dark", "stale"]
     assert after["tags"][:2] == ["bridges", "x2"]
     assert "super-resolution" in after["tags"]
     assert len(after["tags"]) == len(set(after["tags"]))
@@ -398,7 +398,7 @@ def test_metadata_that_cannot_be_parsed_is_refused_in_a_sentence(published: Path
 
 
 def test_a_version_with_other_rows_than_idc_json_says_is_refused(published: Path) -> None:
-    write_rows(published / "data" / "negative", [Row("cat", 0, b"x", b"x")])
+    write_rows(published / "data" / "dark", [Row("cat", 0, b"x", b"x")])
     with pytest.raises(RunError, match="1 rows, not 6"):
         render_card(CondensedSet(published))
 
@@ -459,7 +459,7 @@ def test_an_owners_configs_and_splits_survive_and_are_named(published: Path) -> 
                 {"split": "test", "path": "test.parquet"},
             ],
         },
-        {"config_name": "negative", "data_files": [{"split": "train", "path": "data/negative/train-*"}]},
+        {"config_name": "dark", "data_files": [{"split": "train", "path": "data/dark/train-*"}]},
         {"config_name": "masks", "data_files": "masks.parquet"},
     ]
     info = {entry["config_name"]: entry for entry in data["dataset_info"]}
@@ -476,7 +476,7 @@ def test_an_owners_configs_load_beside_the_hr_versions(published: Path, tmp_path
     (published / "README.md").write_text(OWNERS_CARD)
     write_card(CondensedSet(published))
     write_card(CondensedSet(published))
-    for config, rows in (("masks", 1), ("negative", 6), ("nearest", 6)):
+    for config, rows in (("masks", 1), ("dark", 6), ("nearest", 6)):
         loaded = datasets.load_dataset(str(published), config, split="train", cache_dir=str(tmp_path / "cache"))
         assert len(loaded) == rows
     for name in ("masks.parquet", "test.parquet"):

@@ -25,7 +25,6 @@ from idc_hub.condensation.condense import State, Watch, condense_instance
 from idc_hub.condensation.real_side import RealSide
 from idc_hub.dataset import gate
 from idc_hub.dataset.card import write_card
-from idc_hub.dataset.check import check_repository
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.judgment import FIGURES, judge, table
 from idc_hub.dataset.manifest import Manifest
@@ -163,9 +162,9 @@ def test_an_hr_version_that_fails_leaves_the_tree_as_it_was(repo: Path, module: 
 def test_a_bad_version_that_was_deleted_may_be_made_by_another_teacher(repo: Path, make_teacher: MakeTeacher) -> None:
     regenerate(CondensedSet(repo), make_teacher("repeat"), "mine")
     with pytest.raises(RecipeError, match="choose another name"):
-        regenerate(CondensedSet(repo), make_teacher("invert"), "mine")
+        regenerate(CondensedSet(repo), make_teacher("darken"), "mine")
     shutil.rmtree(repo / "data" / "mine")
-    assert regenerate(CondensedSet(repo), make_teacher("invert"), "mine").written
+    assert regenerate(CondensedSet(repo), make_teacher("darken"), "mine").written
 
 
 def test_what_is_clamped_elsewhere_keeps_its_inf_as_nan() -> None:
@@ -500,8 +499,6 @@ def test_black_patches_fail_on_either_side(photographs: Path, tmp_path: Path, mo
     assert not failed["figures"]["flat_hr"]["passed"]
     assert failed["figures"]["flat_hr"]["set"] == 1 / 16
     name = f"patch_index {rows[-1].patch_index} of instance_id coffee"
-    with pytest.raises(RunError, match=f"HR has a single color that LR does not have in {name}; the teacher failed"):
-        check_repository(CondensedSet(run.repo), again=True)
     with pytest.raises(ImageError, match=f"HR of {name} is of one color, and its LR is not"):
         list(read_version(CondensedSet(run.repo), 4))
 
@@ -511,9 +508,6 @@ def test_black_patches_fail_on_either_side(photographs: Path, tmp_path: Path, mo
     assert failed["figures"]["flat"]["real"] == 0
     assert failed["figures"]["flat"]["set"] == 2 / 16
     assert not failed["figures"]["flat"]["passed"]
-    assert check_repository(CondensedSet(run.repo), again=True) == [
-        f"patch_index {row.patch_index} of instance_id coffee" for row in rows[:2]
-    ]
 
 
 def test_a_figure_that_was_not_finite_fails_on_the_card_too(repo: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import datasets
@@ -52,6 +53,7 @@ def test_idc_json_names_teacher_digest_date_and_counts(repo: Path, make_teacher:
     before = Manifest.load(repo)
     result = regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", date="2026-02-03")
     after = Manifest.load(repo)
+    [(file, data)] = contents(repo / "data" / "nearest").items()
     assert {name: version.model_dump() for name, version in after.hr_versions.items()} == {
         "nearest": {
             "teacher": {
@@ -64,7 +66,8 @@ def test_idc_json_names_teacher_digest_date_and_counts(repo: Path, make_teacher:
             "lr_digest": before.lr_digest,
             "date": "2026-02-03",
             "patches": 6,
-            "bytes": sum(len(data) for data in contents(repo / "data" / "nearest").values()),
+            "bytes": len(data),
+            "files": {file: {"bytes": len(data), "sha256": sha256(data).hexdigest()}},
         }
     }
     assert after.default == result.default == "nearest"
@@ -82,16 +85,16 @@ def test_a_second_version_leaves_lr_and_the_first_one_as_they_are(repo: Path, ma
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     assert Manifest.load(repo).default == "nearest"  # there must be exactly one
     before = contents(repo)
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("darken"), "dark")
     after = contents(repo)
     assert {path for path in after if after[path] != before.get(path)} == {
         "idc.json",
-        "data/negative/train-00000-of-00001.parquet",
+        "data/dark/train-00000-of-00001.parquet",
     }
     assert Manifest.load(repo).default == "nearest"
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", set_default=True)
-    assert Manifest.load(repo).default == "negative"
-    assert read_keys(repo / "data" / "nearest") == read_keys(repo / "data" / "negative")
+    regenerate(CondensedSet(repo), make_teacher("darken"), "dark", set_default=True)
+    assert Manifest.load(repo).default == "dark"
+    assert read_keys(repo / "data" / "nearest") == read_keys(repo / "data" / "dark")
 
 
 def test_progress_counts_patches(repo: Path, make_teacher: MakeTeacher) -> None:
@@ -130,7 +133,7 @@ def test_a_name_that_another_teacher_has_is_refused(repo: Path, make_teacher: Ma
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     before = contents(repo)
     with pytest.raises(RecipeError, match="choose another name"):
-        regenerate(CondensedSet(repo), make_teacher("invert"), "nearest")
+        regenerate(CondensedSet(repo), make_teacher("darken"), "nearest")
     with pytest.raises(RecipeError, match="choose another name"):
         regenerate(CondensedSet(repo), make_teacher("repeat", weights_sha256=None), "nearest")
     assert contents(repo) == before
@@ -187,32 +190,32 @@ def test_an_interruption_leaves_the_folder_as_it_was(
         calls.append(len(lr))
         if len(calls) == 3:
             raise error
-        return make_teacher("invert")(lr)
+        return make_teacher("darken")(lr)
 
-    teacher = make_teacher("invert", upscale=break_down)
+    teacher = make_teacher("darken", upscale=break_down)
     with pytest.raises(type(error)):
-        regenerate(CondensedSet(repo), teacher, "negative", batch_size=1)
+        regenerate(CondensedSet(repo), teacher, "dark", batch_size=1)
     assert contents(repo) == before
     assert [path.name for path in (repo / "data").iterdir()] == ["nearest"]
-    regenerate(CondensedSet(repo), teacher, "negative", batch_size=1)
-    assert len(read_keys(repo / "data" / "negative")) == 6
+    regenerate(CondensedSet(repo), teacher, "dark", batch_size=1)
+    assert len(read_keys(repo / "data" / "dark")) == 6
 
 
 def test_a_version_that_another_process_adds_meanwhile_is_kept(repo: Path, make_teacher: MakeTeacher) -> None:
     def upscale(lr: Tensor) -> Tensor:
         regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest", set_default=False)
-        return make_teacher("invert")(lr)
+        return make_teacher("darken")(lr)
 
-    regenerate(CondensedSet(repo), make_teacher("invert", upscale=upscale), "negative", set_default=False)
-    assert sorted(Manifest.load(repo).hr_versions) == ["nearest", "negative"]
+    regenerate(CondensedSet(repo), make_teacher("darken", upscale=upscale), "dark", set_default=False)
+    assert sorted(Manifest.load(repo).hr_versions) == ["dark", "nearest"]
 
 
 def test_versions_with_similar_names_can_be_made_at_the_same_time(repo: Path, make_teacher: MakeTeacher) -> None:
     def upscale(lr: Tensor) -> Tensor:
         regenerate(CondensedSet(repo), make_teacher("repeat"), "near")
-        return make_teacher("invert")(lr)
+        return make_teacher("darken")(lr)
 
-    regenerate(CondensedSet(repo), make_teacher("invert", upscale=upscale), "near-m")
+    regenerate(CondensedSet(repo), make_teacher("darken", upscale=upscale), "near-m")
     assert read_keys(repo / "data" / "near") == read_keys(repo / "data" / "near-m")
 
 
@@ -234,23 +237,23 @@ def test_consumers_load_every_version_whole_and_streaming(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative", set_default=False)
+    regenerate(CondensedSet(repo), make_teacher("darken"), "dark", set_default=False)
     write_card(CondensedSet(repo))
     cache = str(tmp_path / "cache")
-    assert sorted(datasets.get_dataset_config_names(str(repo))) == ["nearest", "negative"]
+    assert sorted(datasets.get_dataset_config_names(str(repo))) == ["dark", "nearest"]
     assert datasets.get_dataset_default_config_name(str(repo)) == "nearest"
     default = datasets.load_dataset(str(repo), split="train", cache_dir=cache)
-    negative = datasets.load_dataset(str(repo), "negative", split="train", cache_dir=cache)
-    assert default.num_rows == negative.num_rows == 6
+    dark = datasets.load_dataset(str(repo), "dark", split="train", cache_dir=cache)
+    assert default.num_rows == dark.num_rows == 6
     assert default.info.splits["train"].num_examples == 6
     assert default["instance_id"] == ["bridge", "bridge", "cat", "cat", "cat", "tower"]
-    for one, other in zip(default, negative, strict=True):
+    for one, other in zip(default, dark, strict=True):
         lr = instances[one["instance_id"]][one["patch_index"]].transpose(1, 2, 0)
         hr = np.kron(lr, np.ones((2, 2, 1), np.uint8))
         assert np.array_equal(np.asarray(one["lr"]), lr)
         assert np.array_equal(np.asarray(one["hr"]), hr)
         assert np.array_equal(np.asarray(other["lr"]), lr)
-        assert np.array_equal(np.asarray(other["hr"]), 255 - hr)
-    streamed = list(datasets.load_dataset(str(repo), "negative", split="train", streaming=True))
+        assert np.array_equal(np.asarray(other["hr"]), hr // 2)
+    streamed = list(datasets.load_dataset(str(repo), "dark", split="train", streaming=True))
     assert [row["patch_index"] for row in streamed] == [0, 1, 0, 1, 2, 0]
-    assert np.array_equal(np.asarray(streamed[3]["hr"]), np.asarray(negative[3]["hr"]))
+    assert np.array_equal(np.asarray(streamed[3]["hr"]), np.asarray(dark[3]["hr"]))

@@ -33,7 +33,7 @@ def test_the_sheet_shows_the_very_pixels_of_lr_and_of_every_version(
     repo: Path, make_teacher: MakeTeacher, instances: dict[str, np.ndarray]
 ) -> None:
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("darken"), "dark")
     path = draw_patches(CondensedSet(repo))
     assert path == repo / "report" / "patches.png"
     picture = np.asarray(Image.open(path))
@@ -42,7 +42,7 @@ def test_the_sheet_shows_the_very_pixels_of_lr_and_of_every_version(
         for patch in patches:
             lr = patch.transpose(1, 2, 0)
             found = holds(picture, enlarge(lr, 32))  # 8 LR pixels on 256
-            assert holds(picture, enlarge(255 - lr, 32)) == found
+            assert holds(picture, enlarge(lr // 2, 32)) == found
             shown += found
     assert shown == 4
     assert not [entry.name for entry in repo.rglob(".*")]
@@ -52,7 +52,7 @@ def test_one_version_gets_patches_side_by_side(repo: Path, make_teacher: MakeTea
     regenerate(CondensedSet(repo), make_teacher("repeat"), "nearest")
     with Image.open(draw_patches(CondensedSet(repo)) or "") as one:
         assert one.width > 4 * 256
-    regenerate(CondensedSet(repo), make_teacher("invert"), "negative")
+    regenerate(CondensedSet(repo), make_teacher("darken"), "dark")
     with Image.open(draw_patches(CondensedSet(repo)) or "") as two:
         assert 3 * 256 < two.width < 4 * 256
 
@@ -74,14 +74,14 @@ def test_noise_that_no_png_shrinks_still_fits(repo: Path) -> None:
         Row(
             "cat",
             number,
-            encode_png(random.integers(0, 256, (8, 8, 3), np.uint8)),
+            encode_png(random.integers(0, 256, (64, 64, 3), np.uint8)),
             encode_png(random.integers(0, 256, (256, 256, 3), np.uint8)),
         )
         for number in range(6)
     ]
     size = write_rows(repo / "data" / "noise", rows)
     manifest = Manifest.load(repo)
-    teacher = {"name": "noise", "kind": "network", "scale": 2, "weights_sha256": None, "license": None}
+    teacher = {"name": "noise", "kind": "network", "scale": 4, "weights_sha256": None, "license": None}
     manifest.hr_versions["noise"] = HRVersion(
         teacher=TeacherRecord.of(teacher),
         lr_digest=manifest.lr_digest,
@@ -89,7 +89,7 @@ def test_noise_that_no_png_shrinks_still_fits(repo: Path) -> None:
         patches=6,
         bytes=size.file_bytes,
     )
-    manifest.default = "noise"
+    manifest.default, manifest.patch_size, manifest.scale = "noise", 64, 4
     manifest.save(repo)
     path = draw_patches(CondensedSet(repo))
     assert path is not None
