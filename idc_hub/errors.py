@@ -4,12 +4,46 @@ Every error that idc-hub raises deliberately is an `IDCError`. The command line 
 traceback and exits with the class's `exit_code`.
 """
 
+import json
+import os
+import re
 import signal
+import unicodedata
 from collections.abc import Iterable
+
+_SECRETS = (
+    (re.compile(r"\bhf_\w+"), "hf_…"),
+    (re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+"), r"\1…"),
+    (re.compile(r"(?i)(https?://)[^\s/?#@]*@"), r"\1"),  # user name and password
+    (re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*"), r"\1"),  # the query of an address can be signed
+)
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def redacted(text: str) -> str:
+    """A text without access tokens, passwords in addresses, and queries of addresses."""
+    for variable in _TOKEN_VARIABLES:
+        if token := os.environ.get(variable, "").strip():
+            text = text.replace(token, "…")
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def printable(text: str) -> str:
+    r"""A text for a terminal: control characters and invisible ones become escapes like `\u001b`.
+
+    Line breaks and tabs stay. JSON stays JSON.
+    """
+    return "".join(json.dumps(c)[1:-1] if c not in "\n\t" and _is_control(c) else c for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class IDCError(Exception):
-    """A failure that the user can act on.
+    """A failure that the user can act on. Its text is `printable` and `redacted`.
 
     Args:
         message: One sentence that says what happened and names the file, key or repository.
@@ -19,9 +53,9 @@ class IDCError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(redacted(message))
+        self.hint = printable(redacted(hint)) if hint else hint
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
@@ -81,8 +115,11 @@ class LeftOutWarning(UserWarning):
 
 
 def one_line(foreign: object) -> str:
-    """A foreign text, such as an error message, on one line of at most 300 characters, without control characters."""
-    text = "".join(c for c in " ".join(str(foreign).split()) if c.isprintable())
+    """A foreign text, such as an error message, on one line of at most 300 characters.
+
+    It has no control characters and no secrets (see `redacted`).
+    """
+    text = "".join(c for c in redacted(" ".join(str(foreign).split())) if c.isprintable())
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

@@ -1,4 +1,4 @@
-"""Turns the exceptions of the Hub's client into `HubError`s, whose text never contains a token or a signed address."""
+"""Turns the exceptions of the Hub's client into `HubError`s."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from idc_hub.errors import HubError, one_line
+from idc_hub.errors import HubError, one_line, redacted
 
 LOG_IN = "Set HF_TOKEN or run `hf auth login`."
 AGAIN = "Run the same command again: files that have arrived are not transferred twice."
@@ -40,12 +40,12 @@ def hub_sentences(repo_id: str, revision: str | None = None, *, kind: str = "dat
 
 def refused(repo_id: str, reason: object) -> HubError:
     """The error for a request that the Hub rejected, with the Hub's reason."""
-    return HubError(f"The Hub rejected the request for {repo_id}: {_without_tokens(reason)}")
+    return HubError(f"The Hub rejected the request for {repo_id}: {one_line(reason)}")
 
 
 def page_of(repo_id: str, kind: str) -> str:
-    """The address of a repository's page on the Hub."""
-    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    """The address of a repository's page on the Hub, without the password that HF_ENDPOINT may have."""
+    return redacted(f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}")
 
 
 def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: str) -> HubError | None:
@@ -75,7 +75,7 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
     if isinstance(error, httpx.TransportError | LocalEntryNotFoundError):
         return HubError(f"The connection to {constants.ENDPOINT} failed ({type(error).__name__}).", AGAIN)
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):
-        return HubError(f"The Hub's storage could not be used: {_without_tokens(error)}.", AGAIN)
+        return HubError(f"The Hub's storage could not be used: {one_line(error)}.", AGAIN)
     if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
         return HubError(f"A file of {repo_id} arrived incomplete.", AGAIN)
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
@@ -99,7 +99,7 @@ def _is_of_client(error: BaseException) -> bool:
 
 def _http_sentence(error: HfHubHTTPError, repo_id: str) -> HubError:
     status = error.response.status_code
-    reason = _without_tokens(error.server_message or "no reason given")
+    reason = one_line(error.server_message or "no reason given")
     if status == 401:
         return HubError("The Hub does not accept this token.", f"Create a new one. {LOG_IN}")
     if status == 403 and re.search("storage|quota", reason, re.IGNORECASE):
@@ -122,8 +122,3 @@ def _http_sentence(error: HfHubHTTPError, repo_id: str) -> HubError:
     if status >= 500:
         return HubError(f"The Hub has a problem: it answered with status {status} ({reason}).", AGAIN)
     return refused(repo_id, reason)
-
-
-def _without_tokens(foreign: object) -> str:
-    """A foreign text on one line, without access tokens and without the queries of addresses, which can be signed."""
-    return re.sub(r"hf_\w+", "hf_…", re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", one_line(foreign)))

@@ -43,6 +43,7 @@ from idc_hub.recipe_reader import (
     explain,
     find_recipe,
     format_value,
+    is_strangers,
     label_of,
     sections_of,
     whole,
@@ -225,7 +226,7 @@ class AssignmentSettings(Section):
     """Time of the first event, as a fraction of the steps (appendix C.1: 4k of 20k)."""
     interval: Fraction = 0.02
     """Time between events, as a fraction of the steps (appendix C.1: 400 of 20k)."""
-    events: Count = 25
+    events: Annotated[Count, Field(le=10_000)] = 25
     """Number of events, each of which groups another share of the tiles (appendix C.1: 25)."""
 
     def event_steps(self, steps: int) -> tuple[int, ...]:
@@ -348,24 +349,29 @@ class Recipe(Section):
         return recipe
 
     @classmethod
-    def load(cls, name: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, name: str | Path, overrides: Iterable[str] = (), *, trust_recipe: bool = False) -> Self:
         """Read and check a recipe.
 
         Args:
             name: What `find_recipe` accepts: a bundled name, a YAML file, a folder or a Hub dataset id. A file may
                 begin with `base: NAME`, a bundled recipe or a YAML file beside it, whose values it inherits.
             overrides: `section.key=value` (or `seed=3`), values as in YAML; they override the file.
+            trust_recipe: Accept `package.module:build` as a network in a recipe that came with a dataset repository.
 
         Raises:
-            RecipeError: With every problem of the file and the overrides, one per line.
+            RecipeError: With every problem of the file and the overrides, one per line; or it names code and is not
+                trusted.
             HubError: If the Hub does not answer or refuses.
         """
         path = find_recipe(name)
         draft = Draft(label_of(path), _SECTIONS)
         draft.read(path)
         draft.start_from_base(path)
+        overrides = list(overrides)
         for override in overrides:
             draft.override(override)
+        if is_strangers(path) and not trust_recipe:
+            draft.refuse_code(overrides)
         return cls.model_validate(draft)
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
-from idc_hub.errors import HubError, RecipeError
+from idc_hub.errors import HubError, RecipeError, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,6 +25,8 @@ _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
 _KEBAB = "[a-z0-9][a-z0-9-]*"
 _DIGEST = "[0-9a-f]{64}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""`package.module:build`, a network that code of an installed package builds."""
 _MAX_BYTES = 100_000
 _MAX_DEPTH = 8
 _MAX_BASES = 4
@@ -87,7 +89,7 @@ def _sha256(value: str) -> str:
 # What JSON schema says of a type is what the reader accepts, not what it makes of it: 20k is a valid number.
 Numeral = Annotated[str, Field(pattern=f"^{_NUMERAL}$")]
 Whole = Annotated[int, BeforeValidator(whole, json_schema_input_type=int | Numeral)]
-Count = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 Odd = Annotated[Count, AfterValidator(_odd)]
 Real = Annotated[float, BeforeValidator(_real, json_schema_input_type=float | Numeral)]
 Weight = Annotated[Real, Field(ge=0)]
@@ -99,7 +101,10 @@ Sha256 = Annotated[Text, AfterValidator(_sha256), Field(json_schema_extra={"patt
 
 def format_value(value: object) -> str:
     """A value as error messages print it: as YAML writes it, cut to 80 characters."""
-    written = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        written = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):  # Python writes out no integer of more than 4300 digits
+        written = f"a {type(value).__name__} that is too large to print"
     return written if len(written) <= 80 else f"{written[:77]}..."
 
 
@@ -165,6 +170,13 @@ def _find_base(base: object, beside: Path) -> Path:
     return path
 
 
+def is_strangers(path: Path) -> bool:
+    """Whether a recipe's file came with a dataset repository, pulled or in the Hub's cache."""
+    return path.name == "recipe.yaml" and (
+        (path.parent / "idc.json").is_file() or path.parent.parent.name == "snapshots"
+    )
+
+
 def label_of(path: Path) -> str:
     """The name of a recipe's file in error messages."""
     return path.name if path in bundled_recipes().values() else str(path)
@@ -188,6 +200,36 @@ def _download(repo_id: str) -> Path:
             f"The recipe of {repo_id} could not be fetched from the Hub ({type(error).__name__}).",
             "Check the connection and try again; recipes that were fetched before work offline.",
         ) from error
+
+
+def read_yaml(content: str, label: str) -> tuple[yaml.Node | None, Any]:
+    """Read YAML without aliases and deep nesting, with which a small file could cost much memory or time.
+
+    Args:
+        content: The text.
+        label: The file's name in error messages.
+
+    Returns:
+        The root node, and the plain values.
+
+    Raises:
+        RecipeError: It is not YAML, or too costly.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise RecipeError(f"{label} is nested more deeply than a recipe can be.")
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(f"{label} uses a YAML alias (*name).", "Write the value out.")
+        return yaml.compose(content, Loader=yaml.SafeLoader), yaml.safe_load(content)
+    except RecipeError:
+        raise
+    except Exception as error:  # PyYAML raises IndexError, TypeError and others for values like !!float ''
+        mark = getattr(error, "problem_mark", None)
+        place = f"{label}:{mark.line + 1}" if mark else label
+        raise RecipeError(f"{place}  is not YAML: {getattr(error, 'problem', None) or one_line(error)}.") from error
 
 
 class Draft:
@@ -226,15 +268,11 @@ class Draft:
         try:
             if path.stat().st_size > _MAX_BYTES:
                 raise RecipeError(f"{self.label} is larger than a recipe can be ({_MAX_BYTES:,} bytes).")
-            content = path.read_text(encoding="utf-8")
-            self._refuse_costly_yaml(content)
-            root, values = yaml.compose(content, Loader=yaml.SafeLoader), yaml.safe_load(content)
+            root, values = read_yaml(path.read_text(encoding="utf-8"), self.label)
         except OSError as error:
             raise RecipeError(f"{self.label} cannot be read: {error.strerror}.") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f"{self.label}:{mark.line + 1}" if mark else self.label
-            raise RecipeError(f"{place}  is not YAML: {getattr(error, 'problem', None) or error}.") from error
+        except ValueError as error:  # not UTF-8
+            raise RecipeError(f"{self.label}  is not YAML: {error}.") from error
         if not isinstance(root, yaml.MappingNode):
             raise RecipeError(f"{self.label} holds no recipe keys.", "A recipe begins with `name: ...`.")
         self.values = values
@@ -283,16 +321,6 @@ class Draft:
         self._places = places | self._places
         self._problems = [(line - _MAX_BYTES, sentence) for line, sentence in base._problems] + self._problems
 
-    def _refuse_costly_yaml(self, content: str) -> None:
-        """Refuse aliases and deep nesting, with which a small file from the Hub could cost much memory or time."""
-        depth = 0
-        for event in yaml.parse(content, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
-                raise RecipeError(f"{self.label} is nested more deeply than a recipe can be.")
-            if isinstance(event, yaml.AliasEvent):
-                raise RecipeError(f"{self.label} uses a YAML alias (*name).", "Write the value out.")
-
     def _note_lines(self, node: yaml.MappingNode, prefix: str) -> None:
         for key_node, value_node in node.value:
             key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
@@ -301,6 +329,23 @@ class Draft:
                 self.complain(key, f"{key} is repeated; it was first written in line {first[0]}.")
             if isinstance(value_node, yaml.MappingNode) and not prefix:
                 self._note_lines(value_node, f"{key}.")
+
+    def refuse_code(self, overrides: Collection[str]) -> None:
+        """Refuse networks that are code, unless an override named them.
+
+        Raises:
+            RecipeError: There is one.
+        """
+        given = {written.partition("=")[0].strip() for written in overrides}
+        for section in ("features", "teacher"):
+            found = self.values.get(section)
+            network = found.get("network") if isinstance(found, Mapping) else None
+            if f"{section}.network" not in given and isinstance(network, str) and MODULE.fullmatch(network):
+                raise RecipeError(
+                    f"{self.label} came with a dataset, and its {section}.network is {network}: code of an installed "
+                    "package, which it wants to run.",
+                    "If you trust it, repeat the command with --trust-recipe (in Python: trust_recipe=True).",
+                )
 
     def validated(self, model: type[Model]) -> Model:
         """The values as a model without sections, such as a training recipe.
@@ -348,7 +393,7 @@ def _read_value(written: str) -> object:
     """The value of an override: YAML if that makes sense, else the text itself, as in `*.png`, `photos #1`, `a: b`."""
     try:
         value = yaml.safe_load(written)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # see `read_yaml`
         return written
     has_comment = " #" in f" {written}" and written[0] not in "'\"["
     return written if isinstance(value, dict) or has_comment else value

@@ -48,6 +48,10 @@ def condense(
         typer.Option(min=1, help="Number of workers.", show_default="one per GPU, or as many as the CPU cores allow"),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the Run directory and start again.")] = False,
+    trust_recipe: Annotated[
+        bool,
+        typer.Option("--trust-recipe", help="Run the code that a recipe from the Hub names (package.module:build)."),
+    ] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -59,7 +63,7 @@ def condense(
     import idc_hub
 
     sink = Sink(as_json, quiet)
-    checked = idc_hub.Recipe.load(recipe, overrides or ())
+    checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result = idc_hub.condense(
         checked,
         run_dir=run_dir,

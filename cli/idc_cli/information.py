@@ -6,7 +6,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -42,7 +41,7 @@ def show_recipe(recipe: RecipeArgument) -> None:
     """Print the file of a recipe, with its comments."""
     from idc_hub.recipe import find_recipe
 
-    print(_read(find_recipe(recipe)), end="")
+    Sink().text(_read(find_recipe(recipe)).rstrip("\n"))
 
 
 @recipes.command("cp", epilog=examples("idc recipes cp small-x4 my.yaml"))
@@ -86,7 +85,7 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
     """Check a recipe and print it with every key; if it is invalid, list all problems."""
     from idc_hub.recipe import Recipe
 
-    checked = Recipe.load(recipe, overrides or ())
+    checked = Recipe.load(recipe, overrides or (), trust_recipe=True)  # it is only printed
     sink = Sink(as_json)
     if as_json:
         sink.result({"lr_recipe_hash": checked.lr_recipe_hash, "recipe": checked.model_dump(mode="json")})
@@ -147,7 +146,7 @@ def env(as_json: JsonOption = False) -> None:
         "cpus": os.cpu_count(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
-        "hub": _without_secrets(constants.ENDPOINT),
+        "hub": constants.ENDPOINT,
         "offline": constants.is_offline_mode(),
         "token": get_token() is not None,
         "runs": os.environ.get("IDC_RUNS", "runs"),
@@ -164,12 +163,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text.", "A recipe is a YAML file.") from error
-
-
-def _without_secrets(url: str) -> str:
-    """A URL without user name, password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _version(package: str) -> str | None:

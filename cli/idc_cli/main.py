@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -70,19 +71,18 @@ def main() -> None:
         sys.exit(_report(interrupted) if isinstance(interrupted, Interrupted) else ended.code)
     except Exception as error:
         if os.environ.get("IDC_DEBUG") == "1":
-            raise
+            sys.stderr.write(output.clean(traceback.format_exc()))
         sys.exit(_report(error))
 
 
-_show_others = warnings.showwarning
-
-
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
-    """Print idc-hub's own warnings as sentences, and all others as Python does."""
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
+) -> None:
+    """Print idc-hub's own warnings as sentences, and all others as Python formats them."""
     if issubclass(category, LeftOutWarning) or "idc_hub" in Path(filename).parts:
         output.Sink().warn(str(message))
     else:
-        _show_others(message, category, filename, *place, **more)
+        sys.stderr.write(output.clean(warnings.formatwarning(message, category, filename, lineno)))
 
 
 def _report(error: BaseException) -> int:

@@ -1,6 +1,7 @@
 """All output of the commands: results on stdout, as text or JSON; everything else on stderr.
 
-Without a terminal, text is plain and tab-separated for other programs.
+No control character and no secret of a file, a recipe or an answer reaches the terminal (`clean`). Without a terminal,
+text is plain and tab-separated for other programs.
 """
 
 import json
@@ -12,10 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from idc_hub.errors import printable, redacted
+
 _NESTED_LINES = 20
 
 stdout = Console(highlight=False, markup=False, emoji=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def clean(text: str) -> str:
+    """A text as it may be printed: without secrets, and with control characters as escapes."""
+    return printable(redacted(text))
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Sink:
         """
         data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         if self.as_json:
-            print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+            print(clean(json.dumps(data, indent=2, ensure_ascii=False, default=str)))
         elif isinstance(data, Mapping):
             _print_facts({key: value for key, value in data.items() if key not in leave_out})
 
@@ -62,21 +70,21 @@ class Sink:
     def text(self, text: str = "") -> None:
         """Print text that is part of the result; not with --json."""
         if not self.as_json:
-            print(text)
+            print(clean(text))
 
     def note(self, text: str) -> None:
         """Print a note on stderr, such as the next steps; not with --json or --quiet."""
         if not (self.as_json or self.quiet):
-            stderr.print(text)
+            stderr.print(clean(text))
 
     def warn(self, message: str) -> None:
         """Print a warning about the result on stderr."""
-        stderr.print(Text.assemble(("warning: ", "bold yellow"), message))
+        stderr.print(Text.assemble(("warning: ", "bold yellow"), clean(message)))
 
 
 def error(message: str) -> None:
     """Print an error message on stderr; its further lines are indented below the first."""
-    stderr.print(Text.assemble(("error: ", "bold red"), message.replace("\n", "\n       ")))
+    stderr.print(Text.assemble(("error: ", "bold red"), clean(message).replace("\n", "\n       ")))
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
@@ -87,7 +95,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
             _print_fact(key, _word(value), width)
             continue
         if isinstance(value, Mapping):
-            lines = [f"{inner}: {_word(entry)}" for inner, entry in value.items()]
+            lines = [f"{clean(str(inner))}: {_word(entry)}" for inner, entry in value.items()]
         else:
             lines = [_word(entry) for entry in value]
         _print_fact(key, "", width)
@@ -114,7 +122,7 @@ def _word(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if stdout.is_terminal else str(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_word(found)}" for key, found in value.items())
+        return ", ".join(f"{clean(str(key))} {_word(found)}" for key, found in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_word(entry) for entry in value)
-    return str(value)
+    return clean(str(value))

@@ -269,7 +269,7 @@ def _parse(front: str) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         values = yaml.safe_load(front) or {}
         node = yaml.compose(front, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except Exception as error:  # PyYAML raises nearly every class there is
         raise RunError(f"The metadata at the top of README.md is not YAML ({error}).", _PLAIN_YAML) from error
     if node is None:
         return {"": front}, {}

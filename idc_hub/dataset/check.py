@@ -242,7 +242,9 @@ def _check_configs(card: Path, manifest: Manifest) -> None:
         configs = DatasetCard(text).data.to_dict().get("configs") or []
         names = {config["config_name"] for config in configs if _is_version(config)}
         defaults = [config["config_name"] for config in configs if config.get("default")]
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except RunError:
+        raise
+    except Exception as error:  # PyYAML raises nearly every class there is
         raise RunError(f"The YAML block at the top of {card} cannot be read: {one_line(error)}") from error
     if names != set(manifest.hr_versions) or defaults != [manifest.default]:
         raise RunError(
@@ -255,21 +257,25 @@ def _check_configs(card: Path, manifest: Manifest) -> None:
 def _is_version(config: dict[str, Any]) -> bool:
     """Whether a config is an HR version; an owner's card may have others."""
     files = config.get("data_files")
-    path = f"data/{config['config_name']}/train-*"
-    return isinstance(files, list) and {"split": "train", "path": path} in files
+    return isinstance(files, list) and _files_of(config["config_name"]) in files
+
+
+def _files_of(hr_version: str) -> dict[str, str]:
+    return {"split": "train", "path": f"data/{hr_version}/train-*"}
 
 
 def _without_owners_data(folder: Path, scratch: Path) -> Path:
-    """A view of a repository folder without the owner's own configs and splits, whose files `idc pull` leaves out."""
+    """A view of a repository folder with the HR versions alone.
+
+    `idc pull` leaves out the files of the owner's own configs and splits, and no config may name others outside.
+    """
     card = DatasetCard((folder / CARD).read_bytes().decode())
     facts = card.data.to_dict()
-    configs = [config for config in facts["configs"] if _is_version(config)]
-    if facts["configs"] == [config | {"data_files": config["data_files"][:1]} for config in configs]:
+    names = [config["config_name"] for config in facts["configs"] if _is_version(config)]
+    configs = [{"config_name": name, "data_files": [_files_of(name)]} for name in names]
+    if [{k: v for k, v in config.items() if k != "default"} for config in facts["configs"]] == configs:
         return folder
-    names = [config["config_name"] for config in configs]
     infos = [info for info in facts.get("dataset_info") or [] if info.get("config_name") in names]
-    for config in configs:
-        config["data_files"] = [item for item in config["data_files"] if item.get("split") == "train"]
     for info in infos:
         info["splits"] = [split for split in info.get("splits") or [] if split.get("name") == "train"]
     view = scratch / "repository"

@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 
 from idc_hub.dataset import parquet, shards
 from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.errors import ImageError, RunError
+from idc_hub.errors import ImageError, RecipeError, RunError, one_line
 from idc_hub.images.files import check_png
+from idc_hub.recipe_reader import read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,9 +90,9 @@ class CondensedSet:
         """
         path = self.folder / RECIPE
         try:
-            values = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
-        except (yaml.YAMLError, ValueError) as error:
-            raise RunError(f"{path} is not YAML ({error}).", _REMEDY) from error
+            values = read_yaml(path.read_text(encoding="utf-8"), str(path))[1] if path.is_file() else {}
+        except (RecipeError, ValueError) as error:
+            raise RunError(f"{path} cannot be read ({one_line(error)}).", _REMEDY) from error
         if not isinstance(values, dict):
             raise RunError(f"{path} is not a recipe.", _REMEDY)
         return values

@@ -202,7 +202,7 @@ class Manifest(BaseModel):
             raise RunError(
                 f"{folder} has no {MANIFEST}.", "Name a folder that `idc condense` or `idc pull` made."
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _unusable(path, f"it is not JSON ({error})") from error
         if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
             raise _unusable(path, f'it does not say "format": "{FORMAT}"')

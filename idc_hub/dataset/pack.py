@@ -71,12 +71,21 @@ def pack(run: Run, *, workers: int) -> CondensedSet:
 
 
 def publishable(recipe: Recipe) -> Recipe:
-    """The recipe without the location of local photographs: a local path keeps only its last part."""
-    path = Path(recipe.source.path).expanduser()
-    if not path.exists():
-        return recipe
-    source = recipe.source.model_copy(update={"path": path.resolve().name or "photographs"})
-    return recipe.model_copy(update={"source": source})
+    """The recipe without local paths: those of photographs, extractor and teacher keep only their last part.
+
+    The extractor is identified by its digest in the recipe, the teacher by its digest in idc.json.
+    """
+    source = recipe.source.model_copy(update={"path": _without_folder(recipe.source.path, "photographs")})
+    features = recipe.features.model_copy(update={"network": _without_folder(recipe.features.network, "extractor")})
+    teacher = recipe.teacher.model_copy(update={"network": _without_folder(recipe.teacher.network, "teacher")})
+    return recipe.model_copy(update={"source": source, "features": features, "teacher": teacher})
+
+
+def _without_folder(location: str, unnamed: str) -> str:
+    """The last part of a local path; anything else, such as a name or a Hub id, unchanged."""
+    path = Path(location).expanduser()
+    is_local = path.is_absolute() or path.exists() or location.startswith(("~", ".")) or "\\" in location
+    return (path.resolve().name or unnamed) if is_local else location
 
 
 def _patches(run: Run) -> Iterator[tuple[str, Tensor]]:

@@ -119,7 +119,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         entries = weight_map.items()
     except FileNotFoundError:
         raise RunError(f"{path} is missing.", _REMEDY) from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: it is not a shard index.", _REMEDY) from error
     for instance_id, name in entries:
         if not is_instance_id(instance_id):

@@ -21,7 +21,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from idc_hub.dataset.check import hr_version_of
 from idc_hub.dataset.condensed_set import CARD
 from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.errors import HubError, NetworkError, RunError, enumerated
+from idc_hub.errors import HubError, NetworkError, RunError, enumerated, one_line
 from idc_hub.hub_errors import AGAIN, LOG_IN
 
 if TYPE_CHECKING:
@@ -196,9 +196,14 @@ def client(token: str | None) -> HfApi:
 
 
 def commit_of(info: Any) -> str:
-    """The commit in the Hub's answer about a repository."""
-    assert info.sha is not None, "only listings of several repositories leave it out"
-    return str(info.sha)
+    """The commit in the Hub's answer about a repository. It becomes part of paths.
+
+    Raises:
+        HubError: It is none.
+    """
+    if not isinstance(info.sha, str) or not re.fullmatch("[0-9a-f]{40}", info.sha):
+        raise HubError(f"The Hub named {one_line(info.sha)!r} as a commit, which is none.", "Check HF_ENDPOINT.")
+    return info.sha
 
 
 def list_files(api: HfApi, repo_id: str, sha: str, *, kind: str = "dataset") -> dict[str, RepoFile]:

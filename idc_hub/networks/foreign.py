@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from idc_hub.errors import NetworkError
 from idc_hub.networks.registry import CONFIG, HUB_ID, NETWORKS, PIPELINE, WEIGHTS, download, refuse_non_finite
+from idc_hub.recipe_reader import MODULE
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt")
 SWIN2SR = "Swin2SRForImageSuperResolution"
-_BUILDER = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ def kind_of(spec: str | Path) -> tuple[str, Path]:
     if not path.is_dir():
         if path.suffix.lower() in CHECKPOINTS:
             raise NetworkError(f"There is no file {path}.")
-        if _BUILDER.fullmatch(name):
+        if MODULE.fullmatch(name):
             return "module", path
         if not HUB_ID.fullmatch(name):
             return "network", path
         path = download(name)
     if (path / PIPELINE).is_file():
         return "diffusers", path
-    return ("transformers" if SWIN2SR in read_json(path / CONFIG).get("architectures", ()) else "network"), path
+    return ("transformers" if read_json(path / CONFIG).get("architectures") == [SWIN2SR] else "network"), path
 
 
 def load_foreign(kind: str, spec: str | Path, path: Path, *, scale: int, device: str | torch.device = "cpu") -> Foreign:
@@ -167,7 +166,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; empty if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -178,7 +177,7 @@ def card_license(folder: Path) -> str | None:
 
     try:
         license = (metadata_load(folder / "README.md") or {}).get("license")
-    except (OSError, ValueError):
+    except Exception:  # PyYAML raises nearly every class there is
         return None
     return license if isinstance(license, str) else None
 
@@ -198,7 +197,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} was refused: it doesn't load with weights_only=True, so reading it could run code.",
             hint="Get the weights as .safetensors, or as a .pth that contains only tensors.",
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # on damaged legacy files torch raises nearly every class there is
         raise NetworkError(
             f"{path} can't be read ({told(error)}).", hint="Download it again, or get the weights as .safetensors."
         ) from error
@@ -219,7 +218,7 @@ def _load_checkpoint(path: Path) -> Foreign:
             f"spandrel doesn't recognize the architecture of {path}.",
             hint="Write a function that builds the network, and pass it as package.module:build.",
         ) from error
-    except (RuntimeError, ValueError, KeyError, ArithmeticError) as error:
+    except Exception as error:  # a detector may trip over any value in the file
         raise NetworkError(f"spandrel can't load {path} ({told(error)}).") from error
     if not isinstance(model, spandrel.ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
         raise NetworkError(f"{path} isn't an RGB-to-RGB network, but a {type(model).__name__}.")

@@ -7,17 +7,20 @@ A trained network is a folder, on disk and on the Hub: `config.json` names the c
 import difflib
 import hashlib
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import nn
 
 from idc_hub.atomic import write_bytes_atomically, write_text_atomically
-from idc_hub.errors import HubError, NetworkError
+from idc_hub.errors import HubError, NetworkError, one_line
 from idc_hub.networks.edsr import EDSR
 from idc_hub.networks.mambairv2 import MambaIRv2
 from idc_hub.networks.swinir import SwinIR
@@ -50,6 +53,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name: (architecture, constructor arguments except the scale)."""
+
+MAX_SIZE = {"blocks": 256, "depths": 256, "window": 64}
+"""Largest size that a `config.json` may ask for, by argument; of a list the sum. All others: 4096."""
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PIPELINE = "model_index.json"  # replaces both in a diffusers pipeline
@@ -91,14 +97,13 @@ def load(spec: str | Path, *, scale: int | None = 4) -> Network:
             f"{spec} is an x{config['scale']} network, but x{scale} was requested.",
             hint=f"Set the scale to {config['scale']}, or choose an x{scale} network.",
         )
-    try:
-        network = ARCHITECTURES[config["architecture"]](**config["arguments"], scale=config["scale"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise NetworkError(
-            f"{folder / CONFIG}: {config['architecture']} can't be built from these arguments: {error}."
-        ) from error
+    _check_sizes(config, folder / CONFIG)
+    with torch.device("meta"):  # costs no memory
+        _check_fit(_build(config, folder / CONFIG), folder / WEIGHTS)
+    network = _build(config, folder / CONFIG)
     network.name = config["name"]
-    _load_weights(network, folder / WEIGHTS)
+    network.load_state_dict(_read(folder / WEIGHTS, load_file))
+    refuse_non_finite(network, folder / WEIGHTS)
     return network.eval()
 
 
@@ -183,8 +188,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NetworkError(f"{path} can't be read: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise NetworkError(f"{path} can't be read: {one_line(error)}.") from error
     kinds = {"architecture": str, "arguments": dict, "name": str, "scale": int}
     if not isinstance(config, dict):
         config = {}
@@ -249,20 +254,55 @@ def download(repo_id: str) -> Path:
         ) from error
 
 
-def _load_weights(network: Network, path: Path) -> None:
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Refuse arguments that no network has, before anything is built from them: a stranger may have written them."""
+    for key, value in config["arguments"].items():
+        sizes = value if isinstance(value, list) else [value]
+        if all(isinstance(size, int) for size in sizes):
+            most = MAX_SIZE.get(key, 4096)
+            sound = min(sizes, default=0) >= (0 if isinstance(value, bool) else 1) and sum(sizes) <= most
+        else:
+            sound = isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
+        if not sound:
+            raise NetworkError(
+                f"{path}: {one_line(json.dumps(key))} is {one_line(json.dumps(value))}: no network has that."
+            )
+
+
+def _build(config: dict[str, Any], path: Path) -> Network:
     try:
-        weights = load_file(path)
+        return ARCHITECTURES[config["architecture"]](**config["arguments"], scale=config["scale"])
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise NetworkError(
+            f"{path}: {config['architecture']} can't be built from these arguments: {one_line(error)}."
+        ) from error
+
+
+def _read(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read(path)
     except (SafetensorError, OSError) as error:
         raise NetworkError(
             f"{path} is not a complete safetensors file: {error}.", hint="Copy or download it again."
         ) from error
-    expected = network.state_dict()
-    problems = [f"{key} is missing" for key in expected if key not in weights]
-    problems += [f"{key} is unexpected" for key in weights if key not in expected]
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file, from its header."""
+    with safe_open(path, "pt") as file:
+        return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+
+
+def _check_fit(network: Network, path: Path) -> None:
+    """Compare the header of a weights file with a network, which may be on torch's meta device."""
+    expected = {key: list(value.shape) for key, value in network.state_dict().items()}
+    found = _read(path, _shapes)
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key} is unexpected" for key in found if key not in expected]
     problems += [
-        f"{key} has shape {list(weights[key].shape)} instead of {list(expected[key].shape)}"
-        for key in expected.keys() & weights.keys()
-        if weights[key].shape != expected[key].shape
+        f"{key} has shape {found[key]} instead of {expected[key]}"
+        for key in expected.keys() & found.keys()
+        if found[key] != expected[key]
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -270,5 +310,3 @@ def _load_weights(network: Network, path: Path) -> None:
             f"{path} doesn't fit {type(network).__name__} {network.arguments}: {problems[0]}{more}.",
             hint=f"{CONFIG} and {WEIGHTS} must come from the same network.",
         )
-    network.load_state_dict(weights)
-    refuse_non_finite(network, path)

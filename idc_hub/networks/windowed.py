@@ -226,7 +226,8 @@ def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
 
 def relative_position_index(window: int) -> Tensor:
     """The row of the bias table for each pair of pixels in a window, int64 `[window**2, window**2]`."""
-    pixels = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    side = torch.arange(window, device="cpu")  # on the meta device, its first call takes seconds
+    pixels = torch.cartesian_prod(side, side)
     offset = pixels[:, None] - pixels + window - 1  # down and right, both 0 to 2 * window - 2
     return offset[..., 0] * (2 * window - 1) + offset[..., 1]
 

@@ -37,7 +37,7 @@ import torch
 from idc_hub.atomic import write_bytes_atomically, write_text_atomically
 from idc_hub.condensation.real_side import generator
 from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, one_line
-from idc_hub.images.sources import Instance
+from idc_hub.images.sources import Instance, is_instance_id
 from idc_hub.recipe import Recipe
 from idc_hub.runs.claims import claim, is_claimed, this_process
 
@@ -557,7 +557,9 @@ def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
 
 
 def _instance(notes: list[str], **fields: Any) -> Instance:
-    """An instance from its JSON form."""
+    """An instance from its JSON form; raises a ValueError if its id could lead out of the Run."""
+    if not is_instance_id(fields["id"]):
+        raise ValueError(f"{fields['id']!r} is no id of a photograph")
     return Instance(notes=tuple(notes), **fields)
 
 

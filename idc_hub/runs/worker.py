@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
-from idc_hub.errors import Interrupted, RunError, one_line
+from idc_hub.errors import Interrupted, RunError, one_line, printable
 from idc_hub.images.sources import Instance
 from idc_hub.runs.claims import claimed_by_others, this_process
 from idc_hub.runs.progress import Reporting, counting
@@ -151,7 +151,7 @@ def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:
 
 def warn(sentence: str) -> None:
     """Print a warning on stderr. `launch` passes on those of the workers that it started."""
-    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(sentence)}", file=sys.stderr, flush=True)
 
 
 def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:

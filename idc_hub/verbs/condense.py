@@ -95,6 +95,7 @@ def condense(
     num_processes: int | None = None,
     restart: bool = False,
     dry_run: bool = False,
+    trust_recipe: bool = False,
     progress: Reporting = True,
 ) -> CondenseResult | CondensePlan:
     """Condense photographs: optimize LR patches, make their HR with the recipe's teacher, and prepare the repository.
@@ -110,6 +111,7 @@ def condense(
             `workers.threads`.
         restart: Delete the Run directory first.
         dry_run: Check the recipe, the photographs and the networks, and predict the time; write nothing.
+        trust_recipe: Run the code that a recipe from a dataset repository names as `package.module:build`.
         progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
@@ -125,7 +127,7 @@ def condense(
         Interrupted: A signal stopped the work; the same call continues.
     """
     begun = time.monotonic()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, trust_recipe=trust_recipe)
     if recipe.method != "idc":
         raise RecipeError(
             f"The recipe {recipe.name} chooses real patches (method: {recipe.method}); nothing is condensed.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idc_hub.errors import printable
 from idc_hub.recipe import Source
 from idc_hub.runs.progress import Reporting
 from idc_hub.training.launch import train_network
@@ -88,7 +89,7 @@ def train(
     given = data if isinstance(data, Source) else str(data)
     pairs = read_data(given, scale, hr_version, lr_location=lr)
     if progress is True:
-        print(pairs.pairing, file=sys.stderr, flush=True)
+        print(printable(pairs.pairing), file=sys.stderr, flush=True)
     train_network(
         network,
         pairs,

@@ -253,11 +253,10 @@ class TestEndings:
         assert "Traceback" not in err
         assert ("IDC_DEBUG=1" in err) == isinstance(error, ZeroDivisionError)
 
-    def test_debugging_shows_the_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_debugging_shows_the_traceback(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IDC_DEBUG", "1")
-        monkeypatch.setattr(sys, "argv", ["idc", "recipes", "show", "nothing"])
-        with pytest.raises(RecipeError):
-            main()
+        code, _, err = idc("recipes", "show", "nothing")
+        assert (code, err.count("Traceback"), err.count("idc_hub.errors.RecipeError: There is no recipe")) == (2, 1, 1)
 
 
 class TestVerbs:

@@ -204,7 +204,7 @@ BREAKAGES = {
     "unknown argument": (lambda f: edit_config(f, arguments={"chanels": 4}), "can't be built from these arguments"),
     "impossible argument": (
         lambda f: edit_config(f, arguments={"channels": -4, "blocks": 1}),
-        "can't be built from these arguments",
+        r'config\.json: "channels" is -4: no network has that',
     ),
     "other size": (
         lambda f: edit_config(f, arguments={"channels": 5, "blocks": 3}),
