@@ -17,13 +17,18 @@ _SECRETS = (
     (re.compile(r"(?i)(https?://)[^\s/?#@]*@"), r"\1"),  # user name and password
     (re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*"), r"\1"),  # the query of an address can be signed
 )
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_tokens: set[str] = set()
+
+
+def keep_secret(token: str) -> None:
+    """Have `redacted` remove this token too; that of HF_TOKEN needs no call."""
+    _tokens.add(token)
 
 
 def redacted(text: str) -> str:
     """A text without access tokens, passwords in addresses, and queries of addresses."""
-    for variable in _TOKEN_VARIABLES:
-        if token := os.environ.get(variable, "").strip():
+    for token in _tokens | {os.environ.get("HF_TOKEN", "").strip()}:
+        if len(token) >= 8:  # a shorter one is none, and may be part of any word
             text = text.replace(token, "…")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)

@@ -21,7 +21,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from idc_hub.dataset.check import hr_version_of
 from idc_hub.dataset.condensed_set import CARD
 from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.errors import HubError, NetworkError, RunError, enumerated, one_line
+from idc_hub.errors import HubError, NetworkError, RunError, enumerated, keep_secret, one_line
 from idc_hub.hub_errors import AGAIN, LOG_IN
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ def client(token: str | None) -> HfApi:
     token = token or get_token()
     if token and not re.fullmatch("[!-~]+", token):  # the client's own exception would show it
         raise HubError("The token contains characters that no token has.", LOG_IN)
+    if token:
+        keep_secret(token)
     return HfApi(token=token, library_name="idc-hub")
 
 

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -252,6 +253,34 @@ class TestEndings:
         assert err.startswith(message)
         assert "Traceback" not in err
         assert ("IDC_DEBUG=1" in err) == isinstance(error, ZeroDivisionError)
+
+    @pytest.mark.parametrize("as_json", [True, False])
+    def test_control_characters_and_tokens_never_reach_the_terminal(
+        self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_json: bool
+    ) -> None:
+        evil = "\x1b]0;title\x07\x9b2J\r hf_secretTOKEN"
+        monkeypatch.setattr(idc_hub, "verify", lambda path: VerifyResult(name=evil, checked={evil: evil}))
+        code, out, err = idc("verify", "runs/x", *(["--json"] if as_json else []))
+        assert (code, out.count("\\u001b]0;title\\u0007\\u009b2J\\r hf_…")) == (0, 3)
+
+        def fail(path: Path) -> None:
+            warnings.warn(evil, stacklevel=1)
+            Sink().note(evil)
+            Sink().warn(evil)
+            raise ZeroDivisionError(evil)
+
+        monkeypatch.setattr(idc_hub, "verify", fail)
+        for debug in ("0", "1"):
+            monkeypatch.setenv("IDC_DEBUG", debug)
+            code, more, more_err = idc("verify", "runs/x")
+            out, err = out + more, err + more_err
+        (tmp_path / "evil.yaml").write_text(f"# {evil}\nname: x\nsource: {{path: x}}\n")
+        out += idc("recipes", "show", tmp_path / "evil.yaml")[1]
+        err += idc("recipes", "check", tmp_path / "evil.yaml", f"nothing={evil}")[2]
+        assert out.count("\\u001b") == 4
+        assert err.count("\\u001b") >= 8
+        assert not set("\x1b\x07\x9b\r") & set(out + err)
+        assert "secretTOKEN" not in out + err
 
     def test_debugging_shows_the_traceback(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IDC_DEBUG", "1")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from idc_hub.dataset.parquet import read_rows
 from idc_hub.dataset.regenerate import add_version
 from idc_hub.dataset.shards import read_index
 from idc_hub.errors import HubError, IDCError, NetworkError, RecipeError, RunError, one_line, printable, redacted
-from idc_hub.hub.revisions import commit_of
+from idc_hub.hub.revisions import client, commit_of
 from idc_hub.images.files import decode_png
 from idc_hub.networks.foreign import read_checkpoint
 from idc_hub.networks.registry import ARCHITECTURES, load, save
@@ -44,6 +45,16 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
             content[:at],
         ]
     )
+
+
+def test_the_tests_that_security_md_names_exist() -> None:
+    tests = Path(__file__).parents[1]
+    known = {path.name: path.read_text() for path in tests.rglob("test_*.py")}
+    named = re.findall(r"`(test_\w+(?:\.py)?)", (tests.parent / "SECURITY.md").read_text())
+    assert len(named) > 20
+    for name in named:
+        found = name in known if name.endswith(".py") else any(f"def {name}" in text for text in known.values())
+        assert found, name
 
 
 # Networks
@@ -288,6 +299,11 @@ def test_secrets_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redacted("see https://huggingface.co/datasets/a/b, license cc-by-4.0") == (
         "see https://huggingface.co/datasets/a/b, license cc-by-4.0"
     )
+
+
+def test_a_token_on_the_command_line_is_redacted() -> None:
+    assert client("given-on-the-command-line").token == "given-on-the-command-line"
+    assert str(HubError("The answer: given-on-the-command-line.")) == "The answer: …."
 
 
 def test_control_characters_become_escapes() -> None:
