@@ -1,5 +1,6 @@
 """The `idc` command: its families of commands, and its exit codes."""
 
+import logging
 import os
 import sys
 import traceback
@@ -63,6 +64,7 @@ def idc(
 def main() -> None:
     """Run `idc` and exit with a code that `idc --help` documents; errors are printed as sentences on stderr."""
     warnings.showwarning = _show_warning
+    logging.setLogRecordFactory(_clean_record)
     try:
         app()
     except SystemExit as ended:
@@ -83,6 +85,16 @@ def _show_warning(
         output.Sink().warn(str(message))
     else:
         sys.stderr.write(output.clean(warnings.formatwarning(message, category, filename, lineno)))
+
+
+_make_record = logging.getLogRecordFactory()
+
+
+def _clean_record(*arguments: Any, **more: Any) -> logging.LogRecord:
+    """A log record of any package, cleaned: the Hub's client logs addresses as they are."""
+    record = _make_record(*arguments, **more)
+    record.msg, record.args = output.clean(record.getMessage()), None
+    return record
 
 
 def _report(error: BaseException) -> int:

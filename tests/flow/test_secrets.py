@@ -113,11 +113,14 @@ def test_no_token_password_or_local_path_leaves_the_machine(hub: HubServer, priv
     assert idc.printed.count("Bearer …") >= 4
 
     # Addresses with a password
-    address = hub.url.replace("://", f"://ada:{PASSWORD}@").replace("127.0.0.1", "127.0.0.2")
-    nobody: list[list[object]] = [["condense", "alice/nothing"], ["push", run, "alice/nothing", "--license", "mit"]]
-    assert 0 not in idc(*talks, *nobody, HF_ENDPOINT=address, IDC_DEBUG="1")
-    assert idc(["env"], HF_ENDPOINT=address) == [0]
-    assert "127.0.0.2" in idc.printed
+    address = hub.url.replace("://", f"://ada:{PASSWORD}@")
+    hub.inject("status", path="/", times=10_000, status=400)
+    assert 0 not in idc(*talks, ["condense", "alice/nothing"], HF_ENDPOINT=address, IDC_DEBUG="1")
+    hub.forget()
+    unreachable = address.replace("127.0.0.1", "127.0.0.2")
+    photographs: list[object] = ["condense", recipe, "source.path=alice/nothing", "--run-dir", private / "other"]
+    assert idc(pull, photographs, ["env"], HF_ENDPOINT=unreachable, IDC_DEBUG="1") == [4, 4, 0]
+    assert idc.printed.count("127.0.0.2") >= 3
 
     for secret in (TOKEN, PASSWORD):
         assert secret not in idc.printed

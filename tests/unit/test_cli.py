@@ -1,6 +1,7 @@
 """The command line: what it accepts, prints and ends with. What the verbs do is tested where they live."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -266,6 +267,7 @@ class TestEndings:
         def fail(path: Path) -> None:
             warnings.warn(evil, stacklevel=1)
             Sink().note(evil)
+            logging.getLogger("huggingface_hub").error("%s", evil)
             Sink().warn(evil)
             raise ZeroDivisionError(evil)
 

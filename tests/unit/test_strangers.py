@@ -264,6 +264,13 @@ def test_data_files_outside_the_repository_are_never_read(
     assert "data_dir" not in seen[0]
 
 
+def test_an_alias_bomb_in_the_recipe_of_a_set_is_a_sentence(published: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
+    (published / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(RunError, match=r"recipe\.yaml cannot be read .*uses a YAML alias"):
+        CondensedSet(published).is_selection  # noqa: B018
+
+
 def test_a_photograph_of_a_run_may_not_lead_out_of_it(tmp_path: Path) -> None:
     state = {"format": "idc-run", "format_version": 1, "lr_recipe_hash": "a" * 64}
     photograph = {"id": "../../outside", "name": "x", "sha256": "a" * 64, "width": 9, "height": 9, "patches": 1}
