@@ -167,6 +167,8 @@ def _find_base(base: object, beside: Path) -> Path:
         raise ValueError(f"the file is not in the folder of {beside.name} or below it")
     if not path.is_file():
         raise ValueError(f"there is no such file beside {beside.name}")
+    if is_strangers(path):
+        raise ValueError("the file came with a dataset; read it, and copy it to another folder")
     return path
 
 

@@ -177,7 +177,7 @@ class Manifest(BaseModel):
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
     scale: Annotated[int, Field(ge=2, le=4)]
-    patch_size: Annotated[int, Field(ge=1)]
+    patch_size: Annotated[int, Field(ge=1, le=65_535)]
     lr_recipe_hash: Annotated[str, Field(pattern="^[0-9a-f]+$")]
     lr_digest: Sha256
     instances: Count

@@ -201,6 +201,9 @@ def test_code_in_a_strangers_recipe_must_be_trusted(tmp_path: Path, section: str
     assert getattr(Recipe.load(named, trust_recipe=True), section).network == "antigravity:build"
     assert getattr(Recipe.load(named, [f"{section}.network=mine:build"]), section).network == "mine:build"
     own = tmp_path / "own.yaml"
+    own.write_text(f"base: {folder}/recipe.yaml\nname: own\n")
+    with pytest.raises(RecipeError, match="came with a dataset"):
+        Recipe.load(own)
     own.write_text(path.read_text())
     assert getattr(Recipe.load(own), section).network == "antigravity:build"
 
