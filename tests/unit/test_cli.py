@@ -390,7 +390,8 @@ class TestVerbs:
 
     def test_pull(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         assert idc("pull", "org/x", "--run-dir", "d", "--revision", "v1.0.0")[0] == 0
-        assert calls["pull"] == (("org/x",), {"run_dir": Path("d"), "revision": "v1.0.0", "token": None})
+        options = {"run_dir": Path("d"), "only": None, "revision": "v1.0.0", "token": None}
+        assert calls["pull"] == (("org/x",), options)
 
     @pytest.mark.parametrize(
         "line",
