@@ -2,8 +2,8 @@
 
 `condense` and `select` make a set, and `work` helps to condense; `status`, `quality` and `verify` inspect it;
 `regenerate` adds an HR version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub;
-`train`, `evaluate` and `benchmark` measure what it is worth. Every verb returns a frozen dataclass and raises
-subclasses of `IDCError`, or `Interrupted` after a signal.
+`train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` feeds it to a training loop of your own.
+Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
 """
 
 from importlib import import_module
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Recipe as Recipe
     from idc_hub.runs.progress import Progress as Progress
     from idc_hub.selection.pool import selection_recipe as selection_recipe
+    from idc_hub.training.paired_patches import PairedPatches as PairedPatches
+    from idc_hub.training.paired_patches import StreamedPatches as StreamedPatches
     from idc_hub.training.recipe import TrainingRecipe as TrainingRecipe
     from idc_hub.verbs.benchmark import benchmark as benchmark
     from idc_hub.verbs.condense import condense as condense
@@ -68,8 +70,10 @@ _ERRORS = (
 # Names are imported when they are first used (PEP 562): `idc --help` must not wait for torch.
 _MODULES = {
     "CondensedSet": "dataset.condensed_set",
+    "PairedPatches": "training.paired_patches",
     "Progress": "runs.progress",
     "Recipe": "recipe",
+    "StreamedPatches": "training.paired_patches",
     "TrainingRecipe": "training.recipe",
     "load_teacher": "networks.teachers",
     "selection_recipe": "selection.pool",

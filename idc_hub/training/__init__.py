@@ -2,5 +2,5 @@
 
 `recipe` is how to train; `pairs` reads LR and HR, `pairing` finds which files belong together, `pixels` puts them in
 one file; `crops` draws what a step sees, `prefetch` ahead of time; `loop` trains, `launch` starts processes;
-`evaluation` measures.
+`evaluation` measures. `paired_patches` is for training loops outside this package.
 """

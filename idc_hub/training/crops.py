@@ -29,6 +29,39 @@ class Batch(NamedTuple):
     turns: Tensor
 
 
+class Crop(NamedTuple):
+    """Where a crop is cut, and how it is turned.
+
+    Attributes:
+        top: First row, in LR pixels.
+        left: First column, in LR pixels.
+        turns: Transpose, then mirror top to bottom, then mirror left to right.
+    """
+
+    top: int
+    left: int
+    turns: tuple[bool, bool, bool]
+
+
+def draw_crop(rng: np.random.Generator, height: int, width: int, size: int) -> Crop:
+    """Draw a crop of side `size` from an LR image: every place and every orientation is equally likely."""
+    top, left = (int(rng.integers(side - size + 1)) for side in (height, width))
+    return Crop(top, left, draw_turns(rng))
+
+
+def draw_turns(rng: np.random.Generator) -> tuple[bool, bool, bool]:
+    """Draw one of the eight orientations of a square, as the `turns` of a crop."""
+    quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+    return quarters % 2 == 1, quarters in (1, 2), (quarters >= 2) != mirrored
+
+
+def cut(pair: Pair, crop: Crop, size: int, scale: int) -> Pair:
+    """LR and HR of a crop, not turned yet: views of uint8 `[size, size, 3]` and `[scale*size, scale*size, 3]`."""
+    lr, hr = pair
+    rows, columns = (slice(start * scale, (start + size) * scale) for start in (crop.top, crop.left))
+    return lr[crop.top : crop.top + size, crop.left : crop.left + size], hr[rows, columns]
+
+
 def draw_batch(
     pairs: Mapping[str, Pair],
     names: Sequence[str],
@@ -51,22 +84,17 @@ def draw_batch(
         pinned: Use page-locked memory, from which copies to a GPU are fastest.
     """
     rng = np.random.default_rng((recipe.seed, step))
-    size, places, turns = recipe.crop, [], []
+    size, drawn = recipe.crop, []
     for _ in range(recipe.batch_size):
-        lr, hr = pairs[names[int(rng.integers(len(names)))]]
-        top, left = (int(rng.integers(side - size + 1)) for side in lr.shape[:2])
-        quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        places.append((lr, hr, top, left))
-        turns.append((quarters % 2 == 1, quarters in (1, 2), (quarters >= 2) != mirrored))
-    places = places[share]
+        pair = pairs[names[int(rng.integers(len(names)))]]
+        drawn.append((pair, draw_crop(rng, len(pair[0]), pair[0].shape[1], size)))
+    drawn = drawn[share]
     low, high = (
-        torch.empty(len(places), side, side, 3, dtype=torch.uint8, pin_memory=pinned) for side in (size, size * scale)
+        torch.empty(len(drawn), side, side, 3, dtype=torch.uint8, pin_memory=pinned) for side in (size, size * scale)
     )
-    for index, (lr, hr, top, left) in enumerate(places):
-        low[index].numpy()[:] = lr[top : top + size, left : left + size]
-        rows, columns = (slice(start * scale, (start + size) * scale) for start in (top, left))
-        high[index].numpy()[:] = hr[rows, columns]
-    return Batch(low, high, torch.tensor(turns[share]))
+    for index, (pair, crop) in enumerate(drawn):
+        low[index].numpy()[:], high[index].numpy()[:] = cut(pair, crop, size, scale)
+    return Batch(low, high, torch.tensor([crop.turns for _, crop in drawn]))
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ copies their pixels to a file first (`training.pixels`).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from idc_hub.images.sources import Source as OpenSource
 from idc_hub.recipe import Source
 from idc_hub.training.pairing import folder_name, pair_files, set_name
 from idc_hub.training.prefetch import prefetch
+
+if TYPE_CHECKING:
+    import datasets
 
 Pair = tuple[np.ndarray, np.ndarray]
 """LR and HR of one image: uint8 RGB `[h, w, 3]` and `[scale*h, scale*w, 3]`."""
@@ -106,27 +109,33 @@ class Pairs:
 
     def _decode(self, stored: StoredPair) -> tuple[str, Pair] | ImageError:
         try:
-            return stored.name, self._pair(stored)
+            return stored.name, decode_pair(stored, self.scale, of_teacher=self.of_teacher)
         except ImageError as error:
             return error
 
-    def _pair(self, stored: StoredPair) -> Pair:
-        hr = mod_crop(read_image(stored.hr, stored.name).pixels, self.scale)
-        if stored.lr is None:
-            return imresize(hr, 1 / self.scale), hr
-        lr = read_image(stored.lr, stored.lr_name).pixels
-        if hr.shape != (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3):
-            raise ImageError(
-                f"{stored.name} has {hr.shape[1]}x{hr.shape[0]} HR and {lr.shape[1]}x{lr.shape[0]} LR pixels "
-                f"({stored.lr_name}): not a pair for x{self.scale}.",
-                hint="Check the scale and the LR images.",
-            )
-        if self.of_teacher and is_wrongly_one_color(*(image.transpose(2, 0, 1)[None] for image in (lr, hr))).any():
-            raise ImageError(
-                f"HR of {stored.name} is of one color, and its LR is not: the teacher failed there.",
-                "`idc verify` names all such patches.",
-            )
-        return lr, hr
+
+def decode_pair(stored: StoredPair, scale: int, *, of_teacher: bool) -> Pair:
+    """Decode one pair; see `Pairs` for the arguments.
+
+    Raises:
+        ImageError: An image is damaged, they do not fit each other, or the teacher failed.
+    """
+    hr = mod_crop(read_image(stored.hr, stored.name).pixels, scale)
+    if stored.lr is None:
+        return imresize(hr, 1 / scale), hr
+    lr = read_image(stored.lr, stored.lr_name).pixels
+    if hr.shape != (lr.shape[0] * scale, lr.shape[1] * scale, 3):
+        raise ImageError(
+            f"{stored.name} has {hr.shape[1]}x{hr.shape[0]} HR and {lr.shape[1]}x{lr.shape[0]} LR pixels "
+            f"({stored.lr_name}): not a pair for x{scale}.",
+            hint="Check the scale and the LR images.",
+        )
+    if of_teacher and is_wrongly_one_color(*(image.transpose(2, 0, 1)[None] for image in (lr, hr))).any():
+        raise ImageError(
+            f"HR of {stored.name} is of one color, and its LR is not: the teacher failed there.",
+            "`idc verify` names all such patches.",
+        )
+    return lr, hr
 
 
 def location_of(photographs: str | Path | Source) -> str:
@@ -259,29 +268,55 @@ def _refuse_lr(data: str, lr_location: str | Path | None) -> None:
         raise RecipeError(f"{data} has LR images of its own.", "Leave --lr out.")
 
 
-def _pairs_of_hub_set(repo_id: str, scale: int, hr_version: str | None) -> Pairs | None:
-    """The pairs of a dataset on the Hub; None if it has no columns `lr` and `hr`."""
+def load_hub_rows(repo_id: str, hr_version: str | None = None) -> "datasets.Dataset":
+    """The split `train` of a dataset on the Hub, or of one config of it.
+
+    Raises:
+        HubError: It cannot be loaded.
+    """
     import datasets
 
     check_existence(repo_id)
     try:
-        rows = datasets.load_dataset(repo_id, hr_version, split="train")
+        return datasets.load_dataset(repo_id, hr_version, split="train")
     except Exception as error:  # network, config, broken files: the library has no common class for them
         raise HubError(
             f"The dataset {repo_id} could not be loaded from the Hub ({one_line(error)}).",
             "Check --hr-version; for photographs, --config and --split.",
         ) from error
-    if not {"lr", "hr"} <= set(rows.column_names):
-        return None
-    rows = rows.select_columns(["lr", "hr"])
+
+
+def undecoded(rows: Any, *columns: str) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` with these columns only; `lr` and `hr` stay files (`bytes`, `path`)."""
+    import datasets
+
+    rows = rows.select_columns(list(columns))
     for column in ("lr", "hr"):
         rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def stored_pair(row: dict[str, Any], name: str) -> StoredPair:
+    """The files of an undecoded row.
+
+    Raises:
+        ImageError: An image is not in it.
+    """
+    if row["lr"]["bytes"] is None or row["hr"]["bytes"] is None:
+        raise ImageError(f"{name[:1].upper()}{name[1:]} has no image bytes in it.", "Leave that row out.")
+    return StoredPair(name, row["hr"]["bytes"], row["lr"]["bytes"], f"LR of {name}")
+
+
+def _pairs_of_hub_set(repo_id: str, scale: int, hr_version: str | None) -> Pairs | None:
+    """The pairs of a dataset on the Hub; None if it has no columns `lr` and `hr`."""
+    rows = load_hub_rows(repo_id, hr_version)
+    if not {"lr", "hr"} <= set(rows.column_names):
+        return None
+    rows = undecoded(rows, "lr", "hr")
 
     def stored() -> Iterator[StoredPair]:
         for number, row in enumerate(rows):
-            if row["lr"]["bytes"] is None or row["hr"]["bytes"] is None:
-                raise ImageError(f"Row {number} of {repo_id} has no image bytes in it.", "Leave that row out.")
-            yield StoredPair(f"row {number}", row["hr"]["bytes"], row["lr"]["bytes"], f"LR of row {number}")
+            yield stored_pair(row, f"row {number}")
 
     facts = {"hub": repo_id, **({"hr_version": hr_version} if hr_version else {})}
     pairing = f"columns lr and hr of {repo_id}"
