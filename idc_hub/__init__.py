@@ -2,7 +2,7 @@
 
 `condense` and `select` make a set, and `work` helps to condense; `status`, `quality` and `verify` inspect it;
 `regenerate` adds an HR version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub;
-`train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` feeds it to a training loop of your own.
+`train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` and `export` feed it to other trainers.
 Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
 """
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.condense import condense as condense
     from idc_hub.verbs.delete_version import delete_version as delete_version
     from idc_hub.verbs.evaluate import evaluate as evaluate
+    from idc_hub.verbs.export import export as export
     from idc_hub.verbs.pull import pull as pull
     from idc_hub.verbs.push import push as push
     from idc_hub.verbs.quality import quality as quality
@@ -46,6 +47,7 @@ _VERBS = (
     "condense",
     "delete_version",
     "evaluate",
+    "export",
     "pull",
     "push",
     "quality",

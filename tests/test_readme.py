@@ -14,7 +14,10 @@ import pytest
 from tests.hub_server import HubServer
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("publishing", "teachers", "training", "python", "formats"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("publishing", "teachers", "training", "export", "python", "formats")),
+]
 OTHER_PAGES = ["recipes/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "AGENTS.md"]
 TAGS = {"README.md": ["v1.0.0", "v1.1.0"], "docs/publishing.md": ["v1.0.0", "v1.1.0"], "docs/training.md": ["v1.0.0"]}
 """The releases that the pushes of a page make, in order."""

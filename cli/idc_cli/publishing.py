@@ -1,7 +1,7 @@
-"""idc regenerate, delete-version, push, pull: add and delete HR versions, publish on the Hub, download from it."""
+"""idc regenerate, delete-version, push, pull, export: add and delete HR versions, publish, download, write files."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -212,3 +212,49 @@ def pull(
     if result.repair:
         sink.warn(result.repair)
     sink.result(result, leave_out={"repair"})
+
+
+@app.command(
+    rich_help_panel="Publish",
+    epilog=examples(
+        "idc export runs/quickstart --out exports/quickstart --format basicsr",
+        "idc export org/condensed-div2k-x4 --out exports/div2k --format webdataset --hr-version swinir-m",
+    ),
+)
+def export(
+    run_or_repo: Annotated[
+        str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
+    format: Annotated[
+        Literal["basicsr", "webdataset", "folder"],
+        typer.Option(
+            help="basicsr: folders gt and lq, for BasicSR, traiNNer-redux, neosr and KAIR; webdataset: tar files; "
+            "folder: HR and LR."
+        ),
+    ] = "basicsr",
+    hr_version: Annotated[
+        str | None, typer.Option("--hr-version", help="The HR version.", show_default="the default version")
+    ] = None,
+    lmdb: Annotated[bool, typer.Option("--lmdb", help="With basicsr: LMDBs instead of folders.")] = False,
+    run_dir: RunDirOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write an HR version as image files for other trainers; prints what to paste into their options."""
+    import idc_hub
+
+    sink = Sink(as_json, quiet)
+    result = idc_hub.export(
+        run_or_repo,
+        out,
+        format=format,
+        hr_version=hr_version,
+        lmdb=lmdb,
+        run_dir=run_dir,
+        progress=not quiet,
+    )
+    sink.result(result, leave_out=("options",))
+    if "BasicSR" in result.options:
+        sink.text(f"\n{result.options['BasicSR'].rstrip()}")
+        sink.note(f"For {', '.join(result.options)}: see {out / 'README.md'}.")

@@ -31,6 +31,7 @@ from idc_hub.recipe import Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes
 from idc_hub.verbs.condense import CondenseResult
 from idc_hub.verbs.delete_version import DeleteVersionResult
+from idc_hub.verbs.export import ExportResult
 from idc_hub.verbs.pull import PullResult
 from idc_hub.verbs.quality import QualityResult
 from idc_hub.verbs.regenerate import RegenerateResult
@@ -86,6 +87,7 @@ RESULTS = {
     ),
     "pull": fill(PullResult, repair=""),
     "delete_version": DeleteVersionResult("org/x", "edsr", "bicubic", "c0ffee", "v2.0.0"),
+    "export": ExportResult("out", "basicsr", "x", 3, 9, {"BasicSR": "scale: 4\n", "KAIR": "{}"}),
 }
 
 
@@ -393,6 +395,15 @@ class TestVerbs:
         options = {"run_dir": Path("d"), "only": None, "revision": "v1.0.0", "token": None}
         assert calls["pull"] == (("org/x",), options)
 
+    def test_export_prints_what_to_paste(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, out, err = idc("export", "org/x", "--out", "d", "--hr-version", "v", "--lmdb", "--run-dir", "r", "-q")
+        assert (code, err) == (0, "")
+        assert out.splitlines()[-1] == "scale: 4"
+        options = {"format": "basicsr", "hr_version": "v", "lmdb": True, "run_dir": Path("r"), "progress": False}
+        assert calls["export"] == (("org/x", Path("d")), options)
+        assert "BasicSR, KAIR: see d/README.md" in idc("export", "org/x", "--out", "d")[2]
+        assert idc("export", "org/x", "--out", "d", "--format", "zip")[0] == 2
+
     @pytest.mark.parametrize(
         "line",
         [
@@ -403,6 +414,7 @@ class TestVerbs:
             "regenerate runs/x --teacher t --name n --json",
             "push runs/x org/x --license mit --json",
             "pull org/x --run-dir d --json",
+            "export runs/x --out d --json",
         ],
     )
     def test_json(self, line: str, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
