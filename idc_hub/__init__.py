@@ -1,6 +1,6 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
-`condense` and `select` make a set, and `work` helps to condense; `status`, `quality` and `verify` inspect it;
+`condense` and `select` make a set, and `work` helps to condense; `status`, `report`, `quality` and `verify` inspect it;
 `regenerate` adds an HR version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub;
 `train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` and `export` feed it to other trainers.
 Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.push import push as push
     from idc_hub.verbs.quality import quality as quality
     from idc_hub.verbs.regenerate import regenerate as regenerate
+    from idc_hub.verbs.report import report as report
     from idc_hub.verbs.select import select as select
     from idc_hub.verbs.status import status as status
     from idc_hub.verbs.train import train as train
@@ -52,6 +53,7 @@ _VERBS = (
     "push",
     "quality",
     "regenerate",
+    "report",
     "select",
     "status",
     "train",

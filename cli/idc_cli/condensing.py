@@ -1,4 +1,4 @@
-"""idc condense, select, status, work, quality, verify: make a set and inspect it."""
+"""idc condense, select, status, work, report, quality, verify: make a set and inspect it."""
 
 import json
 from pathlib import Path
@@ -190,6 +190,20 @@ def work(
 
     sink = Sink(as_json, quiet)
     sink.result(idc_hub.work(run, rank=rank, world_size=world_size, progress=not quiet))
+
+
+@app.command(
+    rich_help_panel="Make a set", epilog=examples("idc report runs/quickstart", "idc report runs/quickstart --json")
+)
+def report(run: RunArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Write a page to look at: patches beside real ones and HR versions, losses, quality figures, outliers first.
+
+    The page is report.html in the Run. It needs no network, shows real photographs, and is never pushed.
+    """
+    import idc_hub
+
+    sink = Sink(as_json, quiet)
+    sink.result(idc_hub.report(run, progress=not quiet))
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
+import idc_hub
 from idc_hub.dataset.condensed_set import repository_lock
 from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_repository, pixels, sha256, write_prose
 from tests.hub_server import HubServer
@@ -680,3 +682,14 @@ class TestPullRequest:
         folder = make_repository(tmp_path / "repo", {"edsr": 0})
         with pytest.raises(Refused, match="no dataset alice/void to open a pull request on"):
             bob("push", folder=folder, repo_id="alice/void", license="mit", create_pr=True)
+
+
+def test_a_report_is_never_pushed(hub: HubServer, alice: Client, tmp_path: Path) -> None:
+    folder = make_repository(tmp_path / "run" / "repo", {"edsr": 0})
+    page = Path(idc_hub.report(tmp_path / "run", progress=False).path)
+    assert page.is_file()
+    shutil.copy(page, folder / "report.html")
+    (folder / "report").mkdir()
+    shutil.copy(page, folder / "report" / "index.html")
+    alice("push", folder=folder, repo_id="alice/reported", license="mit")
+    assert not [path for path in hub.dataset("alice/reported").tree() if path.endswith(".html")]

@@ -35,6 +35,7 @@ from idc_hub.verbs.export import ExportResult
 from idc_hub.verbs.pull import PullResult
 from idc_hub.verbs.quality import QualityResult
 from idc_hub.verbs.regenerate import RegenerateResult
+from idc_hub.verbs.report import ReportResult
 from idc_hub.verbs.select import SelectResult
 from idc_hub.verbs.status import StatusResult
 from idc_hub.verbs.verify import VerifyResult
@@ -76,6 +77,7 @@ RESULTS = {
     "verify": VerifyResult(photographs=2, finished=2),
     "quality": fill(QualityResult),
     "regenerate": fill(RegenerateResult),
+    "report": fill(ReportResult),
     "push": PushResult(
         repo_id="org/x",
         url="http://hub/org/x",
@@ -411,6 +413,7 @@ class TestVerbs:
             "status runs/x --json",
             "verify runs/x --json",
             "quality runs/x --json",
+            "report runs/x --json",
             "regenerate runs/x --teacher t --name n --json",
             "push runs/x org/x --license mit --json",
             "pull org/x --run-dir d --json",
