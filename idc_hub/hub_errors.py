@@ -69,7 +69,9 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
         return _http_sentence(error, repo_id)
     is_upload = isinstance(error, RuntimeError) and str(error).startswith("Error while uploading")
     if (is_upload or isinstance(error, LocalEntryNotFoundError)) and error.__cause__ is not None:
-        return _sentence(error.__cause__, repo_id, revision, kind)
+        cause = error.__cause__
+        unknown = HubError(f"A file could not be transferred ({type(cause).__name__}: {one_line(cause)}).", AGAIN)
+        return _sentence(cause, repo_id, revision, kind) or unknown
     if isinstance(error, FileMetadataError):
         return _no_hub()
     if isinstance(error, httpx.TransportError | LocalEntryNotFoundError):
