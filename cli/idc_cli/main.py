@@ -19,9 +19,9 @@ EPILOG = """\
     0  done
     1  failed
     2  wrong usage or an invalid recipe; nothing was started
-    3  incomplete: some photographs or runs failed; run the same command again
+    3  incomplete: some photographs or runs failed, or the disk is full; run the same command again
     4  the Hub refused or did not answer; what is on this machine is intact
-  130  Ctrl-C (143: SIGTERM); progress is saved, run the same command again
+  130  Ctrl-C (143: SIGTERM, 129: SIGHUP); run the same command again to continue
 
 [bold]Environment[/bold]
   IDC_RUNS       folder of Runs (default: ./runs)
@@ -103,8 +103,11 @@ def _report(error: BaseException) -> int:
         output.error(str(error))
         return error.exit_code
     if isinstance(error, Interrupted):
-        output.error(f"interrupted ({error}). Progress is saved; run the same command again to continue.")
+        output.error(f"interrupted ({error}). Run the same command again: it continues from what is saved.")
         return 128 + error.signal
+    if isinstance(error, OSError) and error.strerror:
+        output.error(f"{error.filename or 'The system says'}: {error.strerror}.")
+        return 1
     output.error(f"{type(error).__name__}: {error}\nThis is a bug. Set IDC_DEBUG=1 to see the traceback.")
     return 1
 

@@ -12,7 +12,6 @@ Finished parts are not made again, so a benchmark can be interrupted and continu
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,21 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
-from idc_hub.atomic import write_text_atomically
+from idc_hub.atomic import write_text_atomically, writing
 from idc_hub.benchmarking.plan import Cell, Plan
 from idc_hub.benchmarking.plots import draw
 from idc_hub.benchmarking.statistics import Result
 from idc_hub.benchmarking.tables import METRICS, Findings, protocol, to_csv, to_markdown
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import MANIFEST, Manifest
-from idc_hub.errors import IDCError, Interrupted, RunError
+from idc_hub.errors import IDCError, Interrupted, RunError, one_line
 from idc_hub.images.sources import open_source
-from idc_hub.networks import load, weights_sha256
+from idc_hub.networks import load
 from idc_hub.networks.registry import WEIGHTS
-from idc_hub.runs.run import Run
-from idc_hub.training.evaluation import RESULTS, evaluate, save_result
+from idc_hub.runs.claims import claim
+from idc_hub.runs.run import Run, whole_lines
+from idc_hub.training.evaluation import evaluate, read_results, save_result
 from idc_hub.training.launch import train_network
 from idc_hub.training.loop import CHECKPOINT, FACTS
 from idc_hub.training.loop import METRICS as METRICS_FILE
@@ -110,14 +109,14 @@ class Ladder:
             RunError: Another benchmark is running in the folder.
             Interrupted: A signal stopped the benchmark.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                return self._run()
-        except Timeout:
-            raise RunError(
-                f"Another benchmark is running in {self.folder}.", "Wait for it, or choose another --out."
-            ) from None
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with claim(self.folder, ".benchmark") as is_mine:
+            if not is_mine:
+                raise RunError(
+                    f"Another benchmark is running in {self.folder}.", "Wait for it, or choose another --out."
+                )
+            return self._run()
 
     def _run(self) -> Findings:
         findings = Findings(self.plan)
@@ -186,7 +185,7 @@ class Ladder:
         for cell in self.plan.cells():
             path = self.student_dir(cell) / METRICS_FILE
             if cell.learning_rate is not None and path.is_file():
-                lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+                lines = whole_lines(path.read_bytes())
                 rates = curves.setdefault(cell.student, {}).setdefault(cell.learning_rate, {})
                 rates[cell.set] = [(line["step"], line["loss"]) for line in lines]
         return curves
@@ -212,8 +211,9 @@ class Ladder:
         if not (run_dir / "repo" / MANIFEST).is_file():
             return state | ({"set": BEGUN} if run_dir.exists() else {})
         self._check_set(cell)
-        state["set"] = DONE
         manifest = Manifest.load(run_dir / "repo")
+        # Measuring the quality is the last thing that `condense` and `select` do.
+        state["set"] = DONE if manifest.condensation.get("quality") else BEGUN
         if cell.hr not in manifest.hr_versions:
             return state
         state["hr"] = DONE
@@ -256,10 +256,16 @@ class Ladder:
 
     def _check_student(self, cell: Cell, manifest: Manifest) -> None:
         """Check that a student was trained with the plan's training recipe and on the set's present patches."""
-        training = yaml.safe_load((self.student_dir(cell) / FACTS).read_text(encoding="utf-8"))
-        differing = _differing(training["recipe"], self.plan.training_of(cell).model_dump(mode="json"))
-        if training["data"].get("lr_digest") != manifest.lr_digest:
-            differing.append("on other patches")
+        path = self.student_dir(cell) / FACTS
+        try:
+            training = yaml.safe_load(path.read_text(encoding="utf-8"))
+            differing = _differing(training["recipe"], self.plan.training_of(cell).model_dump(mode="json"))
+            if training["data"].get("lr_digest") != manifest.lr_digest:
+                differing.append("on other patches")
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{path} is missing or damaged ({one_line(error)}).", f"Delete {path.parent} to train again."
+            ) from error
         if differing:
             raise RunError(
                 f"{self.student_dir(cell)} was trained differently: {', '.join(differing)}.",
@@ -268,12 +274,8 @@ class Ladder:
 
     def _results(self, student: Path) -> dict[str, dict[str, Any]]:
         """Results of the student's present weights: figures by protocol, by name of the test set."""
-        path = student / RESULTS
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if saved.get("weights_sha256") != weights_sha256(student, scale=None):
-            return {}
         results: dict[str, dict[str, Any]] = {}
-        for result in saved["results"]:
+        for result in read_results(student):
             results.setdefault(result["testset"], {}).update(result["protocols"])
         return results
 

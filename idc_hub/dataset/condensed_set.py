@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 
 from idc_hub.dataset import parquet, shards
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import ImageError, RecipeError, RunError, one_line
 from idc_hub.images.files import check_png
 from idc_hub.recipe_reader import read_yaml
+from idc_hub.runs.claims import Lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +36,12 @@ _checked: set[tuple[object, ...]] = set()
 """Files that this process has verified: folder, LR digest, and the name, size and time of each file."""
 
 
-def repository_lock(folder: Path) -> FileLock:
-    """The lock of a repository folder: a second command waits until the first has finished writing.
+def repository_lock(folder: Path) -> Lock:
+    """The lock of a repository folder: a second command says that it waits until the first has finished writing.
 
-    The lock file is beside the folder, so that it is never published. The system releases it if its process dies.
+    Its files are beside the folder, so that they are never published. It is free again if its process dies.
     """
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
+    return Lock(folder.parent, f".{folder.name}", folder)
 
 
 def repository_folder(path: str | Path) -> Path:
@@ -168,7 +168,7 @@ class CondensedSet:
         """Remember that the HR version's present files were checked."""
         _checked.add(self._version(hr_version, how))
 
-    def lock(self) -> FileLock:
+    def lock(self) -> Lock:
         """The repository folder's lock; reentrant within one CondensedSet."""
         return self._lock
 

@@ -130,6 +130,19 @@ def recorded(run: Run, condensed: CondensedSet) -> dict[str, dict[str, Any]]:
     raise RunError(f"{path} has another format.", "Delete it, or update idc-hub.")
 
 
+def measured_version(
+    run: Run, condensed: CondensedSet, name: str, source: HRSource, progress: Reporting = True
+) -> dict[str, Any]:
+    """The recorded measurement of an HR version, or a new one (see `measure_version`)."""
+    found = recorded(run, condensed).get(name)
+    if found is None:
+        return measure_version(run, condensed, name, source, progress)
+    if name not in condensed.manifest.condensation.get("quality", {}):  # a kill came between the two files
+        record(run, condensed, name, found)
+        write_card(condensed)
+    return found
+
+
 def measure_version(
     run: Run, condensed: CondensedSet, name: str, source: HRSource, progress: Reporting = True
 ) -> dict[str, Any]:

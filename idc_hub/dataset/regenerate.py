@@ -54,10 +54,11 @@ def add_version(
         RunError: See `regenerate`; or the set does not pass `check_contents` before, or `check_repository` after.
         NetworkError: See `regenerate`.
     """
-    check_contents(condensed, except_for=name)
-    with counting(f"HR version {name}", progress) as count:
-        added = regenerate(condensed, source, name, set_default=set_default, on_progress=count)
-    with condensed.lock():
+    with condensed.lock():  # another call for the same set waits
+        condensed.manifest = Manifest.load(condensed.folder)  # another call may have added a version meanwhile
+        check_contents(condensed, except_for=name)
+        with counting(f"HR version {name}", progress) as count:
+            added = regenerate(condensed, source, name, set_default=set_default, on_progress=count)
         draw_patches(condensed)
         write_card(condensed)
         check_repository(condensed)

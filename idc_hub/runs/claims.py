@@ -16,7 +16,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,32 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from idc_hub.atomic import write_text_atomically
+from idc_hub.errors import IncompleteError
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 """Age of a heartbeat after which its claim is free. The clocks of the machines must agree better than this."""
 
+POLL_SECONDS = 0.5
+
 
 @contextmanager
-def claim(folder: Path, name: str) -> Iterator[bool]:
+def claim(
+    folder: Path, name: str, *, on_death: Callable[[dict[str, Any]], None] = lambda holder: None
+) -> Iterator[bool]:
     """Claim a photograph while the block runs; never waits.
 
     Args:
         folder: The folder of locks and heartbeats.
         name: The photograph's id.
+        on_death: Called with `host` and `pid` of a process that died, or was suspended for long, while it had the claim
+            that this process gets.
 
     Yields:
         Whether this process has the claim; False if another one has it.
+
+    Raises:
+        IncompleteError: The heartbeat could not be written.
     """
     heartbeat = _heartbeat(folder, name)
     with ExitStack() as stack:
@@ -59,7 +70,47 @@ def claim(folder: Path, name: str) -> Iterator[bool]:
             stack.enter_context(_beating(heartbeat))
             # On a file system without locks, two processes can both find the claim free; the last to write has it.
             free = _is_mine(heartbeat)
+        if free and holder is not None:
+            on_death(holder)
         yield free
+
+
+class Lock:
+    """A claim that waits until it is free; the process that has it may enter it again.
+
+    Args:
+        folder: The folder of its lock and heartbeat.
+        name: Their name.
+        what: What it protects, for the message while it waits.
+    """
+
+    def __init__(self, folder: Path, name: str, what: object) -> None:
+        self.folder, self.name, self.what = folder, name, what
+        self._depth = 0
+        self._held = ExitStack()
+
+    def __enter__(self) -> None:
+        waiting = False
+        while not self._depth and not self._held.enter_context(claim(self.folder, self.name)):
+            self._held.close()
+            if not waiting:
+                holder = _read(_heartbeat(self.folder, self.name)) or {"pid": "?", "host": "?"}
+                who = f"process {holder['pid']} on {holder['host']}"
+                warnings.warn(f"Waiting for {who}, which is writing {self.what}.", stacklevel=1)
+            waiting = True
+            time.sleep(POLL_SECONDS)
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._held.close()
+
+
+def left_behind(folder: Path, name: str) -> bool:
+    """Whether a process died, or was suspended for long, while it had the claim, and nobody has taken it since."""
+    holder = _read(_heartbeat(folder, name))
+    return holder is not None and not _is_self(holder) and not _alive(holder)
 
 
 def is_claimed(folder: Path, name: str) -> bool:
@@ -93,7 +144,7 @@ def _beating(heartbeat: Path) -> Iterator[None]:
 
     def refresh() -> None:
         while not over.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a full disk, or a server that is away for a moment
+            with suppress(OSError, IncompleteError):  # a full disk, or a server that is away for a moment
                 if heartbeat.is_file() and not _is_mine(heartbeat):
                     return  # this process was suspended for so long that another one took the photograph
                 beat()

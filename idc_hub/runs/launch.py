@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idc_hub.atomic import writing
 from idc_hub.errors import IncompleteError, Interrupted
 from idc_hub.runs.run import Run
-from idc_hub.runs.worker import SIGNALS, end_with_parent, warn, work
+from idc_hub.runs.worker import SIGNALS, end_with_parent, work
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +70,7 @@ def launch(run: Run, num_processes: int) -> None:
 
     Raises:
         Interrupted: A signal stopped the work; photographs under way were checkpointed.
-        IncompleteError: All workers died; what they finished or checkpointed is kept.
+        IncompleteError: All workers died, or the Run cannot be written; what was finished or checkpointed is kept.
         NetworkError: The extractor cannot be loaded.
         ImageError: The source is gone.
     """
@@ -80,8 +82,9 @@ def launch(run: Run, num_processes: int) -> None:
         work(run, worker_device(int(os.environ.get("LOCAL_RANK") or 0)))
         return
     log = run.path / LOG_NAME
-    log.write_bytes(b"")
-    with log.open("ab") as output, _following(log):
+    with writing(log):
+        output = log.open("ab")
+    with output, _following(log, output.tell()):
         # Signals are caught before the first worker starts, so that none is left behind.
         processes: list[subprocess.Popen[bytes]] = []
         with _forwarding(processes) as received:
@@ -94,11 +97,16 @@ def launch(run: Run, num_processes: int) -> None:
             _wait_for_all(processes)
     if received:
         raise Interrupted(received[0])
-    left = sum(not run.is_settled(instance) for instance in run.instances)
+    for instance in run.instances:
+        if run.was_tried(instance):
+            with run.claim(instance.id):
+                pass  # records whose process died with it
+    left = [instance for instance in run.instances if not run.is_settled(instance)]
     if left:
+        failed = [f"\n  {instance.id}: {error}" for instance in left if (error := run.failure(instance))]
         raise IncompleteError(
-            f"All workers ended, and {left} of {len(run.instances)} photographs are not finished. "
-            f"The output of the workers is in {log}.",
+            f"All workers ended, and {len(left)} of {len(run.instances)} photographs are not finished. "
+            f"The output of the workers is in {log}.{''.join(failed)}",
             "Run the same command again to continue.",
         )
 
@@ -136,18 +144,20 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             del left[rank]
             if status < 0 and left:
                 name = signal.Signals(-status).name
-                warn(f"Worker {rank} was killed ({name}); the other {len(left)} take over what it had.")
+                others = "another takes" if len(left) == 1 else f"the other {len(left)} take"
+                warnings.warn(f"Worker {rank} was killed ({name}); {others} over what it had.", stacklevel=1)
         time.sleep(WAIT_SECONDS)
 
 
 @contextmanager
-def _following(log: Path) -> Iterator[None]:
-    """Print the warnings and errors that workers write into their log, each sentence once."""
+def _following(log: Path, begin: int) -> Iterator[None]:
+    """Print the warnings and errors that workers write into their log from `begin` on, each sentence once."""
     over = threading.Event()
 
     def follow() -> None:
         said: set[str] = set()
         with log.open(encoding="utf-8", errors="replace") as file:
+            file.seek(begin)
             ending = False
             rest = ""
             while not ending:
@@ -217,7 +227,9 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, *, 
     command = [sys.executable, "-m", "idc_hub.runs.launch", str(num_processes), module, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     processes: list[subprocess.Popen[bytes]] = []
-    with log.open("w", encoding="utf-8") as output, _forwarding(processes) as received:
+    with writing(log):
+        output = log.open("wb")
+    with output, _forwarding(processes) as received:
         processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
         if received:
             processes[0].terminate()

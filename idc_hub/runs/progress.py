@@ -5,7 +5,6 @@ The progress of a Run is read from its directory, so it covers all workers, on t
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 
 from idc_hub.images.sources import Instance
-from idc_hub.runs.run import Run
+from idc_hub.runs.run import Run, whole_lines
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ class _Reader:
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self.offsets[instance.id] = self.offsets.get(instance.id, 0) + len(whole)
-        for line in whole.splitlines():
-            self.last[instance.id] = {**self.last.get(instance.id, {}), **json.loads(line)}
+        for line in whole_lines(whole):
+            self.last[instance.id] = {**self.last.get(instance.id, {}), **line}
 
     def patch_steps(self) -> int:
         """Steps done times synthetic patches, summed over photographs: a measure of the work done."""

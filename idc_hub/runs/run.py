@@ -22,9 +22,9 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from idc_hub.atomic import write_bytes_atomically, write_text_atomically
+from idc_hub.atomic import append_line, remove_abandoned, write_bytes_atomically, write_text_atomically, writing
 from idc_hub.condensation.real_side import generator
 from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, one_line
 from idc_hub.images.sources import Instance, is_instance_id
 from idc_hub.recipe import Recipe
-from idc_hub.runs.claims import claim, is_claimed, this_process
+from idc_hub.runs.claims import claim, claimed_by_others, is_claimed, left_behind, this_process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ FORMAT_VERSION = 1
 FOLDERS = ("locks", "partial", "instances", "failed", "metrics")
 STATES = ("finished", "running", "interrupted", "failed", "waiting", "damaged")
 ATTEMPTS = 2
-"""How often a photograph is tried before it counts as failed."""
+"""How often a photograph is tried from the same checkpoint before it counts as failed."""
 SAMPLE = 64
 """Most photographs that the quality gate looks at."""
 
@@ -88,9 +88,12 @@ class Run:
         Raises:
             RecipeError: The directory holds a Run of another recipe or of other photographs, or other files.
             RunError: `run.json` is newer than this version of idc-hub.
+            IncompleteError: The directory cannot be written.
         """
         for_new = cls(path, recipe, instances)
         whole = False
+        if not (path / "run.json").is_file() and path.exists():
+            for_new._check_interrupted_start()
         if (path / "run.json").is_file():
             try:
                 run = cls.open(path)
@@ -99,10 +102,11 @@ class Run:
             else:
                 run.check_same(recipe, instances)
                 whole = True
-        elif path.exists():
-            for_new._check_interrupted_start()
-        for folder in FOLDERS:
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            for folder in FOLDERS:
+                (path / folder).mkdir(parents=True, exist_ok=True)
+                remove_abandoned(path / folder)
+            remove_abandoned(path)
         write_text_atomically(path / "recipe.yaml", recipe.to_yaml())
         if not whole:
             state = {
@@ -160,13 +164,11 @@ class Run:
             and not (entry == recipe and entry.read_bytes() == self.recipe.to_yaml().encode())
             and not (entry.name.startswith((".recipe.yaml.", ".run.json.")) and entry.name.endswith(".partial"))
         ]
-        if foreign:
+        if foreign and not (self.path / "run.json").is_file():  # another process may just have begun the same Run
             raise RecipeError(
                 f"{self.path} is not empty and not a Run: it has no run.json, but {enumerated(foreign)}.",
                 "Choose another --run-dir.",
             )
-        for abandoned in self.path.glob(".*.partial"):
-            abandoned.unlink(missing_ok=True)
 
     def _check_recoverable(self, damaged: DamagedError) -> None:
         """Check that the finished photographs of a damaged Run are those of this recipe and these photographs.
@@ -194,7 +196,7 @@ class Run:
                 f"{enumerated(foreign)}.",
                 "Repeat the command that made this Run, or choose another --run-dir.",
             )
-        print(f"warning: {damaged.message} It is written again; finished photographs are kept.", file=sys.stderr)
+        warnings.warn(f"{damaged.message} It is written again; finished photographs are kept.", stacklevel=1)
 
     def check_same(self, recipe: Recipe, instances: list[Instance]) -> None:
         """Refuse to continue this Run with another recipe or other photographs.
@@ -218,6 +220,24 @@ class Run:
             )
             raise RecipeError(f"{self.path} was made from other photographs ({differing}).", hint)
 
+    @staticmethod
+    def discard(path: Path) -> None:
+        """Remove a Run directory; does nothing if there is no Run.
+
+        Raises:
+            RunError: Another process works on it.
+        """
+        if not (path / "run.json").is_file():
+            return
+        if claimed_by_others(path / "locks") or claimed_by_others(path):
+            raise RunError(f"Another process is working on {path}.", "Stop it first, or choose another --run-dir.")
+        with writing(path):
+            for entry in path.iterdir():
+                if entry.name == "run.json":
+                    continue  # the last to go: without it a folder with files is not recognized as a Run
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            (path / "run.json").unlink()
+
     @property
     def state(self) -> dict[str, Any]:
         """The content of `run.json`, read anew."""
@@ -229,8 +249,26 @@ class Run:
         return self.path / "repo"
 
     def claim(self, instance_id: str) -> AbstractContextManager[bool]:
-        """Claim a photograph for this process, if no other one has it: see `claims.claim`."""
-        return claim(self.path / "locks", instance_id)
+        """Claim a photograph for this process, if no other one has it: see `claims.claim`.
+
+        If a process died while it had the photograph, that counts as a failure.
+        """
+
+        def record_death(holder: dict[str, Any]) -> None:
+            instance = next(instance for instance in self.instances if instance.id == instance_id)
+            if not self.instance_file(instance_id).is_file():
+                who = f"The process that condensed it ({holder['pid']} on {holder['host']})"
+                self.record_failure(instance, f"{who} was killed, perhaps for lack of memory.", holder)
+
+        return claim(self.path / "locks", instance_id, on_death=record_death)
+
+    def is_claimed_by_others(self) -> bool:
+        """Whether another process works on a photograph of this Run."""
+        return claimed_by_others(self.path / "locks")
+
+    def was_tried(self, instance: Instance) -> bool:
+        """Whether the photograph failed before, or a process died while it condensed it."""
+        return self.read_failure(instance) is not None or left_behind(self.path / "locks", instance.id)
 
     @cached_property
     def sample(self) -> dict[str, Instance]:
@@ -258,7 +296,7 @@ class Run:
         return self.path / "instances" / f"{instance_id}.safetensors"
 
     def is_settled(self, instance: Instance) -> bool:
-        """Whether the photograph has an instance file, or failed `ATTEMPTS` times; does not read the instance file."""
+        """Whether the photograph has an instance file, or failed for good; does not read the instance file."""
         if self.instance_file(instance.id).is_file():
             return True
         failure = self.read_failure(instance)
@@ -271,10 +309,12 @@ class Run:
             What is wrong with it; None if it is sound or missing.
 
         Raises:
-            RunError: The file belongs to another recipe or photograph.
+            RunError: The file belongs to another recipe or photograph, or is a folder.
         """
         path = self.instance_file(instance.id)
         if not path.is_file():
+            if path.is_dir() or path.is_symlink():
+                raise RunError(f"{path} is not a file.", "Move it away, and run the same command again.")
             return None
         try:
             self.read_patches(instance)
@@ -343,7 +383,7 @@ class Run:
         if not path.is_file():
             return None
         tensors, facts = self._read(path, instance)
-        if _tensors_sha256(tensors) != facts.get("tensors_sha256"):
+        if tensors_sha256(tensors) != facts.get("tensors_sha256"):
             raise DamagedError(f"{path} is damaged: its tensors do not have the digest it names.")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise DamagedError(f"{path} holds NaN or Inf.")
@@ -354,7 +394,7 @@ class Run:
         metadata = {
             "lr_recipe_hash": self.recipe.lr_recipe_hash,
             "source_sha256": instance.sha256,
-            "tensors_sha256": _tensors_sha256(tensors),
+            "tensors_sha256": tensors_sha256(tensors),
         }
         write_tensors(self._partial(instance.id), tensors, metadata)
 
@@ -366,7 +406,8 @@ class Run:
     def write_real(self, instance: Instance, patches: Tensor) -> None:
         """Keep all real LR patches of a photograph, uint8 `[N, 3, h, w]`, for the quality gate."""
         metadata = {"lr_recipe_hash": self.recipe.lr_recipe_hash, "source_sha256": instance.sha256}
-        self._real(instance.id).parent.mkdir(exist_ok=True)
+        with writing(self._real(instance.id)):
+            self._real(instance.id).parent.mkdir(exist_ok=True)
         write_tensors(self._real(instance.id), {"real": patches}, metadata)
 
     def read_real(self, instance: Instance) -> Tensor | None:
@@ -397,11 +438,27 @@ class Run:
                 "The others are finished and kept. Run the same command again to retry.",
             )
 
-    def record_failure(self, instance: Instance, sentence: str) -> None:
-        """Write down why a photograph could not be condensed, by whom, and how often it was tried."""
-        before = self.read_failure(instance)
-        attempts = 1 + (before["attempts"] if before else 0)
-        facts = {"id": instance.id, "name": instance.name, "error": sentence, "attempts": attempts, **this_process()}
+    def record_failure(self, instance: Instance, sentence: str, process: dict[str, Any] | None = None) -> None:
+        """Write down why a photograph could not be condensed, and count the attempts from the same checkpoint.
+
+        Args:
+            instance: The photograph.
+            sentence: The reason.
+            process: `host` and `pid` of the process that tried; None: this one.
+        """
+        before, partial = self.read_failure(instance), self._partial(instance.id)
+        checkpoint = partial.stat().st_mtime_ns if partial.is_file() else None
+        attempts = 1 + (before["attempts"] if before and before["checkpoint"] == checkpoint else 0)
+        process = process or this_process()
+        facts = {
+            "id": instance.id,
+            "name": instance.name,
+            "error": sentence,
+            "attempts": attempts,
+            "checkpoint": checkpoint,
+            "host": process["host"],
+            "pid": process["pid"],
+        }
         write_text_atomically(self._failure(instance.id), json.dumps(facts, indent=2) + "\n")
         self.append_metrics(instance.id, {"event": "fail", "error": sentence, "time": time.time()})
 
@@ -413,12 +470,14 @@ class Run:
             return None
         except ValueError:
             failure = {}
-        return {"error": "its record in failed/ is damaged", "attempts": ATTEMPTS, "host": "", "pid": 0, **failure}
+        unknown = {"error": "its record in failed/ is damaged", "attempts": ATTEMPTS, "checkpoint": None}
+        return {**unknown, "host": "", "pid": 0, **failure}
 
     def clear_failures(self) -> None:
-        """Remove all recorded failures, so that their photographs are tried again."""
-        for path in (self.path / "failed").glob("*.json"):
-            path.unlink(missing_ok=True)
+        """Remove all recorded failures, so that their photographs are tried again; not while others work."""
+        if not self.is_claimed_by_others():
+            for path in (self.path / "failed").glob("*.json"):
+                path.unlink(missing_ok=True)
 
     def failure(self, instance: Instance) -> str | None:
         """Why the photograph failed; None if it did not."""
@@ -427,13 +486,12 @@ class Run:
 
     def append_metrics(self, instance_id: str, line: dict[str, Any]) -> None:
         """Append a line to the photograph's metrics."""
-        with self._metrics(instance_id).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._metrics(instance_id), json.dumps(line))
 
     def read_metrics(self, instance_id: str) -> list[dict[str, Any]]:
         """All lines of the photograph's metrics, except one that a kill cut short."""
         path = self._metrics(instance_id)
-        return list(_whole_lines(path.read_text(encoding="utf-8"))) if path.is_file() else []
+        return list(whole_lines(path.read_bytes())) if path.is_file() else []
 
     def status(self) -> dict[str, Any]:
         """The state of every photograph, as plain data.
@@ -547,12 +605,12 @@ def patches_sha256(patches: Tensor) -> str:
     return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names, types, shapes and values of tensors, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -563,9 +621,12 @@ def _instance(notes: list[str], **fields: Any) -> Instance:
     return Instance(notes=tuple(notes), **fields)
 
 
-def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+def whole_lines(text: bytes) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON Lines file, without those that a kill cut short."""
     for line in text.splitlines():
         try:
-            yield json.loads(line)
+            found = json.loads(line)
         except ValueError:
             continue
+        if isinstance(found, dict):
+            yield found

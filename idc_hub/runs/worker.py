@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +19,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
-from idc_hub.errors import Interrupted, RunError, one_line, printable
+from idc_hub.errors import IncompleteError, Interrupted, RunError, one_line
 from idc_hub.images.sources import Instance
-from idc_hub.runs.claims import claimed_by_others, this_process
+from idc_hub.runs.claims import this_process
 from idc_hub.runs.progress import Reporting, counting
 from idc_hub.runs.run import Run
 
@@ -38,8 +39,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) -> None:
     """Condense all photographs of a Run that no other worker has, then wait for those that others have.
 
-    A photograph that fails is tried once more, by another worker if there is one. Then its failure is final, and the
-    work continues with the others.
+    A photograph that fails, or whose process dies, is tried once more when nothing else is left, by another worker if
+    there is one. Then its failure is final.
 
     Args:
         run: The Run.
@@ -51,6 +52,7 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
         Interrupted: On SIGINT, SIGTERM, SIGHUP or SIGUSR1, after writing a checkpoint of the current photograph.
         NetworkError: The extractor cannot be loaded.
         ImageError: The source is gone.
+        IncompleteError: The Run cannot be written, for example since the disk is full.
     """
     import torch
 
@@ -62,6 +64,7 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
     recipe = run.recipe
     features = recipe.features
     with stop_on_signal() as stopping:
+        stopping.at_once = True
         network = load_extractor(
             features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device
         ).network
@@ -71,19 +74,22 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
         # Other workers get the time of two polls to take over what failed here.
         patience = 2 if world_size > 1 else 0
         idle = 0
+        stopping.at_once = False
         while left := [instance for instance in left if not run.is_settled(instance)]:
-            alone = idle >= patience and not claimed_by_others(run.path / "locks")
             took_any = False
             for instance in left:
-                if stopping:
-                    raise Interrupted(stopping[0])
+                stopping.raise_if_any()
+                if not run.was_tried(instance):
+                    took_any |= _take(run, instance, source, network, stopping)
+            alone = idle >= patience and not run.is_claimed_by_others()
+            for instance in [] if took_any else left:
+                stopping.raise_if_any()
                 if alone or not _failed_here(run, instance):
                     took_any |= _take(run, instance, source, network, stopping)
             idle = 0 if took_any else idle + 1
             if not took_any:
                 time.sleep(POLL_SECONDS)
-        if stopping:
-            raise Interrupted(stopping[0])
+        stopping.raise_if_any()
 
 
 def _failed_here(run: Run, instance: Instance) -> bool:
@@ -91,7 +97,7 @@ def _failed_here(run: Run, instance: Instance) -> bool:
     return failure is not None and {key: failure[key] for key in ("host", "pid")} == this_process()
 
 
-def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> bool:
+def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals) -> bool:
     """Condense one photograph if no other process has it; returns whether it was free."""
     with run.claim(instance.id) as free:
         if free and not run.is_settled(instance):
@@ -99,12 +105,19 @@ def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module
         return free
 
 
-def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: list[int]) -> None:
+def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals) -> None:
     """Condense one claimed photograph; write its patches, or the reason why it failed."""
     import torch
 
     recipe = run.recipe
+
+    def should_stop() -> bool:
+        stopping.at_once = False  # from the first step on there is something to save
+        return bool(stopping.received)
+
     try:
+        stopping.at_once = True
+        stopping.raise_if_any()
         if instance.count == 0:
             side = recipe.patches.size
             run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
@@ -124,18 +137,24 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
             resume=resume,
             checkpoint=lambda state: run.write_partial(instance, state.to_tensors()),
             log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
-            should_stop=lambda: bool(stopping),
+            should_stop=should_stop,
         )
     except Stopped:
         run.append_metrics(instance.id, {"event": "stop", "time": time.time()})
+    except IncompleteError:
+        raise  # the Run cannot be written: every other photograph would fail too
     except Exception as error:
         # A photograph that fails (out of memory, changed file, an error in a foreign network) must not stop the others.
         sentence = f"{type(error).__name__}: {error}"
+        stopping.at_once = False
         run.record_failure(instance, sentence)
-        warn(f"{instance.id} failed: {one_line(sentence)}")
+        warnings.warn(f"{instance.id} failed: {one_line(sentence)}", stacklevel=1)
     else:
         run.write_patches(instance, condensed.patches, _facts(run, condensed))
         run.append_metrics(instance.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
+    finally:
+        stopping.at_once = False
+        torch.cuda.empty_cache()  # what a photograph that ran out of memory had
 
 
 def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:
@@ -144,14 +163,9 @@ def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:
         partial = run.read_partial(instance)
     except RunError as error:
         run.drop_partial(instance, error.message)
-        warn(f"{error.message} {instance.id} starts again.")
+        warnings.warn(f"{error.message} {instance.id} starts again.", stacklevel=1)
         return None
     return State.from_tensors(partial, device) if partial is not None else None
-
-
-def warn(sentence: str) -> None:
-    """Print a warning on stderr. `launch` passes on those of the workers that it started."""
-    print(f"warning: {printable(sentence)}", file=sys.stderr, flush=True)
 
 
 def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,31 +231,68 @@ def find_photographs(recipe: Recipe, progress: Reporting = True) -> tuple[list[I
     return counted, list(source.left_out)
 
 
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Collect `SIGNALS` instead of ending the process; yields the list of received signals.
+class Signals:
+    """The signals that `stop_on_signal` has received.
 
-    A second SIGINT (Ctrl-C) ends the process at once. A process that ignores SIGHUP (`nohup`) still does.
+    Attributes:
+        received: Their numbers.
+        at_once: Whether a signal may raise `Interrupted` wherever it arrives, since there is nothing to save.
     """
-    received: list[int] = []
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            os._exit(128 + number)
-        received.append(number)
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.at_once = False
 
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.received.append(number)
+        if self.at_once:
+            self.at_once = False
+            self.raise_if_any()
+
+    def raise_if_any(self) -> None:
+        """Raise `Interrupted` if a signal was received."""
+        if self.received:
+            raise Interrupted(self.received[0])
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Signals]:
+    """Collect `SIGNALS` instead of ending the process.
+
+    A second SIGINT (Ctrl-C) ends the process at once, even while a long operation of torch keeps Python from handling
+    signals. A process that ignores SIGHUP (`nohup`) still does.
+    """
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield signals
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     caught = [n for n in SIGNALS if n == signal.SIGINT or before[n] != signal.SIG_IGN]
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
     for number in caught:
-        signal.signal(number, receive)
+        signal.signal(number, signals.receive)
+    woken_before = signal.set_wakeup_fd(wake.fileno())  # the system writes each signal's number there as it arrives
+
+    def watch() -> None:
+        interrupts = 0
+        while number := woken.recv(1):
+            interrupts += number[0] == signal.SIGINT
+            if interrupts > 1:
+                os._exit(128 + signal.SIGINT)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
-        yield received
+        yield signals
     finally:
         for number in caught:
             signal.signal(number, before[number])
+        signal.set_wakeup_fd(woken_before)
+        wake.close()
+        thread.join()
+        woken.close()
 
 
 def end_with_parent(parent: int | None = None) -> None:

@@ -7,8 +7,8 @@ by one, and measured like condensed ones. Only descriptors of the whole pool are
 from __future__ import annotations
 
 import re
-import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from idc_hub.errors import RecipeError
 from idc_hub.images.patches import complexity, synthetic_counts
 from idc_hub.images.sources import Instance, Source, open_source
 from idc_hub.recipe import Recipe
-from idc_hub.runs.run import Run
+from idc_hub.runs.run import DamagedError, Run
 from idc_hub.runs.worker import real_patches
 from idc_hub.selection import methods as selection
 
@@ -107,9 +107,13 @@ def begin(
         NetworkError: The extractor gives NaN or Inf for a photograph.
     """
     if (path / "run.json").is_file():
-        run = Run.open(path)
-        run.check_same(recipe, instances)
-        return Run.create(path, recipe, run.instances, {})
+        try:
+            run = Run.open(path)
+        except DamagedError:
+            pass  # the choice is made again, and is the same
+        else:
+            run.check_same(recipe, instances)
+            return Run.create(path, recipe, run.instances, {})
     counts, chosen = _counts_and_choice(recipe, instances, network, progress)
     if not sum(counts):
         total = sum(instance.patches for instance in instances)
@@ -139,7 +143,7 @@ def finish(run: Run, network: torch.nn.Module, progress: Callable[[int, int], No
     measured = _sample(run)
     for done, instance in enumerate(run.instances, start=1):
         if damaged := run.drop_damaged(instance):
-            print(f"warning: {damaged} It is made again.", file=sys.stderr, flush=True)
+            warnings.warn(f"{damaged} It is made again.", stacklevel=1)
         if not run.instance_file(instance.id).is_file():
             begun = time.monotonic()
             _finish(

@@ -1,6 +1,7 @@
 """PSNR and SSIM of a network or a teacher on a test set, each number under its Protocol."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from idc_hub.atomic import write_text_atomically
-from idc_hub.errors import RecipeError
+from idc_hub.errors import RecipeError, one_line
 from idc_hub.images.metrics import Protocol, psnr, ssim
 from idc_hub.networks import weights_sha256
 from idc_hub.networks.foreign import Foreign
@@ -93,9 +94,7 @@ def save_result(folder: Path, result: dict[str, Any]) -> None:
     pixels and whether LR was given, with the newest figures under each protocol. Results of other weights are dropped.
     The file is written atomically.
     """
-    path, digest = folder / RESULTS, weights_sha256(folder, scale=None)
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results = kept["results"] if kept.get("weights_sha256") == digest else []
+    results = read_results(folder)
 
     def identity(entry: dict[str, Any]) -> tuple[Any, ...]:
         return entry.get("sha256"), entry.get("lr_given")
@@ -105,8 +104,23 @@ def save_result(folder: Path, result: dict[str, Any]) -> None:
     protocols = {key: table for entry in earlier for key, table in entry["protocols"].items()}
     results = [*others, result | {"protocols": protocols | result["protocols"]}]
     results.sort(key=lambda entry: (entry["testset"], str(entry.get("lr_given")), str(entry.get("sha256"))))
-    facts = {"weights_sha256": digest, "results": results}
-    write_text_atomically(path, json.dumps(facts, indent=2) + "\n")
+    facts = {"weights_sha256": weights_sha256(folder, scale=None), "results": results}
+    write_text_atomically(folder / RESULTS, json.dumps(facts, indent=2) + "\n")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The results in `results.json` that were measured with the network's present weights; none if it is damaged."""
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    try:
+        saved = json.loads(path.read_bytes())
+        for result in saved["results"]:
+            result["testset"], result["protocols"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(f"{path} is damaged ({one_line(error)}); its results are measured again.", stacklevel=1)
+        return []
+    return saved["results"] if saved.get("weights_sha256") == weights_sha256(folder, scale=None) else []
 
 
 def _upscaling(upscaler: Upscaler, tile: int | None) -> tuple[Callable[[Tensor, str], Tensor], str]:

@@ -15,16 +15,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 
 from idc_hub import errors
+from idc_hub.atomic import write_text_atomically
 from idc_hub.errors import IDCError, IncompleteError, RecipeError
 from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
 from idc_hub.runs.progress import Progress, Reporting, counting
+from idc_hub.runs.run import whole_lines
 from idc_hub.runs.worker import end_with_parent
 from idc_hub.training.loop import METRICS, check, check_settings, check_trackers, train
 from idc_hub.training.pairs import Pairs
@@ -67,7 +69,7 @@ def train_network(
         progress: True prints progress on stderr, False nothing; a function gets every `Progress` event.
 
     Raises:
-        Interrupted: A signal stopped several processes; the last checkpoint is kept.
+        Interrupted: A signal stopped the training. One process saves first; of several, the last checkpoint is kept.
         IncompleteError: One of several processes died, or the disk is too full for the pixels.
         IDCError: What `train` raises.
     """
@@ -93,7 +95,7 @@ def train_network(
         check(folder, pixels.map(), pairs.scale, recipe, num_processes=processes)
         task = {"spec": spec, "folder": str(folder.resolve()), "trackers": list(trackers), "data": pairs.facts}
         task |= {"recipe": recipe.model_dump(mode="json"), "pixels": pixels.facts()}
-        (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        write_text_atomically(work / "task.json", json.dumps(task))
         log, threads = folder / LOG_NAME, max(1, (os.cpu_count() or 1) // processes)
         with _reporting_metrics(folder / METRICS, report):
             status = run_processes("idc_hub.training.launch", [str(work)], processes, log=log, threads=threads)
@@ -117,7 +119,7 @@ def _train_launched(fit: Callable[..., Network], pairs: Pairs, folder: Path, pro
             if state.is_local_main_process:
                 work = stack.enter_context(work_folder(folder, platform.node()))
                 pixels = _write(pairs, work, progress)
-                facts.write_text(json.dumps(pixels.facts()), encoding="utf-8")
+                write_text_atomically(facts, json.dumps(pixels.facts()))
         pixels = PixelFile(**json.loads(facts.read_text(encoding="utf-8")))
         fit(pairs=pixels.map(), sha256=pixels.sha256)
 
@@ -153,16 +155,15 @@ def _reporting_metrics(metrics: Path, report: Tell | None) -> Iterator[None]:
         return
     ended = threading.Event()
 
-    def read() -> list[str]:
-        written = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
-        return written.rpartition("\n")[0].splitlines()  # the last line may be incomplete
+    def read() -> list[dict[str, Any]]:
+        return list(whole_lines(metrics.read_bytes())) if metrics.exists() else []
 
     reported = len(read())
 
     def report_new() -> None:
         nonlocal reported
         lines = read()
-        for line in map(json.loads, lines[reported:]):
+        for line in lines[reported:]:
             report(line["step"], line["loss"])
         reported = len(lines)  # fewer than before if a training went back to its checkpoint
 
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     except IDCError as error:
         if os.environ.get("RANK", "0") == "0":
             facts = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-            (work / "error.json").write_text(json.dumps(facts), encoding="utf-8")
+            write_text_atomically(work / "error.json", json.dumps(facts))
         return error.exit_code
     return 0
 

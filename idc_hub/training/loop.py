@@ -5,10 +5,12 @@ moving average of 0.999). The crops of a step depend on the seed and the step al
 continues exactly.
 """
 
+import hashlib
 import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -21,16 +23,18 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.optim import Adam
 
-from idc_hub.atomic import write_bytes_atomically, write_text_atomically
-from idc_hub.errors import DivergedError, ImageError, NetworkError, RecipeError
-from idc_hub.networks import save
+from idc_hub.atomic import append_line, write_bytes_atomically, write_text_atomically, writing
+from idc_hub.errors import DivergedError, ImageError, NetworkError, RecipeError, one_line
+from idc_hub.networks import load, save
 from idc_hub.networks.registry import WEIGHTS, Network
+from idc_hub.runs.run import tensors_sha256, whole_lines
+from idc_hub.runs.worker import Signals, stop_on_signal
 from idc_hub.training.crops import Batch, draw_batch, turned
 from idc_hub.training.pairs import Pair
 from idc_hub.training.pixels import pixels_sha256
@@ -55,10 +59,11 @@ def train(
     """Train `network`, save the averaged weights in `folder`, and return the network that has them.
 
     If the folder has a checkpoint, training continues from it: on a CPU with the same number of threads the result is
-    byte-identical. The learning rate may be lowered in between. Under Accelerate's launcher the processes share each
-    batch. `metrics.jsonl` gets a line every `log_every` steps: step, mean loss since the previous line, learning rate,
-    seconds so far; the trackers get the same. At the end `training.yaml` records how the weights were made. Every step
-    seeds torch's global generator.
+    byte-identical. The learning rate may be lowered in between. A damaged checkpoint is dropped with a warning. If the
+    folder has the network that this training makes, nothing is trained. Under Accelerate's launcher the processes share
+    each batch. `metrics.jsonl` gets a line every `log_every` steps: step, mean loss since the previous line, learning
+    rate, seconds so far; the trackers get the same. At the end `training.yaml` records how the weights were made. Every
+    step seeds torch's global generator.
 
     Args:
         network: The network to start from, fresh or trained. It is changed.
@@ -71,20 +76,25 @@ def train(
         progress: Called with the step and the loss whenever a line of metrics is written.
 
     Raises:
-        NetworkError: The folder has a finished network or the checkpoint of another training.
+        NetworkError: The folder has the network or the checkpoint of another training.
         DivergedError: The loss, a gradient or a weight is NaN or Inf; the last checkpoint is kept.
         ImageError: A pair does not fit the scale or is smaller than the crop.
         RecipeError: There is no such tracker, or it is not installed, or the batch cannot be shared equally.
+        IncompleteError: The folder cannot be written, for example since the disk is full.
+        Interrupted: A signal stopped the training, if it is one process, after a checkpoint.
     """
     folder, accelerator = Path(folder), _accelerator(folder, trackers)
     check(folder, pairs, network.scale, recipe, num_processes=accelerator.num_processes)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         for abandoned in folder.glob(".*.partial"):  # of a training that was killed while it wrote
             abandoned.unlink()
     device = accelerator.device
     network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     state = _State(network, sha256 or pixels_sha256(pairs), recipe)
+    if (folder / WEIGHTS).exists():
+        return state.finished(folder, accelerator)
     start, seconds = state.resume(folder)
     reports = _Reports(folder, recipe, accelerator, trackers, start, progress)
     finiteness = _Finiteness(state, start, accelerator)
@@ -94,21 +104,25 @@ def train(
     draw = partial(draw_batch, pairs, names, recipe, network.scale, share=share, pinned=device.type == "cuda")
     began = time.monotonic() - seconds
     steps = range(start + 1, recipe.steps + 1)
-    for step, batch in zip(steps, prefetch(draw, steps), strict=True):
-        torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
-        state.optimizer.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
-        state.optimizer.zero_grad()
-        loss = _backward(model, batch, recipe, accelerator)
-        finiteness.note(loss)
-        state.optimizer.step()
-        state.update_average(step)
-        seconds = time.monotonic() - began
-        saving = step % recipe.checkpoint_every == 0 and step < recipe.steps
-        if saving or step % recipe.log_every == 0 or step == recipe.steps:
-            finiteness.check(folder, step)
-        reports.add(step, loss, rate, seconds)
-        if saving and accelerator.is_main_process:
-            state.write(folder, step, seconds)
+    # Several processes would have to agree on a step: they end at once, and continue from the last checkpoint.
+    with stop_on_signal() if accelerator.num_processes == 1 else nullcontext(Signals()) as signals:
+        for step, batch in zip(steps, prefetch(draw, steps), strict=True):
+            torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
+            state.optimizer.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
+            state.optimizer.zero_grad()
+            loss = _backward(model, batch, recipe, accelerator)
+            finiteness.note(loss)
+            state.optimizer.step()
+            state.update_average(step)
+            seconds = time.monotonic() - began
+            saving = (bool(signals.received) or step % recipe.checkpoint_every == 0) and step < recipe.steps
+            if saving or step % recipe.log_every == 0 or step == recipe.steps:
+                finiteness.check(folder, step)
+            reports.add(step, loss, rate, seconds)
+            if saving and accelerator.is_main_process:
+                state.write(folder, step, seconds)
+            if saving:
+                signals.raise_if_any()
 
     if accelerator.is_main_process:
         state.finish(folder, {**(data or {}), "pairs": len(pairs)}, seconds, accelerator)
@@ -149,8 +163,8 @@ def check(folder: Path, pairs: Mapping[str, Pair], scale: int, recipe: TrainingR
 
 def check_settings(folder: Path, recipe: TrainingRecipe, *, num_processes: int) -> None:
     """The part of `check` that needs no pairs."""
-    if (folder / WEIGHTS).exists():
-        raise NetworkError(f"{folder} already contains a trained network.", hint="Choose another folder.")
+    if (folder / WEIGHTS).exists() and _recorded(folder).get("recipe") != recipe.model_dump(mode="json"):
+        raise _occupied(folder)
     parts = num_processes * recipe.accumulate
     if recipe.batch_size % parts:
         raise RecipeError(
@@ -158,6 +172,19 @@ def check_settings(folder: Path, recipe: TrainingRecipe, *, num_processes: int) 
             f"{f' that compute it in {recipe.accumulate} parts' if recipe.accumulate > 1 else ''}.",
             hint=f"Make batch_size a multiple of {parts}, or change the number of processes.",
         )
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The contents of `training.yaml`; empty if it is missing or damaged."""
+    try:
+        facts = yaml.safe_load((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _occupied(folder: Path) -> NetworkError:
+    return NetworkError(f"{folder} already contains a trained network.", hint="Choose another folder.")
 
 
 def check_trackers(trackers: Iterable[str]) -> None:
@@ -222,9 +249,11 @@ class _Reports:
         self.path, self.recipe, self.accelerator, self.progress = folder / METRICS, recipe, accelerator, progress
         self.losses: list[Tensor] = []
         if accelerator.is_main_process:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+            lines = whole_lines(self.path.read_bytes()) if self.path.exists() else []
             # Steps after the checkpoint were lost; they are repeated.
-            write_text_atomically(self.path, "".join(line for line in lines if json.loads(line)["step"] <= start))
+            write_text_atomically(
+                self.path, "".join(json.dumps(line) + "\n" for line in lines if line.get("step", 0) <= start)
+            )
         if trackers:
             config = {key: str(value) for key, value in recipe.model_dump().items()}
             name = {"name": folder.name}
@@ -240,8 +269,7 @@ class _Reports:
         values = {"loss": mean, "learning_rate": rate, "seconds": round(seconds, 1)}
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            append_line(self.path, json.dumps({"step": step, **values}))
             if self.progress:
                 self.progress(step, mean)
 
@@ -324,17 +352,20 @@ class _State:
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         tensors = {key: value.contiguous() for key, value in tensors.items()}
         facts = self.identity | {"step": step, "seconds": seconds, "learning_rates": self.learning_rates}
-        data = serialize(tensors, metadata={"idc": json.dumps(facts, sort_keys=True)})
-        write_bytes_atomically(folder / CHECKPOINT, data)
+        content = json.dumps(facts, sort_keys=True)
+        metadata = {"idc": json.dumps({"facts": content, "sha256": _checkpoint_sha256(content, tensors)})}
+        write_bytes_atomically(folder / CHECKPOINT, serialize(tensors, metadata=metadata))
 
     def resume(self, folder: Path) -> tuple[int, float]:
         """Load the folder's checkpoint, if there is one; returns the steps done and their seconds."""
         path = folder / CHECKPOINT
         if not path.exists():
             return 0, 0.0
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["idc"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            facts, tensors = _read_checkpoint(path)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{path} is damaged ({one_line(error)}). The training starts again.", stacklevel=1)
+            return 0, 0.0
         before, now = (settings["recipe"].get("learning_rate") for settings in (facts, self.identity))
         lowered = before is not None and now < before
         if lowered:
@@ -345,11 +376,6 @@ class _State:
                 f"{path} belongs to another training: another {', another '.join(differing)}.",
                 hint="Choose another folder, or remove the checkpoint to start again. "
                 "In the recipe, only the learning rate may change, to a lower one.",
-            )
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise DivergedError(
-                f"{path} contains NaN or Inf: the training had diverged when it was saved.",
-                hint="Remove it, and start again with a lower learning rate.",
             )
         rates = {int(step): rate for step, rate in facts.get("learning_rates", {"1": before}).items()}
         self.learning_rates = rates | ({facts["step"] + 1: now} if lowered else {})
@@ -365,6 +391,21 @@ class _State:
                 moments[index][key] = torch.empty_like(parameter).copy_(moments[index][key]).detach()
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         return facts["step"], facts["seconds"]
+
+    def finished(self, folder: Path, accelerator: Accelerator) -> Network:
+        """The network that this training has already made in a folder; removes the checkpoint that a kill left.
+
+        Raises:
+            NetworkError: The network there is another training's.
+        """
+        recorded = _recorded(folder)
+        mine = {"network": self.network.name, "scale": self.network.scale, "recipe": self.identity["recipe"]}
+        same = all(recorded.get(key) == value for key, value in mine.items())
+        if not same or recorded.get("data", {}).get("sha256") != self.identity["pairs"]:
+            raise _occupied(folder)
+        if accelerator.is_main_process:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        return load(folder, scale=self.network.scale)
 
     def finish(self, folder: Path, data: dict[str, Any], seconds: float, accelerator: Accelerator) -> None:
         """Save the network and `training.yaml`, and remove the checkpoint."""
@@ -382,3 +423,17 @@ class _State:
         write_text_atomically(folder / FACTS, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
         save(self.average, folder)
         (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of a checkpoint; raises a ValueError if they do not have the digest that it names."""
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["idc"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    if _checkpoint_sha256(metadata["facts"], tensors) != metadata["sha256"]:
+        raise ValueError("it does not have the digest it names")
+    return json.loads(metadata["facts"]), tensors
+
+
+def _checkpoint_sha256(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{facts}\0{tensors_sha256(tensors)}".encode()).hexdigest()

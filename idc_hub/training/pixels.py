@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from idc_hub.atomic import writing
 from idc_hub.errors import ImageError, IncompleteError
 from idc_hub.training.pairs import Pair, Pairs
 
@@ -97,7 +98,8 @@ def work_folder(folder: Path, part: str = "") -> Iterator[Path]:
     work = folder / WORK / part
     missing = [parent for parent in (work, *work.parents) if not parent.exists()]
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    with writing(work):
+        work.mkdir(parents=True)
     try:
         yield work
     finally:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from idc_hub.dataset.gate import measure_version, recorded
+from idc_hub.dataset.gate import measured_version
 from idc_hub.dataset.pack import pack
 from idc_hub.dataset.regenerate import add_version
 from idc_hub.errors import RecipeError
@@ -23,7 +23,7 @@ from idc_hub.runs.forecast import predict_seconds
 from idc_hub.runs.launch import default_num_processes, launch
 from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run, default_run_dir
-from idc_hub.runs.worker import find_photographs, warn
+from idc_hub.runs.worker import find_photographs
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,10 @@ def condense(
         RecipeError: The recipe is invalid, or the Run directory belongs to another recipe or to other photographs.
         ImageError: Photographs cannot be used; the message names all of them.
         NetworkError: The extractor or the teacher cannot be loaded, has another scale, or gives NaN or Inf.
-        RunError: A file of the Run belongs to another recipe or photograph, or was damaged during this call.
+        RunError: A file of the Run belongs to another recipe or photograph, or was damaged during this call; or
+            `restart` is given while another process works on the Run.
         HubError: The recipe, photographs or weights are on the Hub and cannot be loaded.
-        IncompleteError: Photographs failed twice, or all workers died; the same call retries.
+        IncompleteError: Photographs failed twice, all workers died, or the disk is full; the same call retries.
         Interrupted: A signal stopped the work; the same call continues.
     """
     begun = time.monotonic()
@@ -148,20 +149,20 @@ def condense(
     processes = num_processes or default_num_processes(recipe, len(instances))
     if dry_run:
         return _plan(path, recipe, instances, left_out, extractor.network, processes)
-    if restart and (path / "run.json").is_file():
-        shutil.rmtree(path)
+    if restart:
+        Run.discard(path)
     run = Run.create(path, recipe, instances, {"packages": packages(), "machine": machine()})
     run.clear_failures()
     for instance in instances:
         if damaged := run.drop_damaged(instance):
-            warn(f"{damaged} It is made again.")
+            warnings.warn(f"{damaged} It is made again.", stacklevel=1)
     with show_progress(run, progress):
         launch(run, processes)
     run.require_finished()
     condensed = pack(run, workers=processes)
     name = recipe.teacher.hr_version or teacher.name
     add_version(condensed, teacher, name, set_default=False, progress=progress)
-    measured = recorded(run, condensed).get(name) or measure_version(run, condensed, name, teacher, progress)
+    measured = measured_version(run, condensed, name, teacher, progress)
     run.forget_real()  # if the quality was recorded already, nothing else removes them
     return CondenseResult(
         run=str(path),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idc_hub.dataset.gate import measure_version, recorded
+from idc_hub.dataset.gate import measured_version
 from idc_hub.dataset.hr import REAL, HRSource, RealHR
 from idc_hub.dataset.pack import pack
 from idc_hub.dataset.regenerate import add_version
@@ -106,7 +106,7 @@ def select(
     source = source or RealHR(run)
     name = teacher.hr_version or source.name
     add_version(condensed, source, name, set_default=False, progress=progress)
-    measured = recorded(run, condensed).get(name) or measure_version(run, condensed, name, source, progress)
+    measured = measured_version(run, condensed, name, source, progress)
     return SelectResult(
         run=str(path),
         photographs=len(instances),

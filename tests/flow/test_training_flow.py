@@ -103,7 +103,7 @@ def test_two_processes_that_are_stopped_continue(photographs: Path, start: Path,
     finally:
         process.kill()
     assert process.returncode == 143
-    assert "error: interrupted (SIGTERM). Progress is saved" in said
+    assert "error: interrupted (SIGTERM). Run the same command again: it continues" in said
     assert not psutil.wait_procs(family, timeout=30)[1], "no process is left behind"
     assert not (out / "model.safetensors").exists()
 

@@ -175,6 +175,7 @@ def test_an_interrupted_start_continues(left: list[str], tmp_path: Path) -> None
             (path / name).mkdir()
         else:
             (path / name).write_bytes(recipe().to_yaml().encode())
+            os.utime(path / name, (0, 0))
     Run.create(path, recipe(), PHOTOGRAPHS, {})
     assert Run.open(path).instances == PHOTOGRAPHS
     assert not list(path.glob(".*"))
