@@ -1,9 +1,11 @@
-"""Every command, killed at random moments and run again, ends like one that nothing interrupted: `make test-long`.
+"""Every command, disturbed at random and run again, ends like one that nothing disturbed: `make test-long`.
 
-`IDC_LONG` is the number of kills, `IDC_SEED` the seed. Commands run in forks of a process that has imported everything,
+A disturbance is a signal at a random moment, a kill at a call of the system that changes files, or an error of such a
+call. `IDC_LONG` is their number, `IDC_SEED` the seed. Commands run in forks of a process that has imported everything,
 since starting Python would take most of the time.
 """
 
+import errno
 import json
 import os
 import random
@@ -24,6 +26,8 @@ from idc_hub.images.files import write_png
 KILLS = int(os.environ.get("IDC_LONG", "0"))
 SEED = int(os.environ.get("IDC_SEED", "0"))
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CALLS = ("mkdir", "replace", "rename", "link", "unlink", "rmdir", "fsync")
+ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 RECIPE = """
 name: flow
 source: {{path: "{photographs}"}}
@@ -60,9 +64,16 @@ class Command:
         self.before: Path | None = None
         self.expected: dict[str, Any] = {}
         self.seconds = 0.0
+        self.calls = 0
 
-    def start(self, out: Path) -> int:
-        """Run the command in a fork; returns the process id."""
+    def start(self, out: Path, *, at: int = 0, fault: int = 0) -> int:
+        """Run the command in a fork; returns the process id.
+
+        Args:
+            out: The folder that it writes to.
+            at: Which of the `CALLS` to disturb; 0: none.
+            fault: The error that the call ends with; 0: the process is killed instead.
+        """
         line = [argument.replace("OUT", str(out)) for argument in self.arguments]
         pid = os.fork()
         if pid:
@@ -79,6 +90,7 @@ class Command:
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
             from idc_cli.main import main
 
+            _disturb(at, fault, out.parent / "calls")
             sys.argv = ["idc", *line]
             main()
             code = 0
@@ -88,6 +100,26 @@ class Command:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def _disturb(at: int, fault: int, count: Path) -> None:
+    """Disturb this process at one of its `CALLS`, and count them in the size of a file."""
+
+    def disturbed(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            with count.open("ab") as file:
+                file.write(b".")
+            if at and count.stat().st_size == at:
+                if not fault:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(fault, os.strerror(fault), str(arguments[0]))
+            return real(*arguments, **options)
+
+        return call
+
+    count.unlink(missing_ok=True)
+    for name in CALLS:
+        setattr(os, name, disturbed(getattr(os, name)))
 
 
 def wait(pid: int) -> int:
@@ -118,7 +150,8 @@ def left(out: Path) -> dict[str, Any]:
         elif path.suffix == ".jsonl":
             found[name] = [json.loads(line)["step"] for line in content.splitlines()]
         elif path.suffix == ".md":
-            found[name] = [line for line in content.decode().splitlines() if "worker" not in line and " min" not in line]
+            lines = content.decode().splitlines()
+            found[name] = [line for line in lines if "worker" not in line and " min" not in line]
         else:
             found[name] = content
     return found
@@ -138,12 +171,13 @@ def test_no_kill_costs_anything(tmp_path: Path) -> None:
     (tmp_path / "flow.yaml").write_text(RECIPE.format(photographs=photographs))
     (tmp_path / "plan.yaml").write_text(PLAN.format(photographs=photographs))
     condense = ("condense", tmp_path / "flow.yaml", "--run-dir", "OUT", "--quiet", "--num-processes")
+    select = ("select", "cf-greedy", photographs, "--run-dir", "OUT", "--quiet")
     small = ("batch_size=2", "crop=8", "steps=12", "checkpoint_every=2", "log_every=1")
     train = ("train", "edsr-small", "--data", photographs, "--out", "OUT", *small, "--num-processes")
     commands = [
         Command("condense, 1 worker", *condense, 1),
         Command("condense, 2 workers", *condense, 2),
-        Command("select", "select", "cf-greedy", photographs, "--run-dir", "OUT", "--quiet", "patches.size=32", "patches.stride=32"),
+        Command("select", *select, "patches.size=32", "patches.stride=32"),
         Command("regenerate", "regenerate", "OUT", "--teacher", "bicubic", "--name", "again", "--quiet"),
         Command("train, 1 process", *train, 1, "--quiet"),
         Command("train, 2 processes", *train, 2, "--quiet"),
@@ -159,8 +193,9 @@ def test_no_kill_costs_anything(tmp_path: Path) -> None:
         begun = time.monotonic()
         assert wait(command.start(folder / "run")) == 0, (folder / "output").read_text()
         command.seconds = time.monotonic() - begun
+        command.calls = (folder / "calls").stat().st_size
         command.expected = left(folder / "run")
-        print(f"{command.name}: {command.seconds:.1f} s undisturbed", flush=True)
+        print(f"{command.name}: {command.seconds:.1f} s undisturbed, {command.calls} calls", flush=True)
 
     rng = random.Random(SEED)
     tries: Counter[str] = Counter()
@@ -175,12 +210,20 @@ def test_no_kill_costs_anything(tmp_path: Path) -> None:
             shutil.copytree(command.before, folder / "run")
         codes = []
         for _ in range(rng.choice((1, 1, 2, 3))):
-            number = rng.choice(SIGNALS)
-            pid = command.start(folder / "run")
-            time.sleep(rng.random() * command.seconds)
-            os.kill(pid, number)
-            codes.append((number.name, wait(pid)))
-            tries[command.name] += 1
+            kind = rng.choice(("signal", "signal", "kill at a call", "error of a call"))
+            tries[f"{command.name}: {kind}"] += 1
+            if kind == "signal":
+                number = rng.choice(SIGNALS)
+                pid = command.start(folder / "run")
+                time.sleep(rng.random() * command.seconds)
+                os.kill(pid, number)
+                codes.append((number.name, wait(pid)))
+            else:
+                fault = rng.choice(ERRORS) if kind == "error of a call" else 0
+                at = rng.randint(1, command.calls)
+                codes.append(
+                    (errno.errorcode.get(fault, f"call {at}"), wait(command.start(folder / "run", at=at, fault=fault)))
+                )
         code = wait(command.start(folder / "run"))
         output = (folder / "output").read_text(errors="replace")
         found = left(folder / "run")

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from idc_hub.errors import RecipeError, RunError
+from idc_hub.errors import IncompleteError, RecipeError, RunError
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
 from idc_hub.runs import claims
-from idc_hub.runs.claims import claim, claimed_by_others, is_claimed
+from idc_hub.runs.claims import Lock, claim, claimed_by_others, is_claimed
 from idc_hub.runs.launch import cores, default_num_processes
 from idc_hub.runs.run import DamagedError, Run
 
@@ -224,3 +225,109 @@ def test_cores_are_those_of_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -
     assert default_num_processes(recipe(workers={"threads": 1}), 800) == 3
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert default_num_processes(recipe(workers={"threads": 1}), 800) == 1
+
+
+def die_with(run: Run, pid: int) -> None:
+    """Leave the claim of a process that was killed."""
+    (run.path / "locks" / "a.json").write_text(json.dumps({"host": platform.node(), "pid": pid, "time": time.time()}))
+
+
+def test_a_photograph_whose_process_dies_twice_from_the_same_checkpoint_fails(run: Run, dead_pid: int) -> None:
+    first, second = PHOTOGRAPHS
+    die_with(run, dead_pid)
+    assert run.was_tried(first)
+    assert not run.was_tried(second)
+    with run.claim("a") as mine:
+        assert mine
+        run.write_partial(first, {"step": torch.tensor(5)})
+    die_with(run, dead_pid)
+    with run.claim("a"):
+        assert not run.is_settled(first), "it had come further"
+    die_with(run, dead_pid)
+    with run.claim("a"):
+        assert run.is_settled(first)
+    with pytest.raises(IncompleteError, match=rf"a: The process that condensed it \({dead_pid} on .*\) was killed"):
+        run.require_finished()
+    run.clear_failures()
+    assert not run.is_settled(first)
+
+
+def test_what_died_after_the_file_was_written_is_no_failure(run: Run, dead_pid: int) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+    die_with(run, dead_pid)
+    with run.claim("a"):
+        run.require_finished()
+
+
+def test_who_comes_late_clears_no_failures_and_restarts_nothing(run: Run) -> None:
+    run.record_failure(PHOTOGRAPHS[1], "KeyError: 'x'")
+    path = held(run.path / "locks", host="another-node", pid=1, age=0)
+    run.clear_failures()
+    assert run.failure(PHOTOGRAPHS[1]) == "KeyError: 'x'"
+    with pytest.raises(RunError, match="Another process is working on"):
+        Run.discard(run.path)
+    assert Run.open(run.path).instances == PHOTOGRAPHS
+    path.unlink()
+    run.clear_failures()
+    assert run.failure(PHOTOGRAPHS[1]) is None
+    (run.path / "repo").symlink_to(run.path.parent, target_is_directory=True)
+    Run.discard(run.path)
+    assert list(run.path.iterdir()) == []
+    Run.create(run.path, recipe(), PHOTOGRAPHS, {})
+
+
+def test_a_lock_waits_says_for_whom_and_may_be_entered_again(tmp_path: Path) -> None:
+    path = held(tmp_path, host="another-node", pid=77, age=0)
+    threading.Timer(0.7, path.unlink).start()
+    lock = Lock(tmp_path, "a", "the repository")
+    with pytest.warns(UserWarning, match="Waiting for process 77 on another-node, which is writing the repository"):
+        lock.__enter__()
+    with lock:
+        assert is_claimed(tmp_path, "a")
+    assert is_claimed(tmp_path, "a")
+    lock.__exit__()
+    assert not is_claimed(tmp_path, "a")
+
+
+@pytest.mark.parametrize("odd", ["folder", "link"])
+def test_a_lock_that_is_no_file_leaves_the_decision_to_the_heartbeat(odd: str, tmp_path: Path) -> None:
+    if odd == "folder":
+        (tmp_path / "a.lock").mkdir()
+    else:
+        (tmp_path / "a.lock").symlink_to(tmp_path / "elsewhere")
+    with claim(tmp_path, "a") as mine:
+        assert mine
+    assert not (tmp_path / "elsewhere").exists()
+    held(tmp_path, host="another-node", pid=1, age=0)
+    with claim(tmp_path, "a") as mine:
+        assert not mine
+
+
+def test_a_heartbeat_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(IncompleteError, match=r"a\.json could not be written"), claim(tmp_path, "a"):
+        pass
+
+
+def test_an_instance_file_that_is_a_folder_is_refused(run: Run) -> None:
+    run.instance_file("a").mkdir()
+    with pytest.raises(RunError, match=r"a\.safetensors is not a file"):
+        run.drop_damaged(PHOTOGRAPHS[0])
+    with pytest.raises(IncompleteError, match="could not be written"):
+        run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+
+
+def test_an_id_that_leads_out_of_the_run_is_damage(run: Run) -> None:
+    text = (run.path / "run.json").read_text()
+    (run.path / "run.json").write_text(text.replace('"id": "a"', '"id": "../../a"'))
+    with pytest.raises(DamagedError, match="is not the id of a photograph"):
+        Run.open(run.path)
+
+
+def test_a_torn_line_of_metrics_hides_no_other(run: Run) -> None:
+    run.append_metrics("a", {"event": "start", "step": 0})
+    with (run.path / "metrics" / "a.jsonl").open("ab") as file:
+        file.write(b'{"event": "lo')
+    run.append_metrics("a", {"event": "start", "step": 5})
+    assert [line["step"] for line in run.read_metrics("a")] == [0, 5]
+    assert run.status()["instances"][0]["resumed_from"] == 5
