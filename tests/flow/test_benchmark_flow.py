@@ -215,6 +215,25 @@ def test_a_student_that_was_trained_differently_is_refused(small: Callable[..., 
         small(change)
 
 
+@pytest.mark.parametrize("content", [b"{", None])
+def test_damaged_files_of_its_own_are_made_again_or_named(
+    content: bytes | None, small: Callable[..., Any], counted: list[str], tmp_path: Path
+) -> None:
+    small()
+    student = tmp_path / "ladder" / "students" / "random-0.1-s0" / "bicubic" / "edsr-small-s0"
+    table = (tmp_path / "ladder" / "ladder.csv").read_bytes()
+    results = (student / "results.json").read_bytes()
+    for path in (student / "results.json", tmp_path / "ladder" / "ladder.csv"):
+        path.write_bytes(content) if content is not None else path.unlink()
+    small()
+    assert (student / "results.json").read_bytes() == results
+    assert (tmp_path / "ladder" / "ladder.csv").read_bytes() == table
+    (student / "training.yaml").write_bytes(content) if content is not None else (student / "training.yaml").unlink()
+    with pytest.raises(IncompleteError, match=r"training\.yaml is missing or damaged.*Delete .* to train again"):
+        small()
+    assert len(counted) == 1
+
+
 def test_a_set_of_other_photographs_is_refused(small: Callable[..., Any], tmp_path: Path) -> None:
     small()
     write_png(tmp_path / "photographs" / "coffee.png", data.coffee()[16:400, :384])

@@ -208,6 +208,33 @@ def test_an_unusual_error_fails_one_photograph_and_another_worker_tries_it_once_
         assert len(list((run / "instances").iterdir())) == 3 - len(failures)
 
 
+def test_a_photograph_that_kills_its_process_ends_neither_the_run_nor_all_workers(
+    photographs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly.py").write_text(
+        "import os\nimport signal\nfrom torch import nn\n"
+        "class Deadly(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = nn.Conv2d(3, 16, 3, padding=1)\n"
+        "    def forward(self, x):\n"
+        "        if x.mean() > 0.55 and 'IDC_PARENT' in os.environ:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return self.conv(x)\n"
+        "def build(scale):\n    import torch\n    torch.manual_seed(0)\n    return Deadly()\n"
+    )
+    spec = recipe(tmp_path, photographs, steps=20)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    overrides = ("features.network=deadly:build", "features.layer=conv", "optimizer.initial=real")
+    failed = idc(
+        "condense", spec, *overrides, "--run-dir", tmp_path / "run", "--num-processes", 3, check=False, env=environment
+    )
+    assert failed.returncode == 3, failed.stderr
+    said = " ".join(failed.stderr.split())
+    assert "was killed, perhaps for lack of memory" in said
+    failures = [json.loads(path.read_text()) for path in (tmp_path / "run" / "failed").iterdir()]
+    assert [failure["attempts"] for failure in failures] == [2]
+    assert len(lr_bytes(tmp_path / "run")) == 2
+    assert status_of(tmp_path / "run")["failed"] == 1
+
+
 def test_a_suspended_worker_does_not_hold_up_the_others(begun: tuple[Path, tuple[object, ...]]) -> None:
     run, _ = begun
     held = subprocess.Popen([sys.executable, "-m", "idc_cli.main", "work", str(run), "--quiet"])

@@ -12,6 +12,7 @@ from PIL import Image
 
 import idc_hub
 from idc_hub.dataset import gate
+from idc_hub.dataset.card import write_card
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.judgment import FIGURES
 from idc_hub.dataset.manifest import Manifest
@@ -95,6 +96,35 @@ def test_condensing_again_measures_nothing_again(
     spec = recipe(photographs, initial="noise")
     again = idc_hub.condense(spec, run_dir=bad[0], num_processes=1, progress=False)
     assert again.warnings == bad[1].warnings
+
+
+def test_a_kill_between_the_two_files_of_a_measurement_costs_the_card_nothing(
+    bad: tuple[Path, CondenseResult], photographs: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(bad[0], run_dir)
+    before = {name: (run_dir / "repo" / name).read_bytes() for name in ("idc.json", "README.md")}
+    condensed = CondensedSet.open(run_dir)
+    with condensed.updating() as manifest:
+        del manifest.condensation["quality"]
+    write_card(condensed)
+    assert (run_dir / "repo" / "README.md").read_bytes() != before["README.md"]
+    idc_hub.condense(recipe(photographs, initial="noise"), run_dir=run_dir, num_processes=1, progress=False)
+    assert {name: (run_dir / "repo" / name).read_bytes() for name in before} == before
+
+
+def test_hr_versions_without_idc_json_are_set_aside(
+    bad: tuple[Path, CondenseResult], photographs: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(bad[0], run_dir)
+    parquet = next((run_dir / "repo" / "data").rglob("*.parquet")).relative_to(run_dir / "repo" / "data")
+    content = (run_dir / "repo" / "data" / parquet).read_bytes()
+    (run_dir / "repo" / "idc.json").unlink()
+    with pytest.warns(UserWarning, match=r"have no idc\.json any more; they are kept in .*data-unknown-1"):
+        idc_hub.condense(recipe(photographs, initial="noise"), run_dir=run_dir, num_processes=1, progress=False)
+    assert (run_dir / "data-unknown-1" / parquet).read_bytes() == content
+    assert idc_hub.verify(run_dir).patches == 32
 
 
 def test_measuring_again_gives_the_same_result_and_keeps_other_versions(

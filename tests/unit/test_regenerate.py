@@ -1,7 +1,9 @@
 """Regeneration: exact pixels, untouched LR, refusals, repeated and interrupted calls, what consumers load."""
 
 import re
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor
 
 from idc_hub.dataset.card import write_card
+from idc_hub.dataset.check import check_repository
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import read_keys, read_rows
-from idc_hub.dataset.regenerate import regenerate
+from idc_hub.dataset.regenerate import add_version, regenerate
 from idc_hub.errors import NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png
 from idc_hub.networks.teachers import Teacher, load_teacher
@@ -217,6 +220,20 @@ def test_versions_with_similar_names_can_be_made_at_the_same_time(repo: Path, ma
 
     regenerate(CondensedSet(repo), make_teacher("darken", upscale=upscale), "near-m")
     assert read_keys(repo / "data" / "near") == read_keys(repo / "data" / "near-m")
+
+
+def test_calls_at_the_same_time_all_end_and_the_card_names_every_version(repo: Path, make_teacher: MakeTeacher) -> None:
+    def add(kind: str, name: str) -> bool:
+        return add_version(CondensedSet(repo), make_teacher(kind), name, set_default=False, progress=False).written
+
+    with ThreadPoolExecutor(4) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those that wait say so
+        calls = [("repeat", "nearest"), ("repeat", "nearest"), ("invert", "negative"), ("invert", "other")]
+        written = [call.result() for call in [pool.submit(add, *arguments) for arguments in calls]]
+    assert sorted(written[:2]) == [False, True]
+    assert written[2:] == [True, True]
+    check_repository(CondensedSet(repo), again=True)
+    assert sorted(Manifest.load(repo).hr_versions) == ["nearest", "negative", "other"]
 
 
 def test_a_real_teacher(repo: Path) -> None:
