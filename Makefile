@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast test-low test-spandrel quality bench release-check
+.PHONY: help install quickstart test test-fast test-low test-long test-spandrel quality bench release-check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,9 @@ test-fast: install  ## Run the tests that take little time, in every room
 # compute as an old processor does, so that no test can hold on the developer's machine only.
 test-low: install  ## Run the fast tests with the kernels of an old processor
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(FAST)
+
+test-long: install  ## Disturb every command at random, IDC_LONG times (default 60), and compare what it makes
+	IDC_LONG=$${IDC_LONG:-60} $(BIN)/python -m pytest -s --timeout 0 tests/flow/test_kills.py
 
 # Beside the CPU build of torch, torchvision cannot be imported, and its mere presence breaks diffusers and transformers. So
 # spandrel gets an environment of its own, on top of .venv and without torchvision (tests/conftest.py).

@@ -43,8 +43,8 @@ def claim(
     Args:
         folder: The folder of locks and heartbeats.
         name: The photograph's id.
-        on_death: Called with `host` and `pid` of a process that died, or was suspended for long, while it had the claim
-            that this process gets.
+        on_death: Called with `host` and `pid` of a process that died while it had the claim that this process gets.
+            One of another machine may only have been away for long.
 
     Yields:
         Whether this process has the claim; False if another one has it.
@@ -70,7 +70,7 @@ def claim(
             stack.enter_context(_beating(heartbeat))
             # On a file system without locks, two processes can both find the claim free; the last to write has it.
             free = _is_mine(heartbeat)
-        if free and holder is not None:
+        if free and holder is not None and not (holder["host"] == platform.node() and _process_exists(holder["pid"])):
             on_death(holder)
         yield free
 

@@ -150,8 +150,9 @@ def left(out: Path) -> dict[str, Any]:
         elif path.suffix == ".jsonl":
             found[name] = [json.loads(line)["step"] for line in content.splitlines()]
         elif path.suffix == ".md":
+            # The card and the table name the time that the work took, and the card's marker is a digest of it.
             lines = content.decode().splitlines()
-            found[name] = [line for line in lines if "worker" not in line and " min" not in line]
+            found[name] = [line for line in lines if " min " not in line and "-->" not in line]
         else:
             found[name] = content
     return found
@@ -183,7 +184,7 @@ def test_no_kill_costs_anything(tmp_path: Path) -> None:
         Command("train, 2 processes", *train, 2, "--quiet"),
         Command("benchmark", "benchmark", tmp_path / "plan.yaml", "--out", "OUT", "--quiet"),
     ]
-    weights = (6, 2, 4, 3, 4, 2, 2)
+    weights = (6, 1, 4, 5, 5, 1, 2)
     for number, command in enumerate(commands):
         folder = tmp_path / f"undisturbed-{number}"
         folder.mkdir()
@@ -234,6 +235,7 @@ def test_no_kill_costs_anything(tmp_path: Path) -> None:
             faults.append(f"{command.name}, {codes}: exit {code}, differing {differing}, in {folder}")
             print(faults[-1], output[-1500:], sep="\n", flush=True)
         else:
+            print(f"{sum(tries.values())}/{KILLS} {command.name} {codes}", flush=True)
             shutil.rmtree(folder)
     print(f"{dict(tries)}: {rounds} rounds, {time.monotonic() - begun:.0f} s, {len(faults)} faults", flush=True)
     assert not faults
