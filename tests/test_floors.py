@@ -29,7 +29,7 @@ ALLOWED_THIRD_PARTIES = {
     "typer": {"cli"},
     "rich": {"cli", "runs"},
     "accelerate": {"runs", "training"},
-    "filelock": {"runs", "dataset", "benchmarking", "hub"},
+    "filelock": {"runs"},
     "diffusers": {"networks"},
     "pyarrow": {"dataset"},
     "huggingface_hub": {"images", "networks", "dataset", "hub", "hub_errors", "recipe_reader", "cli"},

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from idc_hub.dataset import parquet, shards
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import ImageError, RecipeError, RunError, one_line

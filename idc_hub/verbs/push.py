@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from idc_hub.dataset.condensed_set import repository_folder, repository_lock
 from idc_hub.dataset.licenses import License
-from idc_hub.errors import RecipeError
+from idc_hub.errors import IncompleteError, RecipeError
 from idc_hub.hub.push import Push, PushResult
 from idc_hub.hub.releases import DatasetRelease, NetworkRelease, Release, is_network
 from idc_hub.hub.revisions import client
@@ -83,13 +83,7 @@ def push(
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a repository folder, so that its files do not change; a read-only place has no lock."""
-    lock = repository_lock(folder)
-    try:
-        lock.acquire()
-    except OSError:
+    with ExitStack() as stack:
+        with suppress(IncompleteError):
+            stack.enter_context(repository_lock(folder))
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()

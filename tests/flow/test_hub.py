@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
 
 import idc_hub
-from idc_hub.dataset.condensed_set import repository_lock
+from idc_hub.runs.claims import claim
 from tests.flow.hub_tools import Client, Refused, files_below, lr_patches, make_repository, pixels, sha256, write_prose
 from tests.hub_server import HubServer
 
@@ -488,10 +487,8 @@ class TestTrouble:
         waited = []
 
         def try_lock() -> None:
-            try:
-                repository_lock(folder).acquire(timeout=0.1)
-            except Timeout:
-                waited.append(True)
+            with claim(folder.parent, f".{folder.name}") as is_free:
+                waited.append(not is_free)
 
         hub.inject("hook", method="POST", path="/alice/locked/commit/", hook=try_lock)
         alice("push", folder=folder, repo_id="alice/locked", license="mit")

@@ -124,16 +124,16 @@ def test_condense_reads_photographs_twice_and_what_it_made_once(condense: Callab
     # uses the real patches that the worker kept.
     assert reads.photographs == dict.fromkeys(PHOTOGRAPHS, 2)
     assert reads.tensors == dict.fromkeys(INSTANCE_FILES, 1), "packing reads each instance file once"
-    # Packing creates idc.json. Naming the HR version and recording its quality each read it again under the lock.
-    assert (reads.loads, reads.saves) == (2, 3)
+    # Packing creates idc.json. Adding the HR version and recording its quality read it again under the lock.
+    assert (reads.loads, reads.saves) == (3, 3)
     assert reads.versions == {"bicubic": 1}
 
     reads.reset()
     condense()
     assert reads.photographs == dict.fromkeys(PHOTOGRAPHS, 1), "only the survey"
-    assert reads.tensors == dict.fromkeys(INSTANCE_FILES, 1)
-    # Packing reads idc.json and finds its digest right; the default HR version is set under the lock.
-    assert (reads.loads, reads.saves) == (2, 1)
+    assert reads.tensors == dict.fromkeys(INSTANCE_FILES, 2), "to find damaged ones, and to pack"
+    # Packing reads idc.json and finds its digest right; the HR version is looked up and set under the lock.
+    assert (reads.loads, reads.saves) == (3, 1)
     assert not reads.versions, "this process has loaded these very files"
 
 
@@ -147,7 +147,7 @@ def test_the_other_verbs_read_only_what_they_need(
     idc_hub.regenerate(run, teacher="edsr-small", name="sharper", progress=False)
     assert not reads.photographs
     assert not reads.tensors, "LR patches come from the shards"
-    assert (reads.loads, reads.saves) == (2, 1), "once to open the set, once under the lock"
+    assert (reads.loads, reads.saves) == (3, 1), "to open the set, and under the lock before and after making HR"
     assert reads.versions == {"sharper": 1}, "the other version is as this process checked it"
 
     reads.reset()
@@ -159,7 +159,7 @@ def test_the_other_verbs_read_only_what_they_need(
 
     reads.reset()
     idc_hub.status(run)
-    assert reads == Reads(), "a Run's state is in its own files, and headers say what is finished"
+    assert reads == Reads(tensors=dict.fromkeys(INSTANCE_FILES, 1)), "to find damaged ones"
 
     reads.reset()
     idc_hub.verify(run)
@@ -214,7 +214,7 @@ def test_select_reads_what_it_made_once(photographs: Path, reads: Reads, tmp_pat
     recipe = idc_hub.selection_recipe("random", photographs, ratio=0.5, teacher="bicubic", overrides=SMALL)
     idc_hub.select(recipe, run_dir=tmp_path / "run", progress=False)
     assert reads.tensors == dict.fromkeys(INSTANCE_FILES, 1), "packing reads each instance file once"
-    assert (reads.loads, reads.saves) == (2, 3), "as condense"
+    assert (reads.loads, reads.saves) == (3, 3), "as condense"
     assert reads.versions == {"bicubic": 1}
 
 

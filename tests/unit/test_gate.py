@@ -113,20 +113,6 @@ def test_a_kill_between_the_two_files_of_a_measurement_costs_the_card_nothing(
     assert {name: (run_dir / "repo" / name).read_bytes() for name in before} == before
 
 
-def test_hr_versions_without_idc_json_are_set_aside(
-    bad: tuple[Path, CondenseResult], photographs: Path, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    shutil.copytree(bad[0], run_dir)
-    parquet = next((run_dir / "repo" / "data").rglob("*.parquet")).relative_to(run_dir / "repo" / "data")
-    content = (run_dir / "repo" / "data" / parquet).read_bytes()
-    (run_dir / "repo" / "idc.json").unlink()
-    with pytest.warns(UserWarning, match=r"have no idc\.json any more; they are kept in .*data-unknown-1"):
-        idc_hub.condense(recipe(photographs, initial="noise"), run_dir=run_dir, num_processes=1, progress=False)
-    assert (run_dir / "data-unknown-1" / parquet).read_bytes() == content
-    assert idc_hub.verify(run_dir).patches == 32
-
-
 def test_measuring_again_gives_the_same_result_and_keeps_other_versions(
     bad: tuple[Path, CondenseResult],
 ) -> None:
