@@ -142,6 +142,8 @@ def left(out: Path) -> dict[str, Any]:
             continue
         if path.suffix in (".lock", ".log", ".partial") or name.startswith(".") or "/." in name:
             continue
+        if name.endswith("-seconds.png"):  # a plot against the time that the work took
+            continue
         content = path.read_bytes()
         if path.suffix == ".json":
             found[name] = without(json.loads(content))
@@ -152,7 +154,7 @@ def left(out: Path) -> dict[str, Any]:
         elif path.suffix == ".md":
             # The card and the table name the time that the work took, and the card's marker is a digest of it.
             lines = content.decode().splitlines()
-            found[name] = [line for line in lines if " min " not in line and "-->" not in line]
+            found[name] = [line for line in lines if not any(sign in line for sign in (" min ", "-->", "| CPU"))]
         else:
             found[name] = content
     return found
