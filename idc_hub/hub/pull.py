@@ -154,8 +154,9 @@ def _is_pulled(folder: Path, files: dict[str, RepoFile], ignore: Collection[str]
 
 
 def _check_free(run_dir: Path, repo_id: str) -> None:
-    """Refuse a Run directory that holds anything except earlier attempts to pull."""
-    if any(not path.name.startswith((_STAGING, ".repo.lock")) for path in run_dir.iterdir()):
+    """Refuse a Run directory that holds anything except earlier attempts to pull, and the repository's lock."""
+    expected = (_STAGING, ".repo.lock", ".repo.json", "..repo.json.")
+    if any(not path.name.startswith(expected) for path in run_dir.iterdir()):
         raise RunError(
             f"{run_dir} is not empty and does not hold this commit of {repo_id}.", "Choose another --run-dir."
         )

@@ -228,7 +228,7 @@ def test_calls_at_the_same_time_all_end_and_the_card_names_every_version(repo: P
 
     with ThreadPoolExecutor(4) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those that wait say so
-        calls = [("repeat", "nearest"), ("repeat", "nearest"), ("invert", "negative"), ("invert", "other")]
+        calls = [("repeat", "nearest"), ("repeat", "nearest"), ("darken", "negative"), ("darken", "other")]
         written = [call.result() for call in [pool.submit(add, *arguments) for arguments in calls]]
     assert sorted(written[:2]) == [False, True]
     assert written[2:] == [True, True]

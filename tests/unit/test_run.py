@@ -320,7 +320,7 @@ def test_an_instance_file_that_is_a_folder_is_refused(run: Run) -> None:
 def test_an_id_that_leads_out_of_the_run_is_damage(run: Run) -> None:
     text = (run.path / "run.json").read_text()
     (run.path / "run.json").write_text(text.replace('"id": "a"', '"id": "../../a"'))
-    with pytest.raises(DamagedError, match="is not the id of a photograph"):
+    with pytest.raises(DamagedError, match="is no id of a photograph"):
         Run.open(run.path)
 
 
