@@ -32,8 +32,8 @@ test-fast: install  ## Run the tests that take little time, in every room
 test-low: install  ## Run the fast tests with the kernels of an old processor
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(FAST)
 
-test-long: install  ## Disturb every command at random, IDC_LONG times (default 60), and compare what it makes
-	IDC_LONG=$${IDC_LONG:-60} $(BIN)/python -m pytest -s --timeout 0 tests/flow/test_kills.py
+test-long: install  ## Disturb commands at random, IDC_LONG times (default 60); all faults of push and pull; mutated files
+	IDC_LONG=$${IDC_LONG:-60} $(BIN)/python -m pytest -s --timeout 0 tests/flow/test_kills.py tests/flow/test_hub_faults.py tests/unit/test_strangers.py
 
 # Beside the CPU build of torch, torchvision cannot be imported, and its mere presence breaks diffusers and transformers. So
 # spandrel gets an environment of its own, on top of .venv and without torchvision (tests/conftest.py).

@@ -131,3 +131,10 @@ def one_line(foreign: object) -> str:
 def enumerated(names: Iterable[str]) -> str:
     """Names for a sentence: sorted and separated by commas."""
     return ", ".join(sorted(names)) or "(none)"
+
+
+def first_few(names: Iterable[str], count: int = 3) -> str:
+    """The first names for a sentence, in their order, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -23,6 +23,7 @@ from idc_cli.options import (
     examples,
 )
 from idc_cli.output import Sink
+from idc_hub.errors import first_few
 
 app = typer.Typer()
 
@@ -257,6 +258,5 @@ def verify(
     sink.result(result, leave_out=("checked", "one_color"))
     sink.table(("file", "checked"), list((result.checked or {}).items()))
     if one_color:
-        more = f" and {len(one_color) - 3} more" if len(one_color) > 3 else ""
-        sink.warn(f"Pairs of one single color: {', '.join(one_color[:3])}{more}. Do their photographs have such areas?")
+        sink.warn(f"Pairs of one single color: {first_few(one_color)}. Do their photographs have such areas?")
     sink.note("All checks passed.")

@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet
 from idc_hub.dataset.manifest import MANIFEST, FileRecord, Manifest
-from idc_hub.errors import ImageError, RunError, enumerated, one_line
+from idc_hub.errors import ImageError, RunError, enumerated, first_few, one_line
 from idc_hub.images.files import decode_png
 from idc_hub.images.patches import is_mismatched, is_one_color, is_wrongly_one_color
 
@@ -184,9 +184,8 @@ def check_version(condensed: CondensedSet, name: str) -> list[str]:
         (mismatched, "HR, downscaled, has nothing in common with LR", "rows were swapped, or the teacher failed"),
     ):
         if bad:
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise RunError(
-                f"{folder}: {problem} in {', '.join(bad[:3])}{more}; {cause}.",
+                f"{folder}: {problem} in {first_few(bad)}; {cause}.",
                 f"Delete {folder} and run `idc regenerate --name {name}`, if necessary with another teacher.",
             )
     return one_color

@@ -20,7 +20,7 @@ from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.card import keep_edited_section, merge_card, read_card, read_metadata
 from idc_hub.dataset.condensed_set import CARD
 from idc_hub.dataset.licenses import LICENSE_FILES, License, choose
-from idc_hub.errors import HubError, RecipeError, enumerated
+from idc_hub.errors import HubError, RecipeError, enumerated, first_few
 from idc_hub.hub.releases import Release
 from idc_hub.hub.revisions import (
     Revision,
@@ -317,9 +317,8 @@ class Push:
         lines = Path(path).read_bytes().decode(errors="replace").splitlines()
         blamed = [line for line in lines if any(_ignores(line, path) for path in ignored)]
         which = f"the lines {', '.join(blamed)}" if blamed else "the lines that ignore them"
-        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
         raise HubError(
-            f"The {GITIGNORE} of {self.repo_id} makes the Hub ignore {', '.join(ignored[:3])}{more}.",
+            f"The {GITIGNORE} of {self.repo_id} makes the Hub ignore {first_few(ignored)}.",
             f"Remove {which} from {page_of(self.repo_id, self.release.kind)}/edit/main/{GITIGNORE}",
         )
 

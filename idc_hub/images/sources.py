@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from idc_hub.errors import ImageError, LeftOutWarning
+from idc_hub.errors import ImageError, LeftOutWarning, first_few
 from idc_hub.images import layouts
 from idc_hub.images.files import FORMATS, SUFFIXES, image_size, read_file, read_image, read_member
 from idc_hub.images.patches import cut, windows
@@ -97,8 +97,7 @@ class Source:
         count = len(self.left_out)
         if count:
             what = "1 file is not a photograph and is" if count == 1 else f"{count} files are not photographs and are"
-            more = f" and {count - 5} more" if count > 5 else ""
-            sentence = f"{what} left out of {self.location}: {', '.join(self.left_out[:5])}{more}."
+            sentence = f"{what} left out of {self.location}: {first_few(self.left_out, 5)}."
             warnings.warn(sentence, LeftOutWarning, stacklevel=2)
 
     def read(self, photograph: Entry | Instance) -> bytes:

@@ -20,7 +20,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from idc_hub.atomic import write_bytes_atomically, write_text_atomically
-from idc_hub.errors import HubError, NetworkError, one_line
+from idc_hub.errors import HubError, NetworkError, first_few, one_line
 from idc_hub.networks.edsr import EDSR
 from idc_hub.networks.mambairv2 import MambaIRv2
 from idc_hub.networks.swinir import SwinIR
@@ -155,9 +155,8 @@ def refuse_non_finite(network: nn.Module, origin: str | Path) -> None:
     bad = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
     bad += [name for name, buffer in network.named_buffers() if buffer.isnan().any()]
     if bad:
-        more = f" and {len(bad) - 3} more tensors" if len(bad) > 3 else ""
         raise NetworkError(
-            f"{origin} has weights that are NaN or Inf, in {', '.join(bad[:3])}{more}.",
+            f"{origin} has weights that are NaN or Inf, in {first_few(bad)}.",
             hint="Fetch the weights again, or take those of an earlier step of their training.",
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idc_hub.errors import NetworkError
+from idc_hub.errors import NetworkError, first_few
 from idc_hub.images.resize import imresize
 from idc_hub.networks.diffusion import Diffusion, load_diffusion
 from idc_hub.networks.foreign import card_license, kind_of, load_foreign, name_of, told
@@ -56,9 +56,8 @@ class NonFiniteError(NetworkError):
 
     def told_of(self, network: str, names: Sequence[str]) -> NetworkError:
         """The sentence for a user, with the network's name and the images'."""
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return NetworkError(
-            f"{network} gave NaN or Inf for {listed}.",
+            f"{network} gave NaN or Inf for {first_few(names)}.",
             hint="Computing in float16 overflows like that: use float32, or choose another network.",
         )
 

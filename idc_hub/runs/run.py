@@ -36,7 +36,7 @@ import torch
 
 from idc_hub.atomic import append_line, remove_abandoned, write_bytes_atomically, write_text_atomically, writing
 from idc_hub.condensation.real_side import generator
-from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, one_line
+from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, first_few, one_line
 from idc_hub.images.sources import Instance, is_instance_id
 from idc_hub.recipe import Recipe
 from idc_hub.runs.claims import claim, claimed_by_others, is_claimed, left_behind, this_process
@@ -214,7 +214,7 @@ class Run:
             changed = sorted(key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key])
             missing, new = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
             differing = "; ".join(
-                f"{label}: {', '.join(ids[:5])}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+                f"{label}: {first_few(ids, 5)}"
                 for label, ids in {"missing now": missing, "new": new, "changed": changed}.items()
                 if ids
             )

@@ -7,15 +7,14 @@ DIV2K writes `X4/0001x4.png` for `0001.png`, SelfExSR `img_001_SRF_4_LR.png` for
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from idc_hub.errors import ImageError
+from idc_hub.errors import ImageError, first_few
 from idc_hub.images.sources import Entry
 
 _GENERIC_FOLDER = re.compile(r"HR|GT|GTmod\d+|LR|LR_?bic(ubic)?|LR_?bicx?\d|LR_?x?\d|X\d|image_SRF_\d", re.IGNORECASE)
 _SCALE_OF_FOLDER = re.compile(r"(?:^|[_-]|bic|LR)(?:x|SRF_)(\d)$", re.IGNORECASE)
-_NAMED = 5
 
 
 def set_name(location: str | Path) -> str:
@@ -84,13 +83,13 @@ def pair_files(
         entry, found = several[0]
         raise ImageError(
             f"{entry.name} of {location} has {len(found)} LR images in {lr_location}: "
-            f"{_listed(each.name for each in found)}.",
+            f"{first_few((each.name for each in found), 5)}.",
             "Name the folder that has only one for each HR image.",
         )
     missing = [entry.name for entry, found in zip(hr, best, strict=True) if not found]
     raise ImageError(
         f"{lr_location} has no LR image for {len(missing)} of the {len(hr)} HR images of {location}: "
-        f"{_listed(missing)}.",
+        f"{first_few(missing, 5)}.",
         f"An LR image has the name of its HR image, or that name with x{scale} or _LR.",
     )
 
@@ -133,9 +132,3 @@ def _bare(name: str, scale: int) -> str:
     while (shorter := mark.sub("", name)) not in (name, ""):
         name = shorter
     return name
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

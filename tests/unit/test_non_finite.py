@@ -231,9 +231,7 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_are_loaded(value:
     folder = tmp_path / "net"
     networks.save(EDSR(channels=4, blocks=2, scale=4), folder)
     names = poisoned(folder, value=value)
-    sentence = (
-        rf"{folder}/model\.safetensors has weights that are NaN or Inf, in {', '.join(names[:3])} and 2 more tensors"
-    )
+    sentence = rf"{folder}/model\.safetensors has weights that are NaN or Inf, in {', '.join(names[:3])} and 2 more\."
     for load in (
         lambda: networks.load(folder),
         lambda: load_teacher(folder, scale=4),

@@ -28,7 +28,7 @@ from idc_hub.networks.teachers import Teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import Run
 
-MUTATIONS = 1000 if os.environ.get("IDC_LONG") == "1" else 40
+MUTATIONS = 1000 if int(os.environ.get("IDC_LONG", "0")) else 40
 """Damaged copies of each kind of file."""
 
 
