@@ -1,9 +1,10 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
-`condense` and `select` make a set, and `work` helps to condense; `status`, `report`, `quality` and `verify` inspect it;
-`regenerate` adds an HR version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub;
-`train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` and `export` feed it to other trainers.
-Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
+`condense` and `select` make a set, `work` helps to condense, and `launch_slurm` condenses on a cluster; `status`,
+`report`, `quality` and `verify` inspect it; `regenerate` adds an HR version and `delete_version` removes one; `push` and
+`pull` exchange the set with the Hub; `train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` and
+`export` feed it to other trainers. Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or
+`Interrupted` after a signal.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idc_hub.dataset.condensed_set import CondensedSet as CondensedSet
+    from idc_hub.errors import ClusterError as ClusterError
     from idc_hub.errors import DivergedError as DivergedError
     from idc_hub.errors import HubError as HubError
     from idc_hub.errors import IDCError as IDCError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.delete_version import delete_version as delete_version
     from idc_hub.verbs.evaluate import evaluate as evaluate
     from idc_hub.verbs.export import export as export
+    from idc_hub.verbs.launch import launch_slurm as launch_slurm
     from idc_hub.verbs.pull import pull as pull
     from idc_hub.verbs.push import push as push
     from idc_hub.verbs.quality import quality as quality
@@ -61,6 +64,7 @@ _VERBS = (
     "work",
 )
 _ERRORS = (
+    "ClusterError",
     "DivergedError",
     "HubError",
     "IDCError",
@@ -82,6 +86,7 @@ _MODULES = {
     "load_teacher": "networks.teachers",
     "selection_recipe": "selection.pool",
     **dict.fromkeys(_ERRORS, "errors"),
+    **dict.fromkeys(("launch_slurm",), "verbs.launch"),
     **{verb: f"verbs.{verb}" for verb in _VERBS},
 }
 __all__ = sorted(_MODULES)

@@ -100,6 +100,10 @@ class HubError(IDCError):
     exit_code = 4
 
 
+class ClusterError(IDCError):
+    """An engine that starts workers (SLURM, Ray, Hugging Face Jobs) is missing or refused; the Run is intact."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the work, after unfinished work was saved.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from idc_cli import condensing, information, output, publishing, training
+from idc_cli import condensing, information, launching, output, publishing, training
 from idc_hub.errors import IDCError, Interrupted, LeftOutWarning
 
 EPILOG = """\
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
-for family in (condensing, publishing, training, information):
+for family in (condensing, launching, publishing, training, information):
     app.add_typer(family.app)
 
 

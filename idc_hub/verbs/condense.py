@@ -17,7 +17,7 @@ from idc_hub.errors import RecipeError
 from idc_hub.images.sources import Instance, count_conversions
 from idc_hub.machine import device, machine, packages
 from idc_hub.networks.extractors import load_extractor
-from idc_hub.networks.teachers import load_teacher
+from idc_hub.networks.teachers import Teacher, load_teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.forecast import predict_seconds
 from idc_hub.runs.launch import default_num_processes, launch
@@ -88,6 +88,102 @@ class CondenseResult:
     left_out: list[str]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a Run is made of: a checked recipe with its photographs and networks.
+
+    Attributes:
+        path: The Run directory.
+        recipe: The recipe, with the extractor's digest.
+        instances: The photographs, ordered by id, with the number of patches of each.
+        left_out: Names of the files of the source that are no photographs.
+        network: The extractor.
+        teacher: The recipe's teacher.
+    """
+
+    path: Path
+    recipe: Recipe
+    instances: list[Instance]
+    left_out: list[str]
+    network: torch.nn.Module
+    teacher: Teacher
+
+    @property
+    def real_patches(self) -> int:
+        """Number of real LR patches of all photographs."""
+        return sum(instance.patches for instance in self.instances)
+
+    def plan(self, processes: int) -> CondensePlan:
+        """What `make_run` and `processes` workers would do; calibrates for about ten seconds on this device."""
+        seconds = predict_seconds(self.recipe, self.instances, self.network, processes, torch.device(device()))
+        return CondensePlan(
+            run=str(self.path),
+            photographs=len(self.instances),
+            real_patches=self.real_patches,
+            patches=sum(instance.count for instance in self.instances),
+            lr_recipe_hash=self.recipe.lr_recipe_hash,
+            predicted_seconds=round(seconds, 1),
+            counts={instance.id: instance.count for instance in self.instances},
+            conversions=count_conversions(self.instances),
+            left_out=self.left_out,
+        )
+
+    def make_run(self, *, restart: bool = False) -> Run:
+        """Make the Run directory, or continue the Run that is there: failed and damaged photographs are made again.
+
+        Args:
+            restart: Delete the Run directory first.
+
+        Raises:
+            RecipeError: The directory belongs to another recipe or to other photographs.
+            RunError: A file of the Run belongs to another recipe or photograph, or `restart` is given while another
+                process works on the Run.
+        """
+        if restart:
+            Run.discard(self.path)
+        run = Run.create(self.path, self.recipe, self.instances, {"packages": packages(), "machine": machine()})
+        run.clear_failures()
+        for instance in self.instances:
+            if damaged := run.drop_damaged(instance):
+                warnings.warn(f"{damaged} It is made again.", stacklevel=1)
+        return run
+
+
+def prepare(
+    recipe: Recipe | str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    trust_recipe: bool = False,
+    progress: Reporting = True,
+) -> Prepared:
+    """Check a recipe, its photographs and its networks; arguments and errors as in `condense`. Writes nothing."""
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, trust_recipe=trust_recipe)
+    if recipe.method != "idc":
+        raise RecipeError(
+            f"The recipe {recipe.name} chooses real patches (method: {recipe.method}); nothing is condensed.",
+            f"Use `idc select {recipe.method} {recipe.source.path}`, or set method=idc.",
+        )
+    features = recipe.features
+    extractor = load_extractor(features.network, features.layer, scale=recipe.scale, size=recipe.patches.size)
+    recipe = recipe.with_extractor(extractor.weights_sha256)
+    teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=device())
+    instances, left_out = find_photographs(recipe, progress)
+    prepared = Prepared(
+        path=Path(run_dir) if run_dir else default_run_dir(recipe.name),
+        recipe=recipe,
+        instances=instances,
+        left_out=left_out,
+        network=extractor.network,
+        teacher=teacher,
+    )
+    if not any(instance.count for instance in instances):
+        raise RecipeError(
+            f"A ratio of {recipe.patches.ratio} of {prepared.real_patches} real patches is less than one patch.",
+            "Raise patches.ratio, or set patches.min_per_image=1.",
+        )
+    return prepared
+
+
 def condense(
     recipe: Recipe | str | Path,
     *,
@@ -128,34 +224,12 @@ def condense(
         Interrupted: A signal stopped the work; the same call continues.
     """
     begun = time.monotonic()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, trust_recipe=trust_recipe)
-    if recipe.method != "idc":
-        raise RecipeError(
-            f"The recipe {recipe.name} chooses real patches (method: {recipe.method}); nothing is condensed.",
-            f"Use `idc select {recipe.method} {recipe.source.path}`, or set method=idc.",
-        )
-    features = recipe.features
-    extractor = load_extractor(features.network, features.layer, scale=recipe.scale, size=recipe.patches.size)
-    recipe = recipe.with_extractor(extractor.weights_sha256)
-    teacher = load_teacher(recipe.teacher.network, scale=recipe.scale, device=device())
-    instances, left_out = find_photographs(recipe, progress)
-    path = Path(run_dir) if run_dir else default_run_dir(recipe.name)
-    real_patches = sum(instance.patches for instance in instances)
-    if not any(instance.count for instance in instances):
-        raise RecipeError(
-            f"A ratio of {recipe.patches.ratio} of {real_patches} real patches is less than one patch.",
-            "Raise patches.ratio, or set patches.min_per_image=1.",
-        )
+    prepared = prepare(recipe, run_dir=run_dir, trust_recipe=trust_recipe, progress=progress)
+    recipe, path, instances, teacher = prepared.recipe, prepared.path, prepared.instances, prepared.teacher
     processes = num_processes or default_num_processes(recipe, len(instances))
     if dry_run:
-        return _plan(path, recipe, instances, left_out, extractor.network, processes)
-    if restart:
-        Run.discard(path)
-    run = Run.create(path, recipe, instances, {"packages": packages(), "machine": machine()})
-    run.clear_failures()
-    for instance in instances:
-        if damaged := run.drop_damaged(instance):
-            warnings.warn(f"{damaged} It is made again.", stacklevel=1)
+        return prepared.plan(processes)
+    run = prepared.make_run(restart=restart)
     with show_progress(run, progress):
         launch(run, processes)
     run.require_finished()
@@ -167,7 +241,7 @@ def condense(
     return CondenseResult(
         run=str(path),
         photographs=len(instances),
-        real_patches=real_patches,
+        real_patches=prepared.real_patches,
         patches=condensed.manifest.patches,
         lr_digest=condensed.manifest.lr_digest,
         hr_version=name,
@@ -176,27 +250,5 @@ def condense(
         warnings=measured["warnings"],
         seconds=round(time.monotonic() - begun, 1),
         conversions=count_conversions(instances),
-        left_out=left_out,
-    )
-
-
-def _plan(
-    path: Path,
-    recipe: Recipe,
-    instances: list[Instance],
-    left_out: list[str],
-    network: torch.nn.Module,
-    processes: int,
-) -> CondensePlan:
-    seconds = predict_seconds(recipe, instances, network, processes, torch.device(device()))
-    return CondensePlan(
-        run=str(path),
-        photographs=len(instances),
-        real_patches=sum(instance.patches for instance in instances),
-        patches=sum(instance.count for instance in instances),
-        lr_recipe_hash=recipe.lr_recipe_hash,
-        predicted_seconds=round(seconds, 1),
-        counts={instance.id: instance.count for instance in instances},
-        conversions=count_conversions(instances),
-        left_out=left_out,
+        left_out=prepared.left_out,
     )

@@ -1,0 +1,77 @@
+"""launch_slurm: condense on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from idc_hub.clusters import slurm
+from idc_hub.recipe import Recipe
+from idc_hub.runs.progress import Reporting
+from idc_hub.verbs.condense import prepare
+
+
+@dataclass(frozen=True)
+class SlurmLaunch:
+    """Result of `launch_slurm`.
+
+    Attributes:
+        run: The Run directory.
+        photographs: Number of photographs.
+        patches: Number of synthetic LR patches.
+        workers: Job id of the array of workers; None if nothing was submitted.
+        finish: Job id of the job that packs and makes HR.
+        scripts: The text of both scripts, by file name.
+    """
+
+    run: str
+    photographs: int
+    patches: int
+    workers: str | None
+    finish: str | None
+    scripts: dict[str, str]
+
+
+def launch_slurm(
+    recipe: Recipe | str | Path,
+    *,
+    array: int,
+    run_dir: str | Path | None = None,
+    options: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    progress: Reporting = True,
+) -> SlurmLaunch:
+    """Submit a condensation to SLURM: an array of workers, and a job that makes HR and the repository afterwards.
+
+    Submit it again to continue: finished photographs are kept.
+
+    Args:
+        recipe: As in `condense`.
+        array: Number of workers.
+        run_dir: As in `condense`; all nodes must see it under the same path, and the photographs and weights too.
+        options: Options of `sbatch` by name, such as `{"partition": "gpu", "gpus": "1"}`.
+        dry_run: Check everything and return the scripts; submit and write nothing.
+        progress: As in `condense`.
+
+    Returns:
+        The ids of the jobs and their scripts.
+
+    Raises:
+        RecipeError, ImageError, NetworkError, RunError, HubError: As in `condense`.
+        ClusterError: SLURM is missing or refused.
+    """
+    prepared = prepare(recipe, run_dir=run_dir, progress=progress)
+    scripts = slurm.scripts(prepared.path, prepared.recipe, array, options or {})
+    workers = finish = None
+    if not dry_run:
+        run = prepared.make_run()
+        workers, finish = slurm.submit(run.path, scripts)
+    return SlurmLaunch(
+        run=str(prepared.path),
+        photographs=len(prepared.instances),
+        patches=sum(instance.count for instance in prepared.instances),
+        workers=workers,
+        finish=finish,
+        scripts={"workers.sbatch": scripts.workers, "finish.sbatch": scripts.finish},
+    )
