@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.delete_version import delete_version as delete_version
     from idc_hub.verbs.evaluate import evaluate as evaluate
     from idc_hub.verbs.export import export as export
+    from idc_hub.verbs.launch import launch_ray as launch_ray
     from idc_hub.verbs.launch import launch_slurm as launch_slurm
     from idc_hub.verbs.pull import pull as pull
     from idc_hub.verbs.push import push as push
@@ -86,7 +87,7 @@ _MODULES = {
     "load_teacher": "networks.teachers",
     "selection_recipe": "selection.pool",
     **dict.fromkeys(_ERRORS, "errors"),
-    **dict.fromkeys(("launch_slurm",), "verbs.launch"),
+    **dict.fromkeys(("launch_ray", "launch_slurm"), "verbs.launch"),
     **{verb: f"verbs.{verb}" for verb in _VERBS},
 }
 __all__ = sorted(_MODULES)

@@ -32,7 +32,8 @@ ALLOWED_THIRD_PARTIES = {
     "filelock": {"runs"},
     "diffusers": {"networks"},
     "pyarrow": {"dataset"},
-    "huggingface_hub": {"images", "networks", "dataset", "hub", "hub_errors", "recipe_reader", "cli"},
+    "ray": {"clusters"},
+    "huggingface_hub": {"images", "networks", "dataset", "hub", "clusters", "hub_errors", "recipe_reader", "cli"},
     "datasets": {"images", "dataset", "training"},
 }
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -63,7 +63,6 @@ def condense(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
     checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result = idc_hub.condense(
         checked,
@@ -73,11 +72,16 @@ def condense(
         dry_run=dry_run,
         progress=not quiet,
     )
+    show_condensed(Sink(as_json, quiet), result, checked.name, dry_run)
+
+
+def show_condensed(sink: Sink, result: Any, name: str, dry_run: bool) -> None:
+    """Print the result of `condense` or `launch_ray`."""
     for warning in getattr(result, "warnings", ()):
         sink.warn(f"{warning}.")
     sink.result(result, leave_out=("quality", "warnings"))
     if not dry_run:
-        sink.note(_next_steps(result.run, checked.name, result.patches))
+        sink.note(_next_steps(result.run, name, result.patches))
 
 
 @app.command(

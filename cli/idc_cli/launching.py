@@ -1,9 +1,10 @@
-"""idc launch slurm: condense on other machines."""
+"""idc launch slurm, ray: condense on other machines."""
 
 from typing import Annotated
 
 import typer
 
+from idc_cli.condensing import show_condensed
 from idc_cli.options import (
     DryRunOption,
     JsonOption,
@@ -16,7 +17,7 @@ from idc_cli.options import (
 from idc_cli.output import Sink
 
 app = typer.Typer()
-launch = typer.Typer(no_args_is_help=True, help="Condense on a cluster: SLURM.")
+launch = typer.Typer(no_args_is_help=True, help="Condense on a cluster: SLURM, Ray.")
 app.add_typer(launch, name="launch", rich_help_panel="Make a set")
 
 
@@ -66,3 +67,44 @@ def slurm(
             sink.text(f"\n# {name}\n{script}")
     else:
         sink.note(f"\nWatch  idc status {result.run} --watch\nStop   scancel {result.workers} {result.finish}")
+
+
+@launch.command(
+    epilog=examples(
+        "idc launch ray div2k-x4 source.path=DIV2K_train_HR --workers 8 --gpus-per-worker 1 --address auto",
+        "idc launch ray small-x4 source.path=photos --workers 4",
+    ),
+)
+def ray(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    workers: Annotated[int, typer.Option(min=1, help="Photographs condensed at once.", show_default=False)] = ...,  # type: ignore[assignment]
+    run_dir: RunDirOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Address of the cluster.", show_default="RAY_ADDRESS, `ray start`, or a new one here"),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="GPUs of each worker; a fraction lets several share one.")
+    ] = 0,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Condense on a Ray cluster, then make HR and the repository on this machine, which must be one of its nodes.
+
+    No shared file system is needed. A photograph whose node dies continues on another one.
+    """
+    import idc_hub
+
+    checked = idc_hub.Recipe.load(recipe, overrides or ())
+    result = idc_hub.launch_ray(
+        checked,
+        workers=workers,
+        run_dir=run_dir,
+        address=address,
+        gpus_per_worker=gpus_per_worker,
+        dry_run=dry_run,
+        progress=not quiet,
+    )
+    show_condensed(Sink(as_json, quiet), result, checked.name, dry_run)

@@ -101,11 +101,13 @@ def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module
     """Condense one photograph if no other process has it; returns whether it was free."""
     with run.claim(instance.id) as free:
         if free and not run.is_settled(instance):
-            _condense(run, instance, source, network, stopping)
+            condense_claimed(run, instance, source, network, stopping)
         return free
 
 
-def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals) -> None:
+def condense_claimed(
+    run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals
+) -> None:
     """Condense one claimed photograph; write its patches, or the reason why it failed."""
     import torch
 
@@ -127,7 +129,7 @@ def _condense(run: Run, instance: Instance, source: Source, network: torch.nn.Mo
             run.write_real(instance, lr)
         resume = _resume(run, instance, next(network.parameters()).device)
         started = resume.step if resume else 0
-        run.append_metrics(instance.id, {"event": "start", "step": started, "pid": os.getpid(), "time": time.time()})
+        run.append_metrics(instance.id, {"event": "start", "step": started, **this_process(), "time": time.time()})
         condensed = condense_instance(
             lr,
             instance.count,

@@ -225,22 +225,38 @@ def condense(
     """
     begun = time.monotonic()
     prepared = prepare(recipe, run_dir=run_dir, trust_recipe=trust_recipe, progress=progress)
-    recipe, path, instances, teacher = prepared.recipe, prepared.path, prepared.instances, prepared.teacher
-    processes = num_processes or default_num_processes(recipe, len(instances))
+    processes = num_processes or default_num_processes(prepared.recipe, len(prepared.instances))
     if dry_run:
         return prepared.plan(processes)
     run = prepared.make_run(restart=restart)
     with show_progress(run, progress):
         launch(run, processes)
+    return finish(prepared, run, processes, begun, progress)
+
+
+def finish(prepared: Prepared, run: Run, processes: int, begun: float, progress: Reporting) -> CondenseResult:
+    """Pack a Run whose photographs are settled, make its HR, and measure its quality.
+
+    Args:
+        prepared: What the Run was made of.
+        run: The Run.
+        processes: Number of threads that read the finished photographs.
+        begun: `time.monotonic()` when the work began.
+        progress: As in `condense`.
+
+    Raises:
+        IncompleteError: Photographs failed.
+    """
     run.require_finished()
     condensed = pack(run, workers=processes)
-    name = recipe.teacher.hr_version or teacher.name
+    teacher = prepared.teacher
+    name = prepared.recipe.teacher.hr_version or teacher.name
     add_version(condensed, teacher, name, set_default=False, progress=progress)
     measured = measured_version(run, condensed, name, teacher, progress)
     run.forget_real()  # if the quality was recorded already, nothing else removes them
     return CondenseResult(
-        run=str(path),
-        photographs=len(instances),
+        run=str(run.path),
+        photographs=len(run.instances),
         real_patches=prepared.real_patches,
         patches=condensed.manifest.patches,
         lr_digest=condensed.manifest.lr_digest,
@@ -249,6 +265,6 @@ def condense(
         quality=measured["figures"],
         warnings=measured["warnings"],
         seconds=round(time.monotonic() - begun, 1),
-        conversions=count_conversions(instances),
+        conversions=count_conversions(run.instances),
         left_out=prepared.left_out,
     )

@@ -1,15 +1,17 @@
-"""launch_slurm: condense on a cluster."""
+"""launch_slurm, launch_ray: condense on a cluster."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from idc_hub.clusters import slurm
+from idc_hub.clusters import ray, slurm
 from idc_hub.recipe import Recipe
-from idc_hub.runs.progress import Reporting
-from idc_hub.verbs.condense import prepare
+from idc_hub.runs.launch import cores
+from idc_hub.runs.progress import Reporting, show_progress
+from idc_hub.verbs.condense import CondensePlan, CondenseResult, finish, prepare
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,44 @@ def launch_slurm(
         finish=finish,
         scripts={"workers.sbatch": scripts.workers, "finish.sbatch": scripts.finish},
     )
+
+
+def launch_ray(
+    recipe: Recipe | str | Path,
+    *,
+    workers: int,
+    run_dir: str | Path | None = None,
+    address: str | None = None,
+    gpus_per_worker: float = 0,
+    dry_run: bool = False,
+    progress: Reporting = True,
+) -> CondenseResult | CondensePlan:
+    """Condense photographs on a Ray cluster, then make HR and the repository on this machine.
+
+    The nodes need no shared file system. On CPUs the LR patches are those of `condense`, byte for byte. If interrupted,
+    call it again.
+
+    Args:
+        recipe: As in `condense`.
+        workers: How many photographs are condensed at once.
+        run_dir: As in `condense`; on this machine.
+        address: Address of the cluster; None: that of `RAY_ADDRESS` or of `ray start`, or a new one on this machine.
+        gpus_per_worker: GPUs of each worker; a fraction lets several share one.
+        dry_run: As in `condense`; the time is predicted for workers like this machine.
+        progress: As in `condense`.
+
+    Returns:
+        As `condense`.
+
+    Raises:
+        RecipeError, ImageError, NetworkError, RunError, HubError, IncompleteError, Interrupted: As in `condense`.
+        ClusterError: Ray is not installed or cannot be reached.
+    """
+    begun = time.monotonic()
+    prepared = prepare(recipe, run_dir=run_dir, progress=progress)
+    if dry_run:
+        return prepared.plan(workers)
+    run = prepared.make_run()
+    with show_progress(run, progress):
+        ray.condense_by_ray(run, prepared.network, workers, address=address, gpus_per_worker=gpus_per_worker)
+    return finish(prepared, run, cores(), begun, progress)

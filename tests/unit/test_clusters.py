@@ -2,13 +2,17 @@
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from idc_hub.clusters import slurm
+from idc_hub.clusters.ray import condense_by_ray
 from idc_hub.errors import ClusterError
 from idc_hub.recipe import Recipe
+from idc_hub.runs.run import Run
 
 
 @pytest.fixture
@@ -34,3 +38,9 @@ def test_without_sbatch_an_error_says_where_to_run(recipe: Recipe, tmp_path: Pat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="no sbatch"):
         slurm.submit(tmp_path, slurm.scripts(tmp_path, recipe, 1, {}))
+
+
+def test_without_ray_an_error_says_what_to_install(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterError, match=r"pip install 'idc-hub\[ray\]'"):
+        condense_by_ray(Run(tmp_path, recipe, []), nn.Identity(), 1)
