@@ -1,10 +1,10 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
-`condense` and `select` make a set, `work` helps to condense, and `launch_slurm` condenses on a cluster; `status`,
-`report`, `quality` and `verify` inspect it; `regenerate` adds an HR version and `delete_version` removes one; `push` and
-`pull` exchange the set with the Hub; `train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` and
-`export` feed it to other trainers. Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or
-`Interrupted` after a signal.
+`condense` and `select` make a set; `work` helps to condense, and `launch_slurm` and `launch_ray` condense on a cluster;
+`status`, `report`, `quality` and `verify` inspect it; `regenerate` adds an HR version and `delete_version` removes one;
+`push` and `pull` exchange the set with the Hub; `train`, `evaluate` and `benchmark` measure what it is worth.
+`PairedPatches` and `export` feed it to other trainers. Every verb returns a frozen dataclass and raises subclasses of
+`IDCError`, or `Interrupted` after a signal.
 """
 
 from importlib import import_module

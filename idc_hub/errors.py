@@ -101,7 +101,7 @@ class HubError(IDCError):
 
 
 class ClusterError(IDCError):
-    """An engine that starts workers (SLURM, Ray, Hugging Face Jobs) is missing or refused; the Run is intact."""
+    """An engine that starts workers (SLURM or Ray) is missing or refused; the Run is intact."""
 
 
 class Interrupted(KeyboardInterrupt):

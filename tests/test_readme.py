@@ -18,7 +18,7 @@ PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("publishing", "teachers", "training", "export", "python", "formats")),
 ]
-OTHER_PAGES = ["recipes/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "AGENTS.md"]
+OTHER_PAGES = ["docs/clusters.md", "recipes/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "AGENTS.md"]
 TAGS = {"README.md": ["v1.0.0", "v1.1.0"], "docs/publishing.md": ["v1.0.0", "v1.1.0"], "docs/training.md": ["v1.0.0"]}
 """The releases that the pushes of a page make, in order."""
 IDC = [sys.executable, "-m", "idc_cli.main"]

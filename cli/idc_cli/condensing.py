@@ -20,6 +20,7 @@ from idc_cli.options import (
     RunDirOption,
     ScaleOption,
     SplitOption,
+    TrustRecipeOption,
     examples,
 )
 from idc_cli.output import Sink
@@ -49,10 +50,7 @@ def condense(
         typer.Option(min=1, help="Number of workers.", show_default="one per GPU, or as many as the CPU cores allow"),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the Run directory and start again.")] = False,
-    trust_recipe: Annotated[
-        bool,
-        typer.Option("--trust-recipe", help="Run the code that a recipe from the Hub names (package.module:build)."),
-    ] = False,
+    trust_recipe: TrustRecipeOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

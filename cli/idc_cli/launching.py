@@ -12,6 +12,7 @@ from idc_cli.options import (
     QuietOption,
     RecipeArgument,
     RunDirOption,
+    TrustRecipeOption,
     examples,
 )
 from idc_cli.output import Sink
@@ -39,6 +40,7 @@ def slurm(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Another option of sbatch; may be repeated.", show_default=False),
     ] = None,
+    trust_recipe: TrustRecipeOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -54,7 +56,7 @@ def slurm(
     options |= {name: value for name, _, value in (option.partition("=") for option in sbatch or ())}
     sink = Sink(as_json, quiet)
     result = idc_hub.launch_slurm(
-        idc_hub.Recipe.load(recipe, overrides or ()),
+        idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe),
         array=array,
         run_dir=run_dir,
         options=options,
@@ -66,7 +68,7 @@ def slurm(
         for name, script in result.scripts.items():
             sink.text(f"\n# {name}\n{script}")
     else:
-        sink.note(f"\nWatch  idc status {result.run} --watch\nStop   scancel {result.workers} {result.finish}")
+        sink.note(f"\nWatch  idc status {result.run}\nStop   scancel {result.workers} {result.finish}")
 
 
 @launch.command(
@@ -87,6 +89,7 @@ def ray(
     gpus_per_worker: Annotated[
         float, typer.Option(min=0, help="GPUs of each worker; a fraction lets several share one.")
     ] = 0,
+    trust_recipe: TrustRecipeOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -97,7 +100,7 @@ def ray(
     """
     import idc_hub
 
-    checked = idc_hub.Recipe.load(recipe, overrides or ())
+    checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result = idc_hub.launch_ray(
         checked,
         workers=workers,

@@ -47,6 +47,9 @@ SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a Hub
 ColumnOption = Annotated[
     str | None, typer.Option("--column", help="Image column of a Hub dataset.", show_default="the only one")
 ]
+TrustRecipeOption = Annotated[
+    bool, typer.Option("--trust-recipe", help="Run the code that a recipe from the Hub names (package.module:build).")
+]
 TokenOption = Annotated[
     str | None,
     typer.Option("--token", help="Access token of the Hub.", show_default="HF_TOKEN, or the login of `hf auth login`"),

@@ -42,6 +42,7 @@ def launch_slurm(
     run_dir: str | Path | None = None,
     options: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    trust_recipe: bool = False,
     progress: Reporting = True,
 ) -> SlurmLaunch:
     """Submit a condensation to SLURM: an array of workers, and a job that makes HR and the repository afterwards.
@@ -54,6 +55,7 @@ def launch_slurm(
         run_dir: As in `condense`; all nodes must see it under the same path, and the photographs and weights too.
         options: Options of `sbatch` by name, such as `{"partition": "gpu", "gpus": "1"}`.
         dry_run: Check everything and return the scripts; submit and write nothing.
+        trust_recipe: As in `condense`.
         progress: As in `condense`.
 
     Returns:
@@ -63,7 +65,7 @@ def launch_slurm(
         RecipeError, ImageError, NetworkError, RunError, HubError: As in `condense`.
         ClusterError: SLURM is missing or refused.
     """
-    prepared = prepare(recipe, run_dir=run_dir, progress=progress)
+    prepared = prepare(recipe, run_dir=run_dir, trust_recipe=trust_recipe, progress=progress)
     scripts = slurm.scripts(prepared.path, prepared.recipe, array, options or {})
     workers = finish = None
     if not dry_run:
@@ -87,6 +89,7 @@ def launch_ray(
     address: str | None = None,
     gpus_per_worker: float = 0,
     dry_run: bool = False,
+    trust_recipe: bool = False,
     progress: Reporting = True,
 ) -> CondenseResult | CondensePlan:
     """Condense photographs on a Ray cluster, then make HR and the repository on this machine.
@@ -101,6 +104,7 @@ def launch_ray(
         address: Address of the cluster; None: that of `RAY_ADDRESS` or of `ray start`, or a new one on this machine.
         gpus_per_worker: GPUs of each worker; a fraction lets several share one.
         dry_run: As in `condense`; the time is predicted for workers like this machine.
+        trust_recipe: As in `condense`.
         progress: As in `condense`.
 
     Returns:
@@ -111,7 +115,7 @@ def launch_ray(
         ClusterError: Ray is not installed or cannot be reached.
     """
     begun = time.monotonic()
-    prepared = prepare(recipe, run_dir=run_dir, progress=progress)
+    prepared = prepare(recipe, run_dir=run_dir, trust_recipe=trust_recipe, progress=progress)
     if dry_run:
         return prepared.plan(workers)
     run = prepared.make_run()
