@@ -105,9 +105,7 @@ def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module
         return free
 
 
-def condense_claimed(
-    run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals
-) -> None:
+def condense_claimed(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals) -> None:
     """Condense one claimed photograph; write its patches, or the reason why it failed."""
     import torch
 
