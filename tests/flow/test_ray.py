@@ -49,7 +49,7 @@ def test_a_node_is_killed_and_one_joins_and_the_bytes_are_those_of_one_worker(
     run = tmp_path / "run"
     nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
     launched = start(run, recipe(tmp_path, photographs, steps=250), cluster, 2)
-    wait_for(lambda: len(list((run / "partial").glob("*"))) == 2)
+    wait_for(lambda: len(list((run / "partial").glob("*.safetensors"))) == 2)
     kill(nodes[0])
     cluster.add_node(num_cpus=1)
     assert launched.wait(timeout=200) == 0, launched.stderr and launched.stderr.read()
@@ -68,10 +68,10 @@ def test_an_interrupted_launch_keeps_its_checkpoints(
     spec = recipe(tmp_path, photographs, steps=250)
     cluster.add_node(num_cpus=1)
     launched = start(run, spec, cluster, 1)
-    wait_for(lambda: list((run / "partial").glob("*")))
+    wait_for(lambda: list((run / "partial").glob("*.safetensors")))
     launched.send_signal(signal.SIGTERM)
     assert launched.wait(timeout=60) == 143
-    assert list((run / "partial").glob("*"))
+    assert list((run / "partial").glob("*.safetensors"))
     assert not list((run / "locks").glob("*.json"))
     idc("condense", spec, "--run-dir", run, "--num-processes", 1, "--quiet")
     assert lr_bytes(run) == lr_bytes(undisturbed)
