@@ -70,7 +70,7 @@ def claim(
             stack.enter_context(_beating(heartbeat))
             # On a file system without locks, two processes can both find the claim free; the last to write has it.
             free = _is_mine(heartbeat)
-        if free and holder is not None and not (holder["host"] == platform.node() and _process_exists(holder["pid"])):
+        if free and holder is not None and not (holder["host"] == platform.node() and process_exists(holder["pid"])):
             on_death(holder)
         yield free
 
@@ -187,10 +187,10 @@ def _alive(holder: dict[str, Any]) -> bool:
     """Whether the holder is another process and may still be working."""
     if _stale(holder) or _is_self(holder):
         return False
-    return holder["host"] != platform.node() or _process_exists(holder["pid"])
+    return holder["host"] != platform.node() or process_exists(holder["pid"])
 
 
-def _process_exists(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
     """Whether a process of this machine runs; one that ended and was not waited for does not."""
     if os.name == "nt":
         return True  # os.kill would end it; the age of the heartbeat decides

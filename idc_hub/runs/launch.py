@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from idc_hub.atomic import writing
 from idc_hub.errors import IncompleteError, Interrupted
 from idc_hub.runs.run import Run
-from idc_hub.runs.worker import SIGNALS, end_with_parent, work
+from idc_hub.runs.worker import PARENT, SIGNALS, end_with_parent, work
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
 
 LOG_NAME = "workers.log"
-PARENT = "IDC_PARENT"
-"""Environment variable of a started worker: the process that it ends with."""
-
 CONFIGURATION = Path(__file__).with_name("accelerate.yaml")
 WAIT_SECONDS = 0.1
 _DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -225,7 +222,7 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, *, 
         Interrupted: A signal stopped them.
     """
     command = [sys.executable, "-m", "idc_hub.runs.launch", str(num_processes), module, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
     processes: list[subprocess.Popen[bytes]] = []
     with writing(log):
         output = log.open("wb")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
 from idc_hub.errors import IncompleteError, Interrupted, RunError, one_line
 from idc_hub.images.sources import Instance
-from idc_hub.runs.claims import this_process
+from idc_hub.runs.claims import process_exists, this_process
 from idc_hub.runs.progress import Reporting, counting
 from idc_hub.runs.run import Run
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from idc_hub.images.sources import Source
     from idc_hub.recipe import Recipe
+
+PARENT = "IDC_PARENT"
+"""Environment variable of a started process: the process that it ends with."""
 
 POLL_SECONDS = 1.0
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -295,18 +298,16 @@ def stop_on_signal() -> Iterator[Signals]:
         woken.close()
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """End this process as soon as its parent is gone.
+def end_with_parent() -> None:
+    """End this process as soon as its parent, or the process that `PARENT` names, is gone.
 
-    A killed parent cannot stop its workers, and an orphaned worker would keep its claims. Its checkpoints stay.
-
-    Args:
-        parent: Process id of the parent. A parent that died before this call is noticed only if it is given.
+    A killed parent cannot stop its workers, and an orphaned worker would keep its claims. Its checkpoints stay. A
+    parent that died before this call is not noticed, but the process that `PARENT` names is.
     """
-    expected = os.getppid() if parent is None else parent
+    parent, ancestor = os.getppid(), os.environ.get(PARENT)
 
     def watch() -> None:
-        while os.getppid() == expected:
+        while os.getppid() == parent and (ancestor is None or process_exists(int(ancestor))):
             time.sleep(POLL_SECONDS / 2)
         os._exit(128 + signal.SIGTERM)
 

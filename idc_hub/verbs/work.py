@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idc_hub.errors import RecipeError
-from idc_hub.runs.launch import PARENT, worker_device
+from idc_hub.runs.launch import worker_device
 from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run
-from idc_hub.runs.worker import end_with_parent
+from idc_hub.runs.worker import PARENT, end_with_parent
 from idc_hub.runs.worker import work as condense_all
 
 
@@ -58,7 +58,7 @@ def work(
         Interrupted: A signal stopped the work, after a checkpoint; the same call continues.
     """
     if PARENT in os.environ:
-        end_with_parent(int(os.environ[PARENT]))
+        end_with_parent()
     begun = time.monotonic()
     local = int(os.environ.get("LOCAL_RANK") or 0) if rank is None else rank
     if world_size is None:

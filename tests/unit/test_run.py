@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -331,3 +332,11 @@ def test_a_torn_line_of_metrics_hides_no_other(run: Run) -> None:
     run.append_metrics("a", {"event": "start", "step": 5})
     assert [line["step"] for line in run.read_metrics("a")] == [0, 5]
     assert run.status()["instances"][0]["resumed_from"] == 5
+
+
+def test_a_process_ends_with_the_one_that_started_its_launcher() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    wait = "import time; from idc_hub.runs.worker import end_with_parent; end_with_parent(); time.sleep(120)"
+    left = subprocess.run([sys.executable, "-c", wait], env={**os.environ, "IDC_PARENT": str(gone.pid)}, check=False)
+    assert left.returncode == 128 + signal.SIGTERM
