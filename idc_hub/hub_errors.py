@@ -73,7 +73,7 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
         unknown = HubError(f"A file could not be transferred ({type(cause).__name__}: {one_line(cause)}).", AGAIN)
         return _sentence(cause, repo_id, revision, kind) or unknown
     if isinstance(error, FileMetadataError):
-        return _no_hub()
+        return no_hub()
     if isinstance(error, httpx.TransportError | LocalEntryNotFoundError):
         return HubError(f"The connection to {constants.ENDPOINT} failed ({type(error).__name__}).", AGAIN)
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("hf_xet"):
@@ -81,15 +81,16 @@ def _sentence(error: BaseException, repo_id: str, revision: str | None, kind: st
     if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
         return HubError(f"A file of {repo_id} arrived incomplete.", AGAIN)
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return _no_hub()
-    if isinstance(error, LookupError | TypeError | AttributeError) and _is_of_client(error):
-        return _no_hub()
+        return no_hub()
     if isinstance(error, ValueError) and str(error).startswith("LFS batch API returned errors"):
         return refused(repo_id, error)
+    if isinstance(error, LookupError | TypeError | AttributeError | ValueError) and _is_of_client(error):
+        return no_hub()
     return None
 
 
-def _no_hub() -> HubError:
+def no_hub() -> HubError:
+    """The error for an answer that no Hub gives."""
     return HubError(f"{constants.ENDPOINT} did not answer like a Hub.", "Check HF_ENDPOINT, or try again later.")
 
 

@@ -22,7 +22,7 @@ from idc_hub.dataset.check import hr_version_of
 from idc_hub.dataset.condensed_set import CARD
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import HubError, NetworkError, RunError, enumerated, keep_secret, one_line
-from idc_hub.hub_errors import AGAIN, LOG_IN
+from idc_hub.hub_errors import AGAIN, LOG_IN, no_hub
 
 if TYPE_CHECKING:
     from idc_hub.hub.releases import Release
@@ -195,6 +195,18 @@ def client(token: str | None) -> HfApi:
     if token:
         keep_secret(token)
     return HfApi(token=token, library_name="idc-hub")
+
+
+def account_of(api: HfApi) -> str:
+    """The name of the account that the client's token belongs to.
+
+    Raises:
+        HubError: The answer has none.
+    """
+    answer = api.whoami()
+    if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
+        raise no_hub()
+    return answer["name"]
 
 
 def commit_of(info: Any) -> str:

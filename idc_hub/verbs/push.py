@@ -11,7 +11,7 @@ from idc_hub.dataset.licenses import License
 from idc_hub.errors import IncompleteError, RecipeError
 from idc_hub.hub.push import Push, PushResult
 from idc_hub.hub.releases import DatasetRelease, NetworkRelease, Release, is_network
-from idc_hub.hub.revisions import client
+from idc_hub.hub.revisions import account_of, client
 from idc_hub.hub_errors import hub_sentences
 
 
@@ -74,7 +74,7 @@ def push(
         release: Release = NetworkRelease(folder) if is_network(folder) else DatasetRelease(folder)
         with hub_sentences(repo_id, kind=release.kind):
             api = client(token)
-            account = api.whoami()["name"]
+            account = account_of(api)
             repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
             attempt = Push(api, account, release, repo_id, given, public=public, create_pr=create_pr)
             return attempt.plan() if dry_run else attempt.publish(commit_message, set(replace), replace_set, on_start)
