@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from idc_hub.dataset.manifest import HRVersion, Manifest, TeacherRecord, is_version_name
-from idc_hub.errors import NetworkError, RunError
+from idc_hub.errors import IncompleteError, NetworkError, RunError
 from idc_hub.images.sources import is_instance_id
 
 DIGEST = "0123456789abcdef" * 4
@@ -226,7 +226,7 @@ def test_the_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monke
     monkeypatch.setattr("os.fsync", fail)
     changed = make_manifest()
     changed.packages = {}
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(IncompleteError, match=r"idc\.json could not be written: disk full"):
         changed.save(tmp_path)
     assert (tmp_path / "idc.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["idc.json"]
