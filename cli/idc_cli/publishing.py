@@ -47,7 +47,10 @@ def regenerate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Add an HR version made by another teacher; the LR patches do not change."""
+    """Add an HR version made by another teacher; the LR patches do not change.
+
+    Its quality is measured too, if the photographs are where the Run's recipe says.
+    """
     import idc_hub
 
     given = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
@@ -144,7 +147,8 @@ def push(
 
     def announce(plan: Any) -> None:
         size = sum(plan.files[name] for name in plan.uploads)
-        sink.note(f"Uploading {len(plan.uploads)} files ({size:,} bytes) to {plan.url}")
+        files = plan.uploads[0] if len(plan.uploads) == 1 else f"{len(plan.uploads)} files"
+        sink.note(f"Uploading {files} ({size:,} bytes) to {plan.url}")
 
     result = idc_hub.push(
         path,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.gate import measured_version
 from idc_hub.dataset.hr import load_hr_source
 from idc_hub.dataset.regenerate import add_version
+from idc_hub.errors import IDCError
 from idc_hub.runs.progress import Reporting
-from idc_hub.runs.run import default_run_dir
+from idc_hub.runs.run import Run, default_run_dir
 from idc_hub.verbs.pull import pull
 
 
@@ -47,6 +50,8 @@ def regenerate(
 ) -> RegenerateResult:
     """Add an HR version to a condensed set, your own or one from the Hub; the LR patches do not change.
 
+    The version of a Run is measured as by `quality`; if its photographs are gone, a warning says so.
+
     Args:
         run_or_repo: A Run, a repository folder, or the id of a dataset repository on the Hub.
         teacher: The teacher: a bundled name, `bicubic`, a folder, a weights file, a Hub id or `package.module:build`.
@@ -76,6 +81,11 @@ def regenerate(
     condensed = CondensedSet.open(path)
     source = load_hr_source(path, teacher, scale=condensed.manifest.scale, settings=settings)
     added = add_version(condensed, source, name, set_default=set_default, progress=progress)
+    if (path / "run.json").is_file():
+        try:
+            measured_version(Run.open(path), condensed, added.hr_version, source, progress)
+        except IDCError as error:  # the version is complete all the same
+            warnings.warn(f"The quality of {added.hr_version} was not measured: {error}", stacklevel=2)
     return RegenerateResult(
         str(condensed.folder), added.hr_version, added.written, added.default, added.patches, added.bytes
     )

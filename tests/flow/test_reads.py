@@ -145,10 +145,12 @@ def test_the_other_verbs_read_only_what_they_need(
 
     reads.reset()
     idc_hub.regenerate(run, teacher="edsr-small", name="sharper", progress=False)
-    assert not reads.photographs
     assert not reads.tensors, "LR patches come from the shards"
-    assert (reads.loads, reads.saves) == (3, 1), "to open the set, and under the lock before and after making HR"
+    assert reads.photographs == dict.fromkeys(PHOTOGRAPHS, 1), "to measure its quality"
+    assert (reads.loads, reads.saves) == (4, 2), "to open the set, under the lock around making HR, and for the quality"
     assert reads.versions == {"sharper": 1}, "the other version is as this process checked it"
+    assert Manifest.load(run / "repo").condensation["quality"].keys() == {"bicubic", "sharper"}
+    assert "### Quality of `sharper`" in (run / "repo" / "README.md").read_text()
 
     reads.reset()
     idc_hub.quality(run, hr_version="bicubic", progress=False)
