@@ -81,7 +81,8 @@ def pull(
     run_dir = Path(run_dir)
     with hub_sentences(repo_id, revision):
         api = client(token)
-        sha = commit_of(api.repo_info(repo_id, repo_type="dataset", revision=revision))
+        info = api.repo_info(repo_id, repo_type="dataset", revision=revision)
+        repo_id, sha = info.id, commit_of(info)  # another id if it was renamed
         files = {path: entry for path, entry in list_files(api, repo_id, sha).items() if is_repository_path(path)}
         if MANIFEST not in files and not read_tags(api, repo_id, "dataset"):
             raise HubError(f"{repo_id} is not a condensed set: it has no {MANIFEST}.")

@@ -385,6 +385,7 @@ class Push:
                 if error.response.status_code != 404:
                     raise
         self.private = bool(info.private)
+        self.repo_id = info.id  # another one if it was renamed
         return self.revision_of(commit_of(info))
 
     def revision_of(self, sha: str) -> Revision:

@@ -346,6 +346,24 @@ class TestCard:
         assert "license: mit" in card
 
 
+class TestRenamed:
+    def test_the_new_name_is_used_everywhere(
+        self, hub: HubServer, alice: Client, make_client: Callable[..., Client], tmp_path: Path
+    ) -> None:
+        folder = make_repository(tmp_path / "one", {"edsr": 0})
+        alice("push", folder=folder, repo_id="alice/before", license="mit")
+        hub.state.rename("dataset", "alice/before", "alice/after")
+        more = make_repository(tmp_path / "two", {"edsr": 0, "bicubic": 1})
+        done = alice("push", folder=more, repo_id="alice/before")
+        assert (done["repo_id"], done["tag"]) == ("alice/after", "v1.1.0")
+        assert done["url"] == f"{hub.url}/datasets/alice/after"
+        card = hub.dataset("alice/after").read("README.md").decode()
+        assert "alice/after" in card
+        assert "alice/before" not in card
+        pulled = make_client("hf_alice")("pull", repo_id="alice/before", run_dir=tmp_path / "run")
+        assert (pulled["repo_id"], pulled["hr_versions"]) == ("alice/after", ["bicubic", "edsr"])
+
+
 class TestTrouble:
     def test_somebody_else_commits_in_between(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
         alice("push", folder=make_repository(tmp_path / "one", {"edsr": 0}), repo_id="alice/race", license="mit")

@@ -62,7 +62,11 @@ class Hub:
         ]
 
     def answer(self, request: Request) -> Response:
-        """Finds the route of a request and follows it."""
+        """Finds the route of a request and follows it, or redirects it to the new name of a repository."""
+        for old, new in self.state.moved.items():
+            if re.search(rf"/{old}(?=[/.]|$)", request.path):
+                location = re.sub(rf"/{old}(?=[/.]|$)", f"/{new}", request.path, count=1)
+                return Response(307, b"", {"Location": f"{location}?{urlencode(request.query, doseq=True)}"})
         method = "GET" if request.method == "HEAD" else request.method
         for wanted, pattern, answer in self._routes:
             if method == wanted and (match := pattern.fullmatch(request.path)):

@@ -177,6 +177,7 @@ class State:
 
     def __init__(self, root: Path, accounts: dict[str, Account]) -> None:
         self.root, self.accounts = root, accounts
+        self.moved: dict[str, str] = {}
         self._locks: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 
     def _repository(self, kind: str, repo_id: str) -> Repository:
@@ -187,6 +188,13 @@ class State:
         """A repository, or None. `kind` is model, dataset or space; `repo_id` is owner/name."""
         repository = self._repository(kind, repo_id)
         return repository if (repository.folder / "refs.json").exists() else None
+
+    def rename(self, kind: str, old: str, new: str) -> None:
+        """Gives a repository another name; requests for the old one are redirected."""
+        target = self._repository(kind, new).folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._repository(kind, old).folder.rename(target)
+        self.moved[old] = new
 
     def create(self, kind: str, repo_id: str, author: str, private: bool) -> Repository:
         """Makes a repository with the one commit that the Hub makes: .gitattributes."""
