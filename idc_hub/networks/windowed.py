@@ -16,6 +16,7 @@ from torch.nn import functional
 from idc_hub.errors import NetworkError
 from idc_hub.networks.edsr import RGB_MEAN, layer_count
 
+HEAD_MULTIPLE = 8  # channels of an attention head are padded to a multiple of this
 UPSAMPLER_CHANNELS = 64  # of the x2-at-a-time upsampler, whatever `dim` is
 
 
@@ -72,9 +73,11 @@ class WindowAttention(nn.Module):
         rows, columns, head = height // self.window, width // self.window, channels // (3 * self.heads)
         x = qkv.reshape(batch, rows, self.window, columns, self.window, 3, self.heads, head)
         x = x.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, batch, rows, columns, heads, then pixels and their channels
-        q, k, v = x.reshape(3, batch * rows * columns, self.heads, self.window**2, head)
-        x = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
-        x = x.reshape(batch, rows, columns, self.heads, self.window, self.window, head)
+        # Zeros change neither the products nor the output; on a CPU, calls with 10 channels take half as long again.
+        x = functional.pad(x, (0, -head % HEAD_MULTIPLE))
+        q, k, v = x.reshape(3, batch * rows * columns, self.heads, self.window**2, -1)
+        x = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype), scale=head**-0.5)
+        x = x[..., :head].reshape(batch, rows, columns, self.heads, self.window, self.window, head)
         return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels // 3)
 
     def _mask(self, bottom: int, right: int, like: Tensor) -> Tensor:

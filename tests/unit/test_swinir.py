@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from idc_hub.errors import NetworkError
+from idc_hub.networks import windowed
 from idc_hub.networks.swinir import SwinIR
 
 LIGHT = {"depths": [6] * 4, "dim": 60, "heads": 6, "window": 8, "upsampler": "pixelshuffledirect"}
@@ -253,3 +254,15 @@ def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(layer: Any) -
 def test_an_impossible_network_is_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(NetworkError, match=sentence):
         SwinIR(**{**LIGHT, **change})
+
+
+def test_padded_attention_heads_change_neither_the_output_nor_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SwinIR(depths=[2], dim=20, heads=2, window=8, upsampler="pixelshuffledirect").double()
+    lr = torch.rand(2, 3, 16, 24, dtype=torch.float64, requires_grad=True)
+    found = []
+    for multiple in (1, 8):
+        monkeypatch.setattr(windowed, "HEAD_MULTIPLE", multiple)
+        features = network.features(lr, "last")
+        found.append((features.detach(), *torch.autograd.grad(features.square().sum(), lr)))
+    for mine, other in zip(*found, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-10, atol=1e-10)
