@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Image
 
 from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.card_section import Version, escape, hub_source, mostly_copied, read_versions, render_section
 from idc_hub.dataset.condensed_set import CARD, CondensedSet
 from idc_hub.dataset.licenses import License
 from idc_hub.dataset.manifest import is_version_name
+from idc_hub.dataset.parquet import FEATURES
 from idc_hub.errors import RunError
 
 BEGIN = "<!-- idc:begin -->"
@@ -32,12 +34,7 @@ _UNITED_KEYS = ("tags",)
 _PLAIN_YAML = "Write it as plain `key: value` lines between two lines of ---."
 _MARKER = re.compile(r"^<!-- idc:(begin|end) -->[ \t]*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A\s*^---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
-_FEATURES = [
-    {"name": "instance_id", "dtype": "string"},
-    {"name": "patch_index", "dtype": "int32"},
-    {"name": "lr", "dtype": "image"},
-    {"name": "hr", "dtype": "image"},
-]
+_DTYPES = {name: "image" if isinstance(feature, Image) else feature.dtype for name, feature in FEATURES.items()}
 
 
 def write_card(condensed: CondensedSet, *, repo_id: str | None = None, license: License | None = None) -> None:
@@ -331,7 +328,7 @@ def _front_matter(condensed: CondensedSet, versions: list[Version], license: Lic
         front["dataset_info"] = [
             {
                 "config_name": version.name,
-                "features": [dict(feature) for feature in _FEATURES],
+                "features": [{"name": column, "dtype": _DTYPES[column]} for column in version.size.columns],
                 "splits": [{"name": "train", "num_bytes": version.size.data_bytes, "num_examples": version.size.rows}],
                 "download_size": version.size.file_bytes,
                 "dataset_size": version.size.data_bytes,

@@ -119,6 +119,7 @@ def render_section(
         hr_side=manifest.patch_size * manifest.scale,
         lr_digest=manifest.lr_digest,
         versions=versions,
+        has_facts=any("teacher_residual" in version.size.columns for version in versions),
         others=[version for version in versions if not version.default],
         picture=PICTURE.as_posix() if (condensed.folder / PICTURE).is_file() else None,
         results=_results(facts.get("results")),

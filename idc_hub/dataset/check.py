@@ -13,9 +13,10 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from idc_hub.dataset import parquet
-from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet
+from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet, LRPatch
 from idc_hub.dataset.manifest import MANIFEST, FileRecord, Manifest
 from idc_hub.errors import ImageError, RunError, enumerated, first_few, one_line
+from idc_hub.images.figures import rms_residual
 from idc_hub.images.files import decode_png
 from idc_hub.images.patches import is_mismatched, is_one_color, is_wrongly_one_color
 
@@ -28,6 +29,8 @@ _REPOSITORY_PATH = re.compile(
 )
 _SAMPLE = 256
 """About how many rows, evenly spaced, have their HR compared with their LR."""
+_ROUNDING = 1e-3
+"""Gray levels by which a float32 in a row may differ from what it should be."""
 
 
 def is_repository_path(path: str) -> bool:
@@ -143,8 +146,9 @@ def check_version(condensed: CondensedSet, name: str) -> list[str]:
     """Check an HR version: the digests of its files, and every row.
 
     Ids, numbers and LR pixels of all rows must be those of the LR shards, and all images must be undamaged PNGs of the
-    right size. In a fixed sample HR must show what LR shows (`is_mismatched`). HR must not have a single color that LR
-    does not have: then the teacher failed.
+    right size. `source_sha256` and `nearest_real` must be those in the index of the shards, where both have one. In a
+    fixed sample HR must show what LR shows (`is_mismatched`), and `teacher_residual` must be that of the pixels. HR
+    must not have a single color that LR does not have: then the teacher failed.
 
     Returns:
         See `check_contents`.
@@ -154,21 +158,18 @@ def check_version(condensed: CondensedSet, name: str) -> list[str]:
     """
     folder, manifest = condensed.data(name), condensed.manifest
     _check_files(condensed, name)
-    patches = (
-        (instance, index, patch) for instance, tensor in condensed.patches() for index, patch in enumerate(tensor)
-    )
     # PNG compresses a single color to .4 % of its pixels' size.
     largest = 200 + (manifest.patch_size * manifest.scale) ** 2 * 3 // 100
     step = ceil(manifest.patches / _SAMPLE)
-    wrongly_one_color, one_color, mismatched = [], [], []
-    for number, (row, expected) in enumerate(zip_longest(condensed.rows(name), patches)):
-        if row is None or expected is None or (row.instance_id, row.patch_index) != expected[:2]:
-            found = row.name if row else "nothing"
-            wanted = f"patch_index {expected[1]} of instance_id {expected[0]}" if expected else "nothing"
+    wrongly_one_color, one_color, mismatched, wrong_residual = [], [], [], []
+    for number, (row, expected) in enumerate(zip_longest(condensed.rows(name), condensed.lr_patches())):
+        if row is None or expected is None or row.name != expected.name:
+            found, wanted = (side.name if side else "nothing" for side in (row, expected))
             raise RunError(f"{folder}: row {number} is {found}; according to lr/ it is {wanted}.", parquet.REMEDY)
         lr = _decode(row.lr_png, f"{folder}: lr of {row.name}")
-        if not np.array_equal(lr, expected[2].numpy().transpose(1, 2, 0)):
+        if not np.array_equal(lr, expected.pixels.numpy().transpose(1, 2, 0)):
             raise RunError(f"{folder}: lr of {row.name} is not the patch in lr/.", parquet.REMEDY)
+        _check_facts(folder, row, expected)
         if number % step and len(row.hr_png) > largest:
             continue
         hr = _decode(row.hr_png, f"{folder}: hr of {row.name}")
@@ -179,9 +180,12 @@ def check_version(condensed: CondensedSet, name: str) -> list[str]:
             one_color.append(row.name)
         elif number % step == 0 and is_mismatched(lr, hr, manifest.scale):
             mismatched.append(row.name)
+        if row.teacher_residual is not None and not abs(row.teacher_residual - rms_residual(lr, hr)) < _ROUNDING:
+            wrong_residual.append(row.name)
     for bad, problem, cause in (
         (wrongly_one_color, "HR has a single color that LR does not have", "the teacher failed"),
         (mismatched, "HR, downscaled, has nothing in common with LR", "rows were swapped, or the teacher failed"),
+        (wrong_residual, "teacher_residual is not that of the pixels", "rows were changed"),
     ):
         if bad:
             raise RunError(
@@ -189,6 +193,15 @@ def check_version(condensed: CondensedSet, name: str) -> list[str]:
                 f"Delete {folder} and run `idc regenerate --name {name}`, if necessary with another teacher.",
             )
     return one_color
+
+
+def _check_facts(folder: Path, row: parquet.Row, expected: LRPatch) -> None:
+    """Compare what a row says about its LR patch with the index of the shards, as far as both say something."""
+    if None not in (row.source_sha256, expected.source_sha256) and row.source_sha256 != expected.source_sha256:
+        raise RunError(f"{folder}: source_sha256 of {row.name} is not the one in lr/.", parquet.REMEDY)
+    found, wanted = row.nearest_real, expected.nearest_real
+    if found is not None and wanted is not None and not abs(found - wanted) < _ROUNDING:  # NaN is not below it
+        raise RunError(f"{folder}: nearest_real of {row.name} is not the one in lr/.", parquet.REMEDY)
 
 
 def _check_files(condensed: CondensedSet, name: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,30 @@ def repository_folder(path: str | Path) -> Path:
         f"{path} holds no condensed set (no repo/{MANIFEST}).",
         "Finish `idc condense`, or fetch a set with `idc pull`.",
     )
+
+
+@dataclass(frozen=True)
+class LRPatch:
+    """An LR patch of a set and what the index of the shards says about it.
+
+    Attributes:
+        instance_id: Id of its instance.
+        patch_index: Its index within the instance, from 0.
+        pixels: uint8 `[3, h, w]`.
+        source_sha256: SHA-256 of the photograph's file; None if it is not known.
+        nearest_real: RMS difference to the nearest real patch of the photograph, in gray levels; None if not measured.
+    """
+
+    instance_id: str
+    patch_index: int
+    pixels: Tensor
+    source_sha256: str | None
+    nearest_real: float | None
+
+    @property
+    def name(self) -> str:
+        """What messages call it, as `parquet.Row.name`."""
+        return f"patch_index {self.patch_index} of instance_id {self.instance_id}"
 
 
 class CondensedSet:
@@ -129,6 +154,15 @@ class CondensedSet:
             RunError: A file is missing, truncated or contradicts the index.
         """
         return shards.iterate_lr(self.lr)
+
+    def lr_patches(self) -> Iterator[LRPatch]:
+        """All LR patches, in the order of the rows of every HR version; see `patches`."""
+        facts = shards.read_facts(self.lr)
+        for instance_id, tensor in self.patches():
+            source_sha256, nearest_real = facts[instance_id].source_sha256, facts[instance_id].nearest_real
+            for index, pixels in enumerate(tensor):
+                nearest = nearest_real[index] if nearest_real is not None else None
+                yield LRPatch(instance_id, index, pixels, source_sha256, nearest)
 
     def rows(self, hr_version: str, instances: Collection[str] | None = None) -> Iterator[parquet.Row]:
         """The rows of an HR version, as `parquet.read_rows` does; their images have the sizes that idc.json gives.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from idc_hub.atomic import write_text_atomically
 from idc_hub.dataset.condensed_set import RECIPE, CondensedSet, repository_lock
 from idc_hub.dataset.manifest import FORMAT, FORMAT_VERSION, MANIFEST, Manifest
-from idc_hub.dataset.shards import write_shards
+from idc_hub.dataset.shards import Facts, write_shards
 from idc_hub.errors import RunError, enumerated
 from idc_hub.images.sources import count_conversions
 from idc_hub.machine import machine, packages
@@ -52,7 +52,9 @@ def pack(run: Run, *, workers: int) -> CondensedSet:
                 f"Restore {MANIFEST}. To make the HR versions again instead, delete {run.repo / 'data'}.",
             )
         expected = manifest.lr_digest if manifest and hr_versions else None
-        digest = write_shards(run.repo / "lr", _patches(run), metadata=metadata, expected=expected)
+        digest = write_shards(
+            run.repo / "lr", _patches(run), metadata=metadata, facts=_index_facts(run), expected=expected
+        )
         if manifest is None or manifest.lr_digest != digest:
             manifest = Manifest(
                 name=recipe.name,
@@ -92,6 +94,15 @@ def _patches(run: Run) -> Iterator[tuple[str, Tensor]]:
     for instance in run.instances:
         if instance.count:
             yield instance.id, run.read_patches(instance)
+
+
+def _index_facts(run: Run) -> dict[str, Facts]:
+    """Facts for the index of the LR shards; photographs that an older idc-hub condensed have no `nearest_real`."""
+    return {
+        instance.id: Facts(source_sha256=instance.sha256, nearest_real=run.read_facts(instance).get("nearest_real"))
+        for instance in run.instances
+        if instance.count
+    }
 
 
 def _facts(run: Run, workers: int) -> dict[str, Any]:

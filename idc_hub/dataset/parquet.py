@@ -1,4 +1,4 @@
-"""The rows of an HR version as parquet: instance_id, patch_index, lr, hr, with the PNG bytes inside.
+"""The rows of an HR version as parquet: instance_id, patch_index, lr and hr with the PNG bytes inside, and facts.
 
 The files have the layout that `datasets` 5.2 writes: content-defined chunking, so that the Hub's storage deduplicates
 the LR bytes of all HR versions; a page index, so that the viewer can read a single page; images uncompressed, because
@@ -19,10 +19,23 @@ from idc_hub.atomic import replace_folder
 from idc_hub.errors import RunError
 from idc_hub.images.sources import is_instance_id
 
-FEATURES = Features({"instance_id": Value("string"), "patch_index": Value("int32"), "lr": Image(), "hr": Image()})
+FEATURES = Features(
+    {
+        "instance_id": Value("string"),
+        "patch_index": Value("int32"),
+        "lr": Image(),
+        "hr": Image(),
+        "source_sha256": Value("string"),
+        "nearest_real": Value("float32"),
+        "teacher_residual": Value("float32"),
+    }
+)
+"""The columns in their order. Sets made before the last three were added, or by hand, may lack those."""
 
 _CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 _KEY_COLUMNS = ["instance_id", "patch_index"]
+_FACT_COLUMNS = ["source_sha256", "nearest_real", "teacher_residual"]
+_PLAIN_COLUMNS = _KEY_COLUMNS + _FACT_COLUMNS
 _IMAGE_COLUMNS = ["lr.bytes", "lr.path", "hr.bytes", "hr.path"]
 REMEDY = "Pull the repository again, or run `idc regenerate` again."
 
@@ -36,12 +49,18 @@ class Row:
         patch_index: Index of the patch within its instance, from 0.
         lr_png: PNG bytes of the LR patch.
         hr_png: PNG bytes of the HR patch.
+        source_sha256: SHA-256 of the photograph's file. This and the following are None if they are not known.
+        nearest_real: RMS difference of the LR patch to the nearest real one of its photograph, in gray levels (0..255).
+        teacher_residual: RMS difference of HR to the LR patch upscaled by bicubic, in gray levels (0..255).
     """
 
     instance_id: str
     patch_index: int
     lr_png: bytes
     hr_png: bytes
+    source_sha256: str | None = None
+    nearest_real: float | None = None
+    teacher_residual: float | None = None
 
     @property
     def name(self) -> str:
@@ -51,14 +70,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """Size of an HR version.
+    """Columns and size of an HR version.
 
     Attributes:
+        columns: Names of its columns.
         rows: Number of rows.
         data_bytes: Uncompressed size of its columns.
         file_bytes: Size of its files.
     """
 
+    columns: tuple[str, ...]
     rows: int
     data_bytes: int
     file_bytes: int
@@ -107,19 +128,23 @@ def write_rows(
 
 
 def size_of_version(folder: Path) -> Size:
-    """Rows and bytes of an HR version, from the footers of its files.
+    """Columns, rows and bytes of an HR version, from the footers of its files.
 
     Raises:
         RunError: A file is missing, truncated or has other columns.
     """
+    columns: list[str] = []
     rows = data_bytes = file_bytes = 0
     for path in files_of(folder):
         with _open(path) as file:
+            if columns not in ([], file.schema_arrow.names):
+                raise RunError(f"{path} has other columns than the files before it.", REMEDY)
+            columns = file.schema_arrow.names
             rows += file.metadata.num_rows
             groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
             data_bytes += sum(group.total_byte_size for group in groups)
         file_bytes += path.stat().st_size
-    return Size(rows, data_bytes, file_bytes)
+    return Size(tuple(columns), rows, data_bytes, file_bytes)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -193,6 +218,7 @@ def _to_table(rows: list[Row]) -> pa.Table:
             "patch_index": row.patch_index,
             "lr": {"bytes": row.lr_png, "path": f"{name}-lr.png"},
             "hr": {"bytes": row.hr_png, "path": f"{name}-hr.png"},
+            **{column: getattr(row, column) for column in _FACT_COLUMNS},
         }
 
     return pa.Table.from_pylist([entry(row) for row in rows], schema=FEATURES.arrow_schema)
@@ -204,9 +230,9 @@ def _open_writer(path: Path) -> pq.ParquetWriter:
         FEATURES.arrow_schema,
         use_content_defined_chunking=_CHUNKING,
         write_page_index=True,
-        use_dictionary=_KEY_COLUMNS,
+        use_dictionary=_PLAIN_COLUMNS,
         column_encoding=dict.fromkeys(_IMAGE_COLUMNS, "PLAIN"),
-        compression=dict.fromkeys(_KEY_COLUMNS, "snappy") | dict.fromkeys(_IMAGE_COLUMNS, "none"),
+        compression=dict.fromkeys(_PLAIN_COLUMNS, "snappy") | dict.fromkeys(_IMAGE_COLUMNS, "none"),
     )
 
 
@@ -214,8 +240,10 @@ def _open_writer(path: Path) -> pq.ParquetWriter:
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(FEATURES.arrow_schema):
-                raise RunError(f"{path} has other columns than instance_id, patch_index, lr and hr.", REMEDY)
+            schema = FEATURES.arrow_schema
+            without_facts = pa.schema([schema.field(name) for name in FEATURES if name not in _FACT_COLUMNS])
+            if not any(file.schema_arrow.equals(known) for known in (schema, without_facts)):
+                raise RunError(f"{path} has other columns than {', '.join(FEATURES)}.", REMEDY)
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is truncated or damaged ({error}).", REMEDY) from error
@@ -230,4 +258,5 @@ def _rows_of_group(path: Path, file: pq.ParquetFile, group: int, instances: Coll
             index = entry["patch_index"]
             if not (lr_png and hr_png and index is not None and is_instance_id(entry["instance_id"] or "")):
                 raise RunError(f"{path} has an invalid row of instance {entry['instance_id']!r}.", REMEDY)
-            yield Row(entry["instance_id"], index, lr_png, hr_png)
+            facts = {column: entry.get(column) for column in _FACT_COLUMNS}
+            yield Row(entry["instance_id"], index, lr_png, hr_png, **facts)

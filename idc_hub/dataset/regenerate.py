@@ -13,16 +13,17 @@ import torch
 from idc_hub.dataset import parquet
 from idc_hub.dataset.card import write_card
 from idc_hub.dataset.check import check_contents, check_repository, check_version
-from idc_hub.dataset.condensed_set import CondensedSet
+from idc_hub.dataset.condensed_set import CondensedSet, LRPatch
 from idc_hub.dataset.hr import HRSource
 from idc_hub.dataset.manifest import FileRecord, HRVersion, Manifest, TeacherRecord, is_version_name
 from idc_hub.dataset.pictures import draw_patches
 from idc_hub.errors import RecipeError, RunError
+from idc_hub.images.figures import rms_residual
 from idc_hub.images.files import encode_png
 from idc_hub.runs.progress import Reporting, counting
 
 _ENCODERS = min(16, max(2, os.cpu_count() or 2))
-"""Threads that encode PNG while the teacher works on the next batch; enough to keep up with a GPU."""
+"""Threads that make rows (PNG, residual) while the teacher works on the next batch; enough to keep up with a GPU."""
 
 
 @dataclass(frozen=True)
@@ -157,31 +158,33 @@ def _make_rows(
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[parquet.Row]:
-    """The rows in order; while the teacher works on a batch, threads encode the PNGs of the previous one."""
-    patches = (
-        (instance_id, index, patch) for instance_id, tensor in condensed.patches() for index, patch in enumerate(tensor)
-    )
-    waiting: deque[tuple[str, int, Future[bytes], Future[bytes]]] = deque()
+    """The rows in order; while the teacher works on a batch, threads make the rows of the previous one."""
+    patches = condensed.lr_patches()
+    waiting: deque[Future[parquet.Row]] = deque()
     done = 0
     with ThreadPoolExecutor(_ENCODERS) as pool:
         while batch := list(islice(patches, batch_size)):
-            keys = [(instance_id, index) for instance_id, index, _ in batch]
-            hr_patches = source.make_hr(keys, torch.stack([patch for *_, patch in batch]))
+            keys = [(patch.instance_id, patch.patch_index) for patch in batch]
+            hr_patches = source.make_hr(keys, torch.stack([patch.pixels for patch in batch]))
             previous = len(waiting)
-            for (instance_id, index, lr_patch), hr_patch in zip(batch, hr_patches, strict=True):
-                waiting.append((instance_id, index, pool.submit(_png, lr_patch), pool.submit(_png, hr_patch)))
-            yield from _finished(waiting, previous)
+            waiting.extend(pool.submit(_make_row, lr, hr) for lr, hr in zip(batch, hr_patches, strict=True))
+            for _ in range(previous):
+                yield waiting.popleft().result()
             done += len(batch)
             if on_progress:
                 on_progress(done, condensed.manifest.patches)
-        yield from _finished(waiting, len(waiting))
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _finished(waiting: deque[tuple[str, int, Future[bytes], Future[bytes]]], count: int) -> Iterator[parquet.Row]:
-    for _ in range(count):
-        instance_id, index, lr_png, hr_png = waiting.popleft()
-        yield parquet.Row(instance_id, index, lr_png.result(), hr_png.result())
-
-
-def _png(patch: torch.Tensor) -> bytes:
-    return encode_png(patch.permute(1, 2, 0).contiguous().cpu().numpy())
+def _make_row(patch: LRPatch, hr_patch: torch.Tensor) -> parquet.Row:
+    lr, hr = (image.permute(1, 2, 0).contiguous().cpu().numpy() for image in (patch.pixels, hr_patch))
+    return parquet.Row(
+        patch.instance_id,
+        patch.patch_index,
+        encode_png(lr),
+        encode_png(hr),
+        patch.source_sha256,
+        patch.nearest_real,
+        rms_residual(lr, hr),
+    )

@@ -7,24 +7,40 @@ left out. Equal patches and metadata give equal bytes.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from idc_hub.atomic import replace_folder
-from idc_hub.dataset.manifest import Manifest
-from idc_hub.errors import RunError
+from idc_hub.dataset.manifest import Manifest, Sha256
+from idc_hub.errors import RunError, one_line
 from idc_hub.images.sources import is_instance_id
 
 INDEX_NAME = "lr.safetensors.index.json"
 
 _SHARD_NAME = re.compile(r"lr-\d{5}-of-\d{5}\.safetensors")
 _REMEDY = "Pull the repository again, or run `idc condense` on its Run again."
+
+
+class Facts(BaseModel):
+    """What the index says about an instance under the key `instances`.
+
+    Attributes:
+        source_sha256: SHA-256 of the photograph's file; None if it is not known.
+        nearest_real: RMS difference of each patch to the nearest real LR patch of the photograph, in gray levels
+            (0..255); None if it was not measured.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    source_sha256: Sha256 | None = None
+    nearest_real: list[Annotated[float, Field(ge=0, le=255)]] | None = None
 
 
 class LRDigest:
@@ -55,6 +71,7 @@ def write_shards(
     patches: Iterable[tuple[str, np.ndarray | torch.Tensor]],
     *,
     metadata: dict[str, Any],
+    facts: Mapping[str, Facts] | None = None,
     max_bytes: int = 500_000_000,
     expected: str | None = None,
 ) -> str:
@@ -67,6 +84,7 @@ def write_shards(
         patches: (instance id, uint8 `[n, 3, h, w]`) in id order; instances with n = 0 are left out.
         metadata: format, format_version, scale and lr_recipe_hash, written to every shard as JSON under the single
             metadata key "idc": safetensors does not write several keys in a fixed order.
+        facts: Facts of all instances for the index, by id; None: there are none.
         max_bytes: Maximum size of a shard; a larger instance gets a shard of its own.
         expected: The digest that the patches must have, because HR versions were made from them; None: any.
 
@@ -99,7 +117,12 @@ def write_shards(
             name = f"lr-{number + 1:05}-of-{len(shards):05}.safetensors"
             (temporary / f"{number}.safetensors").rename(temporary / name)
             weight_map.update(dict.fromkeys(instance_ids, name))
-        index = {"metadata": {"total_size": total, "lr_digest": digest.hexdigest()}, "weight_map": weight_map}
+        index: dict[str, Any] = {
+            "metadata": {"total_size": total, "lr_digest": digest.hexdigest()},
+            "weight_map": weight_map,
+        }
+        if facts:
+            index["instances"] = {name: facts[name].model_dump(exclude_none=True) for name in weight_map}
         text = json.dumps(index, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
         (temporary / INDEX_NAME).write_bytes(text.encode())
     return digest.hexdigest()
@@ -107,6 +130,8 @@ def write_shards(
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The index of `folder`: `{"metadata": {"total_size", "lr_digest"}, "weight_map": {id: file name}}`.
+
+    It can also have `instances`, which `read_facts` reads.
 
     Raises:
         RunError: There is no index, it is damaged, or it holds an invalid id or file name.
@@ -129,6 +154,22 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def read_facts(folder: Path) -> dict[str, Facts]:
+    """The facts in the index of `folder` by instance id; empty facts where there are none.
+
+    Raises:
+        RunError: See `read_index`; or a fact is invalid.
+    """
+    index = read_index(folder)
+    try:
+        facts = TypeAdapter(dict[str, Facts]).validate_python(index.get("instances", {}))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, ("instances", *problem["loc"])))
+        raise RunError(f"{folder / INDEX_NAME} is damaged: {one_line(key)}: {problem['msg']}.", _REMEDY) from error
+    return {instance_id: facts.get(instance_id, Facts()) for instance_id in index["weight_map"]}
+
+
 def iterate_lr(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The instances of `folder` in id order, one in memory at a time.
 
@@ -142,6 +183,7 @@ def iterate_lr(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         RunError: A file is missing, truncated or contradicts the index.
     """
     files: dict[str, list[str]] = {}
+    facts = read_facts(folder)
     for instance_id, name in sorted(read_index(folder)["weight_map"].items()):
         files.setdefault(name, []).append(instance_id)
     for name, instance_ids in files.items():
@@ -153,6 +195,13 @@ def iterate_lr(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for instance_id in instance_ids:
                     tensor = shard.get_tensor(instance_id)
                     _check_patches(str(path), instance_id, tensor.numpy())
+                    nearest_real = facts[instance_id].nearest_real
+                    if nearest_real is not None and len(nearest_real) != len(tensor):
+                        raise RunError(
+                            f"{folder / INDEX_NAME} has {len(nearest_real)} values of nearest_real for the "
+                            f"{len(tensor)} patches of {instance_id!r}.",
+                            _REMEDY,
+                        )
                     yield instance_id, tensor
         except FileNotFoundError:
             raise RunError(f"{path} is missing.", _REMEDY) from None

@@ -76,6 +76,17 @@ def teacher_residual(lr: np.ndarray, hr: np.ndarray, *, quantile: float = 0.995)
     return float(np.quantile(luma, quantile))
 
 
+def rms_residual(lr: np.ndarray, hr: np.ndarray) -> float:
+    """Root mean square difference of HR to a bicubic enlargement of LR, in gray levels (0..255).
+
+    Args:
+        lr: uint8 `[h, w, 3]`.
+        hr: uint8 `[s*h, s*w, 3]`.
+    """
+    residual = hr.astype(np.int32) - imresize(lr, hr.shape[0] // lr.shape[0])
+    return float(np.sqrt(np.mean(residual**2)))
+
+
 def color_distance(patches: np.ndarray, real: np.ndarray) -> float:
     """Wasserstein-1 distance between the pixel values of two sets, mean over R, G and B; 0 if they are equal."""
     shares = [

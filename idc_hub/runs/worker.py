@@ -153,7 +153,7 @@ def condense_claimed(run: Run, instance: Instance, source: Source, network: torc
         run.record_failure(instance, sentence)
         warnings.warn(f"{instance.id} failed: {one_line(sentence)}", stacklevel=1)
     else:
-        run.write_patches(instance, condensed.patches, _facts(run, condensed))
+        run.write_patches(instance, condensed.patches, _facts(run, condensed, lr))
         run.append_metrics(instance.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
     finally:
         stopping.at_once = False
@@ -196,12 +196,17 @@ def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[to
     return torch.from_numpy(lr), torch.tensor(places)
 
 
-def _facts(run: Run, condensed: Condensed) -> dict[str, Any]:
+def _facts(run: Run, condensed: Condensed, real: torch.Tensor) -> dict[str, Any]:
     """The metadata of an instance file; equal Runs have equal metadata."""
+    from idc_hub.images.figures import nearest_distances
+
+    # Exact up to the root, so that equal patches have equal values on every machine.
+    nearest_real = 255 * nearest_distances(condensed.patches.numpy(), real.numpy())
     return {
         "held_out": condensed.held_out,
         "held_out_random": condensed.held_out_random,
         "losses": condensed.losses,
+        "nearest_real": [round(float(distance), 3) for distance in nearest_real],
         "seed": run.recipe.seed,
         "steps": run.recipe.optimizer.steps,
     }

@@ -259,4 +259,7 @@ def _finish(
         lr, places = lr[subset], places[subset]
         names = ("held_out", "held_out_random")
         facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
-    run.write_patches(instance, lr, {**facts, "seed": recipe.seed, "places": places.tolist()})
+    nearest_real = [0.0] * len(lr)  # each of them is a real one
+    run.write_patches(
+        instance, lr, {**facts, "nearest_real": nearest_real, "seed": recipe.seed, "places": places.tolist()}
+    )

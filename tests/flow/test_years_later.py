@@ -71,7 +71,8 @@ def test_a_life(hub: HubServer, make_client: Callable[..., Client], tmp_path: Pa
     # A consumer has only `datasets`, and no account.
     for streaming in (False, True):
         loaded = make_client(None)("load", repo_id="alice/life", streaming=streaming)
-        assert loaded["columns"] == ["instance_id", "patch_index", "lr", "hr"]
+        facts = ["source_sha256", "nearest_real", "teacher_residual"]
+        assert loaded["columns"] == ["instance_id", "patch_index", "lr", "hr", *facts]
         assert len(loaded["keys"]) == made["patches"]
         assert loaded["pixels"] == pixels(repo / "data/edsr-small")
 

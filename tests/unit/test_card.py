@@ -19,10 +19,11 @@ from idc_hub.dataset.check import check_repository, repository_files
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.licenses import License, choose
 from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.parquet import Row, write_rows
+from idc_hub.dataset.parquet import FEATURES, Row, write_rows
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.errors import RecipeError, RunError
 from idc_hub.networks.teachers import Teacher
+from tests.flow.hub_tools import make_repository
 
 MakeTeacher = Callable[..., Teacher]
 
@@ -113,7 +114,25 @@ def test_every_version_is_a_config_with_true_counts_and_one_is_the_default(publi
         assert info[name]["download_size"] == on_disk
         assert info[name]["splits"][0]["num_examples"] == 6
         assert 0 < info[name]["dataset_size"] == info[name]["splits"][0]["num_bytes"] < on_disk
-        assert [feature["dtype"] for feature in info[name]["features"]] == ["string", "int32", "image", "image"]
+        assert info[name]["features"] == [
+            {"name": "instance_id", "dtype": "string"},
+            {"name": "patch_index", "dtype": "int32"},
+            {"name": "lr", "dtype": "image"},
+            {"name": "hr", "dtype": "image"},
+            {"name": "source_sha256", "dtype": "string"},
+            {"name": "nearest_real", "dtype": "float32"},
+            {"name": "teacher_residual", "dtype": "float32"},
+        ]
+        assert datasets.Features._from_yaml_list(info[name]["features"]) == FEATURES
+
+
+def test_only_columns_that_files_have_are_named(tmp_path: Path, published: Path) -> None:
+    by_hand = make_repository(tmp_path / "by-hand", {"edsr": 0})
+    card = render_card(CondensedSet(by_hand))
+    [info] = metadata(card)["dataset_info"]
+    assert [feature["name"] for feature in info["features"]] == ["instance_id", "patch_index", "lr", "hr"]
+    assert "`nearest_real`" not in card
+    assert "`nearest_real`" in render_card(CondensedSet(published))
 
 
 @pytest.mark.parametrize(

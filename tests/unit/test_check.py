@@ -19,7 +19,7 @@ from idc_hub.dataset.manifest import FileRecord
 from idc_hub.dataset.parquet import Row, files_of, read_rows, write_rows
 from idc_hub.dataset.pictures import draw_patches
 from idc_hub.dataset.regenerate import add_version, regenerate
-from idc_hub.dataset.shards import write_shards
+from idc_hub.dataset.shards import Facts, write_shards
 from idc_hub.errors import RunError
 from idc_hub.images.files import decode_png, encode_png
 from idc_hub.images.patches import is_mismatched
@@ -105,6 +105,31 @@ def test_rows_that_contradict_the_set(nearest: Path, change: Callable[[list[Row]
     rewrite(nearest, change(rows_of(nearest)))
     with pytest.raises(RunError, match=sentence):
         check_contents(CondensedSet(nearest), again=True)
+
+
+def test_facts_of_rows_must_be_those_of_the_index_and_of_the_pixels(nearest: Path) -> None:
+    patches = {name: tensor.numpy() for name, tensor in CondensedSet(nearest).patches()}
+    facts = {
+        name: Facts(source_sha256=name[0] * 64, nearest_real=[float(number) for number in range(len(array))])
+        for name, array in (("bridge", patches["bridge"]), ("cat", patches["cat"]))
+    }
+    write_shards(nearest / "lr", patches.items(), metadata={}, facts=facts | {"tower": Facts()})
+    verify(nearest)  # this HR version was made when the index had no facts
+    rows = [
+        replace(row, source_sha256=row.instance_id[0] * 64, nearest_real=float(row.patch_index))
+        for row in rows_of(nearest)
+    ]
+    rewrite(nearest, rows)
+    verify(nearest)
+    for change, sentence in (
+        ({"source_sha256": "0" * 64}, "source_sha256 of patch_index 1 of instance_id bridge is not the one in lr/"),
+        ({"nearest_real": 1.25}, "nearest_real of patch_index 1 of instance_id bridge is not the one in lr/"),
+        ({"nearest_real": float("nan")}, "nearest_real of patch_index 1 of instance_id bridge is not the one in lr/"),
+        ({"teacher_residual": 0.5}, "teacher_residual is not that of the pixels in patch_index 1 of instance_id bri"),
+    ):
+        rewrite(nearest, [rows[0], replace(rows[1], **change), *rows[2:]])
+        with pytest.raises(RunError, match=sentence):
+            verify(nearest)
 
 
 def test_every_flipped_bit_of_a_parquet_file_is_noticed(nearest: Path) -> None:

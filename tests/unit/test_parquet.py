@@ -4,6 +4,7 @@ import hashlib
 import io
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -16,7 +17,19 @@ from PIL import Image
 from idc_hub.dataset.parquet import Row, read_keys, read_rows, size_of_version, write_rows
 from idc_hub.errors import RunError
 
+COLUMNS = ("instance_id", "patch_index", "lr", "hr")
 IDS = ["bridge"] * 5 + ["cat"] * 4 + ["tower"] * 3
+
+
+FEATURES = datasets.Features(
+    instance_id=datasets.Value("string"),
+    patch_index=datasets.Value("int32"),
+    lr=datasets.Image(),
+    hr=datasets.Image(),
+    source_sha256=datasets.Value("string"),
+    nearest_real=datasets.Value("float32"),
+    teacher_residual=datasets.Value("float32"),
+)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -34,7 +47,7 @@ def pixels() -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture
 def rows(pixels: list[tuple[np.ndarray, np.ndarray]]) -> list[Row]:
     return [
-        Row(name, IDS[:number].count(name), png(lr), png(hr))
+        Row(name, IDS[:number].count(name), png(lr), png(hr), f"{number:064x}", number * 5 % 12 / 2, number / 4)
         for number, (name, (lr, hr)) in enumerate(zip(IDS, pixels, strict=True))
     ]
 
@@ -52,6 +65,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, rows: list[Row]) -> None:
     size = write_rows(tmp_path / "hr", rows)
     assert list(read_rows(tmp_path / "hr")) == rows
     assert read_keys(tmp_path / "hr") == [(row.instance_id, row.patch_index) for row in rows]
+    assert size.columns == (*COLUMNS, "source_sha256", "nearest_real", "teacher_residual")
     assert size.rows == len(rows)
     assert size.file_bytes == sum(path.stat().st_size for path in (tmp_path / "hr").iterdir())
     pngs = sum(len(row.lr_png) + len(row.hr_png) for row in rows)
@@ -64,12 +78,7 @@ def test_datasets_decodes_exact_pixels_and_needs_no_card(
     write_rows(tmp_path / "hr", rows)
     files = str(tmp_path / "hr" / "train-*")
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded.features == datasets.Features(
-        instance_id=datasets.Value("string"),
-        patch_index=datasets.Value("int32"),
-        lr=datasets.Image(),
-        hr=datasets.Image(),
-    )
+    assert loaded.features == FEATURES
     for row, (lr, hr) in zip(loaded, pixels, strict=True):
         assert np.array_equal(np.asarray(row["lr"]), lr)
         assert np.array_equal(np.asarray(row["hr"]), hr)
@@ -82,23 +91,50 @@ def test_the_files_are_written_as_datasets_writes_them(tmp_path: Path, rows: lis
     write_rows(tmp_path / "hr", rows)
     images = {side: [{"bytes": getattr(row, f"{side}_png"), "path": "x.png"} for row in rows] for side in ("lr", "hr")}
     keys = {"instance_id": [row.instance_id for row in rows], "patch_index": [row.patch_index for row in rows]}
-    features = datasets.Features(
-        instance_id=datasets.Value("string"),
-        patch_index=datasets.Value("int32"),
-        lr=datasets.Image(),
-        hr=datasets.Image(),
-    )
-    datasets.Dataset.from_dict(keys | images, features=features).to_parquet(tmp_path / "reference.parquet")
+    facts = {name: [getattr(row, name) for row in rows] for name in FEATURES if name not in COLUMNS}
+    datasets.Dataset.from_dict(keys | images | facts, features=FEATURES).to_parquet(tmp_path / "reference.parquet")
     ours = pq.ParquetFile(tmp_path / "hr" / "train-00000-of-00001.parquet")
     theirs = pq.ParquetFile(tmp_path / "reference.parquet")
     assert ours.schema_arrow.equals(theirs.schema_arrow, check_metadata=True)
     assert ours.metadata.metadata.keys() == theirs.metadata.metadata.keys()
     for key in (b"huggingface", b"content_defined_chunking"):
         assert ours.metadata.metadata[key] == theirs.metadata.metadata[key]
-    for column in range(6):
+    for column in range(9):
         mine, reference = (file.metadata.row_group(0).column(column) for file in (ours, theirs))
         for fact in ("path_in_schema", "compression", "encodings", "has_offset_index", "has_column_index"):
             assert getattr(mine, fact) == getattr(reference, fact), (mine.path_in_schema, fact)
+
+
+def test_users_sort_by_the_facts(tmp_path: Path, rows: list[Row]) -> None:
+    write_rows(tmp_path / "hr", rows)
+    files = str(tmp_path / "hr" / "train-*")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    by_hand = sorted(rows, key=lambda row: row.nearest_real)
+    assert [(row["instance_id"], row["patch_index"]) for row in loaded.sort("nearest_real")] == [
+        (row.instance_id, row.patch_index) for row in by_hand
+    ]
+
+
+def drop_facts(path: Path) -> None:
+    """Rewrite a file with the four columns that HR versions had at first."""
+    schema = datasets.Features({name: FEATURES[name] for name in COLUMNS}).arrow_schema
+    pq.write_table(pq.read_table(path, columns=list(COLUMNS)).cast(schema), path)
+
+
+def test_files_without_facts_stay_valid(tmp_path: Path, rows: list[Row]) -> None:
+    write_rows(tmp_path / "hr", rows)
+    drop_facts(tmp_path / "hr" / "train-00000-of-00001.parquet")
+    assert size_of_version(tmp_path / "hr").columns == COLUMNS
+    nothing = {"source_sha256": None, "nearest_real": None, "teacher_residual": None}
+    assert list(read_rows(tmp_path / "hr")) == [replace(row, **nothing) for row in rows]
+
+
+def test_files_with_different_columns_are_refused(tmp_path: Path, rows: list[Row]) -> None:
+    write_rows(tmp_path / "hr", rows, shard_bytes=1, row_group_bytes=5000)
+    _, second, *_ = sorted((tmp_path / "hr").iterdir())
+    drop_facts(second)
+    with pytest.raises(RunError, match=f"{second.name} has other columns than the files before it"):
+        size_of_version(tmp_path / "hr")
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path, rows: list[Row]) -> None:

@@ -80,6 +80,14 @@ def test_the_residual_is_what_hr_adds_to_a_bicubic_enlargement(photograph: np.nd
     assert quality.teacher_residual(photograph.transpose(2, 0, 1)[None], enlarged) == 0
 
 
+def test_the_rms_residual_is_in_gray_levels(photograph: np.ndarray) -> None:
+    gray = np.full((4, 4, 3), 100, np.uint8)
+    hr = np.full((8, 8, 3), 100, np.uint8)
+    hr[:4, :, 0] = 112  # half of a third of the values differ by 12
+    assert quality.rms_residual(gray, hr) == pytest.approx(12 / 6**0.5)
+    assert quality.rms_residual(photograph, imresize(photograph, 2)) == 0
+
+
 def test_blurring_lowers_the_residual(photograph: np.ndarray) -> None:
     def residual(hr: np.ndarray) -> float:
         return quality.teacher_residual(imresize(hr, 0.5).transpose(2, 0, 1)[None], hr.transpose(2, 0, 1)[None])

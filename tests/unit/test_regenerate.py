@@ -1,5 +1,6 @@
 """Regeneration: exact pixels, untouched LR, refusals, repeated and interrupted calls, what consumers load."""
 
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import read_keys, read_rows
 from idc_hub.dataset.regenerate import add_version, regenerate
+from idc_hub.dataset.shards import Facts, write_shards
 from idc_hub.errors import NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png
+from idc_hub.images.resize import imresize
 from idc_hub.networks.teachers import Teacher, load_teacher
 
 MakeTeacher = Callable[..., Teacher]
@@ -44,6 +47,30 @@ def test_rows_hold_the_lr_patches_and_the_teachers_answers(
         lr = instances[row.instance_id][row.patch_index].transpose(1, 2, 0)
         assert np.array_equal(decode_png(row.lr_png), lr)
         assert np.array_equal(decode_png(row.hr_png), np.kron(lr, np.ones((2, 2, 1), np.uint8)))
+
+
+def test_rows_have_the_facts_of_the_index_and_the_residual_of_their_own_hr(
+    repo: Path, make_teacher: MakeTeacher, instances: dict[str, np.ndarray]
+) -> None:
+    nearest_real = {"bridge": [0.5, 12.125], "cat": [3.0, 0.0, 7.25]}
+    facts = {name: Facts(source_sha256=name[0] * 64, nearest_real=nearest_real.get(name)) for name in ("bridge", "cat")}
+    metadata = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "a" * 64}
+    write_shards(repo / "lr", instances.items(), metadata=metadata, facts=facts | {"tower": Facts()})
+    for name, teacher in (("nearest", "repeat"), ("dark", "darken")):
+        regenerate(CondensedSet(repo), make_teacher(teacher), name)
+        for row in read_rows(repo / "data" / name):
+            assert row.source_sha256 == (row.instance_id[0] * 64 if row.instance_id != "tower" else None)
+            known = nearest_real.get(row.instance_id)
+            assert row.nearest_real == (known[row.patch_index] if known else None)
+            hr, enlarged = decode_png(row.hr_png), imresize(decode_png(row.lr_png), 2)
+            squares = [(int(a) - int(b)) ** 2 for a, b in zip(hr.ravel(), enlarged.ravel(), strict=True)]
+            assert row.teacher_residual == pytest.approx(math.sqrt(sum(squares) / len(squares)), rel=1e-6)
+
+
+def test_without_facts_in_the_index_the_columns_are_null(repo: Path) -> None:
+    regenerate(CondensedSet(repo), load_teacher("bicubic", scale=2), "bicubic")
+    for row in read_rows(repo / "data" / "bicubic"):
+        assert (row.source_sha256, row.nearest_real, row.teacher_residual) == (None, None, 0)
 
 
 def test_the_bytes_do_not_depend_on_the_batch_size(repo: Path, make_teacher: MakeTeacher) -> None:

@@ -1,5 +1,6 @@
 """`idc_hub.select`: a selection as a Run, from photographs to pairs, and what it refuses."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -79,6 +80,8 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
         top, left = chosen[pair.instance_id][pair.patch_index]
         assert np.array_equal(decode_png(pair.lr_png), lr[top : top + 8, left : left + 8])
         assert np.array_equal(decode_png(pair.hr_png), hr[2 * top : 2 * top + 16, 2 * left : 2 * left + 16])
+        photograph = (photographs / f"{pair.instance_id}.png").read_bytes()
+        assert (pair.source_sha256, pair.nearest_real) == (hashlib.sha256(photograph).hexdigest(), 0)
     for name, places in chosen.items():
         height, width = SIZES[name]
         assert len({tuple(place) for place in places}) == len(places)

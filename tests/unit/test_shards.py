@@ -13,7 +13,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from idc_hub.dataset.manifest import Manifest
-from idc_hub.dataset.shards import INDEX_NAME, LRDigest, iterate_lr, read_index, verify_lr, write_shards
+from idc_hub.dataset.shards import (
+    INDEX_NAME,
+    Facts,
+    LRDigest,
+    iterate_lr,
+    read_facts,
+    read_index,
+    verify_lr,
+    write_shards,
+)
 from idc_hub.errors import RunError
 
 METADATA = {"format": "idc", "format_version": 1, "scale": 2, "lr_recipe_hash": "a" * 64}
@@ -66,6 +75,43 @@ def test_equal_patches_give_equal_bytes(tmp_path: Path, instances: dict[str, np.
     for folder in ("one", "two"):
         write_shards(tmp_path / folder, instances.items(), metadata=dict(reversed(METADATA.items())))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_the_index_has_the_facts_of_each_instance(tmp_path: Path, instances: dict[str, np.ndarray]) -> None:
+    facts = {name: Facts(source_sha256=digit * 64) for name, digit in zip(instances, "abc", strict=True)}
+    facts["cat"] = Facts(source_sha256="b" * 64, nearest_real=[0, 3.125, 254.5])
+    with_facts = write_shards(tmp_path / "lr", instances.items(), metadata=METADATA, facts=facts)
+    assert json.loads((tmp_path / "lr" / INDEX_NAME).read_bytes())["instances"] == {
+        "bridge": {"source_sha256": "a" * 64},
+        "cat": {"source_sha256": "b" * 64, "nearest_real": [0, 3.125, 254.5]},
+        "tower": {"source_sha256": "c" * 64},
+    }
+    assert read_facts(tmp_path / "lr") == facts
+    assert write_shards(tmp_path / "without", instances.items(), metadata=METADATA) == with_facts
+    assert "instances" not in read_index(tmp_path / "without")
+    assert read_facts(tmp_path / "without") == dict.fromkeys(instances, Facts())
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ([], "instances: "),
+        ({"cat": 3}, r"instances\.cat: "),
+        ({"cat": {"source_sha256": "../x"}}, r"instances\.cat\.source_sha256: "),
+        ({"cat": {"nearest_real": [1.0, float("nan"), 2.0]}}, r"instances\.cat\.nearest_real\.1: "),
+        ({"cat": {"nearest_real": ["1", 2.0, 2.0]}}, r"instances\.cat\.nearest_real\.0: "),
+        ({"cat": {"nearest_real": [1.0, 2.0, 256.0]}}, r"instances\.cat\.nearest_real\.2: "),
+        ({"cat": {"nearest_real": [1.0, 2.0]}}, "2 values of nearest_real for the 3 patches of 'cat'"),
+    ],
+)
+def test_invalid_facts_are_refused(
+    tmp_path: Path, instances: dict[str, np.ndarray], facts: object, sentence: str
+) -> None:
+    write_shards(tmp_path / "lr", instances.items(), metadata=METADATA)
+    path = tmp_path / "lr" / INDEX_NAME
+    path.write_text(json.dumps(read_index(tmp_path / "lr") | {"instances": facts}))
+    with pytest.raises(RunError, match=sentence):
+        list(iterate_lr(tmp_path / "lr"))
 
 
 def test_a_full_shard_is_followed_by_another_and_the_digest_stays(

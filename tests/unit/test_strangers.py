@@ -18,7 +18,7 @@ from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import read_rows
 from idc_hub.dataset.regenerate import add_version
-from idc_hub.dataset.shards import read_index
+from idc_hub.dataset.shards import read_facts
 from idc_hub.errors import HubError, IDCError, NetworkError, RecipeError, RunError, one_line, printable, redacted
 from idc_hub.hub.revisions import client, commit_of
 from idc_hub.images.files import decode_png
@@ -223,7 +223,7 @@ def test_mutated_files_of_a_set_are_read_or_refused(published: Path) -> None:
         "idc.json": lambda: Manifest.load(published),
         "recipe.yaml": lambda: CondensedSet(published).recipe,
         "README.md": lambda: check_repository(CondensedSet(published)),
-        "lr/lr.safetensors.index.json": lambda: read_index(published / "lr"),
+        "lr/lr.safetensors.index.json": lambda: read_facts(published / "lr"),
         "lr/lr-00001-of-00001.safetensors": lambda: CondensedSet(published).check_lr(again=True),
         "data/nearest/train-00000-of-00001.parquet": lambda: [
             (decode_png(row.lr_png), decode_png(row.hr_png)) for row in read_rows(published / "data/nearest")
