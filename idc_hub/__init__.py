@@ -1,10 +1,10 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
 `condense` and `select` make a set; `work` helps to condense, and `launch_slurm` and `launch_ray` condense on a cluster;
-`status`, `report`, `quality` and `verify` inspect it; `regenerate` adds an HR version and `delete_version` removes one;
-`push` and `pull` exchange the set with the Hub; `train`, `evaluate` and `benchmark` measure what it is worth.
-`PairedPatches` and `export` feed it to other trainers. Every verb returns a frozen dataclass and raises subclasses of
-`IDCError`, or `Interrupted` after a signal.
+`status`, `report`, `quality` and `verify` inspect it, and `diff` compares two; `regenerate` adds an HR version and
+`delete_version` removes one; `push` and `pull` exchange the set with the Hub; `train`, `evaluate` and `benchmark`
+measure what it is worth. `PairedPatches` and `export` feed it to other trainers. Every verb returns a frozen dataclass
+and raises subclasses of `IDCError`, or `Interrupted` after a signal.
 """
 
 from importlib import import_module
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.benchmark import benchmark as benchmark
     from idc_hub.verbs.condense import condense as condense
     from idc_hub.verbs.delete_version import delete_version as delete_version
+    from idc_hub.verbs.diff import diff as diff
     from idc_hub.verbs.evaluate import evaluate as evaluate
     from idc_hub.verbs.export import export as export
     from idc_hub.verbs.launch import launch_ray as launch_ray
@@ -51,6 +52,7 @@ _VERBS = (
     "benchmark",
     "condense",
     "delete_version",
+    "diff",
     "evaluate",
     "export",
     "pull",

@@ -1,4 +1,4 @@
-"""idc regenerate, delete-version, push, pull, export: add and delete HR versions, publish, download, write files."""
+"""idc regenerate, delete-version, push, pull, diff, export: add and delete HR versions, exchange and compare sets."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,6 +216,44 @@ def pull(
     if result.repair:
         sink.warn(result.repair)
     sink.result(result, leave_out={"repair"})
+
+
+@app.command(
+    rich_help_panel="Publish",
+    epilog=examples(
+        "idc diff runs/quickstart:edsr-small runs/quickstart:bicubic",
+        "idc diff runs/mine org/condensed-mine",
+        "idc diff org/condensed-div2k-x4@v1.0.0 org/condensed-div2k-x4@v2.0.0 --json",
+    ),
+)
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The first set.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The second set.", show_default=False)],
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare two sets: recipes, photographs, LR patches, and the PSNR between HR versions of the same LR patches.
+
+    A set is a Run, a repository's folder, or a repository on the Hub (org/name or org/name@v1.0.0), which is downloaded
+    to a temporary folder. SET:NAME compares the HR version NAME.
+    """
+    import idc_hub
+
+    sink = Sink(as_json, quiet)
+    result = idc_hub.diff(a, b, token=token, progress=not quiet)
+    sink.result(result, leave_out=("a", "b", "recipe", "hr"))
+    sink.text()
+    facts = [(key, value, getattr(result.b, key)) for key, value in vars(result.a).items()]
+    sink.table(("", "A", "B"), facts + [(f"recipe: {key}", *values) for key, values in result.recipe.items()])
+    if result.a.lr_digest != result.b.lr_digest:
+        sink.note("\nThe LR patches differ, so their HR versions were not compared.")
+        return
+    sink.text()
+    for found in result.hr:
+        figures = [(f"PSNR (dB), {protocol}", value) for protocol, value in found.psnr.items()]
+        rows = [("equal patches", f"{found.equal} of {result.a.patches}"), *figures]
+        sink.table((f"{found.a} and {found.b}", "difference"), rows)
 
 
 @app.command(

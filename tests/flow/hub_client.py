@@ -41,6 +41,13 @@ def delete_version(run_or_repo: str, name: str, **options: Any) -> dict[str, Any
     return asdict(verb.delete_version(run_or_repo, name, **options))
 
 
+def diff(a: str, b: str) -> dict[str, Any]:
+    """`idc diff`."""
+    from idc_hub.verbs import diff as verb
+
+    return asdict(verb.diff(a, b, progress=False))
+
+
 def load(repo_id: str, name: str | None = None, revision: str | None = None, streaming: bool = False) -> dict[str, Any]:
     """What a consumer gets from `load_dataset`: columns, keys, and the SHA-256 of all pixels in order."""
     import datasets

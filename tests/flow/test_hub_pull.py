@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,25 @@ def test_a_part_of_a_set_is_pulled_completed_and_pushed_without_losing_the_rest(
     assert hub.dataset(repo_id).tree() == before
     with pytest.raises(Refused, match=r"has no HR version 'dat'.*bicubic, edsr, and lr"):
         alice("pull", repo_id=repo_id, run_dir=tmp_path / "none", only="dat")
+
+
+def test_diff_compares_revisions_and_leaves_nothing(
+    hub: HubServer, alice: Client, tmp_path: Path, published: tuple[str, Path]
+) -> None:
+    repo_id, folder = published
+    temporary = set(Path(tempfile.gettempdir()).glob("idc-diff-*"))
+    (found,) = alice("diff", a=f"{repo_id}@v1.0.0:edsr", b=f"{folder}:bicubic")["hr"]
+    assert (found["a"], found["b"], found["equal"]) == ("edsr", "bicubic", 0)
+    assert not hub.seen("GET", "/data/bicubic/")  # only what is compared is downloaded
+    shutil.rmtree(folder)
+    alice("push", folder=make_repository(folder, {"edsr": 2}, seed=3), repo_id=repo_id, replace_set=True)
+    done = alice("diff", a=f"{repo_id}@v1.0.0", b=repo_id)
+    assert done["a"]["lr_digest"] != done["b"]["lr_digest"]
+    assert (list(done["a"]["hr_versions"]), list(done["b"]["hr_versions"])) == (["bicubic", "edsr"], ["edsr"])
+    assert done["hr"] == []
+    with pytest.raises(Refused, match=r"has no revision v7.0.0"):
+        alice("diff", a=f"{repo_id}@v7.0.0", b=repo_id)
+    assert set(Path(tempfile.gettempdir()).glob("idc-diff-*")) == temporary
 
 
 def test_pull_takes_a_tag_and_leaves_foreign_files(

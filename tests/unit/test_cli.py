@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -31,6 +31,7 @@ from idc_hub.recipe import Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes
 from idc_hub.verbs.condense import CondenseResult
 from idc_hub.verbs.delete_version import DeleteVersionResult
+from idc_hub.verbs.diff import DiffResult, DiffSide, HRDifference
 from idc_hub.verbs.export import ExportResult
 from idc_hub.verbs.pull import PullResult
 from idc_hub.verbs.quality import QualityResult
@@ -89,6 +90,14 @@ RESULTS = {
     ),
     "pull": fill(PullResult, repair=""),
     "delete_version": DeleteVersionResult("org/x", "edsr", "bicubic", "c0ffee", "v2.0.0"),
+    "diff": DiffResult(
+        a=fill(DiffSide, place="runs/x", default=None),
+        b=fill(DiffSide, place="runs/y", default=None),
+        recipe={"seed": [0, 3]},
+        only_a=[],
+        only_b=["cat"],
+        hr=[HRDifference("edsr", "edsr", 1, {"x4, Y, border 4, 8-bit": 31.5})],
+    ),
     "export": ExportResult("out", "basicsr", "x", 3, 9, {"BasicSR": "scale: 4\n", "KAIR": "{}"}),
 }
 
@@ -397,6 +406,21 @@ class TestVerbs:
         options = {"run_dir": Path("d"), "only": None, "revision": "v1.0.0", "token": None}
         assert calls["pull"] == (("org/x",), options)
 
+    def test_diff(self, idc: Callable[..., Result], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        code, out, err = idc("diff", "runs/x", "runs/y", "-q")
+        assert (code, err) == (0, "")
+        assert calls["diff"] == (("runs/x", "runs/y"), {"token": None, "progress": False})
+        for line in (
+            "only_b\tcat",
+            "place\truns/x\truns/y",
+            "recipe: seed\t0\t3",
+            "PSNR (dB), x4, Y, border 4, 8-bit\t31.5",
+        ):
+            assert line in out.replace("only_b\t\n  cat", "only_b\tcat").splitlines()
+        other = replace(RESULTS["diff"], b=replace(RESULTS["diff"].b, lr_digest="y"), hr=[])
+        monkeypatch.setitem(RESULTS, "diff", other)
+        assert "The LR patches differ" in idc("diff", "runs/x", "runs/y")[2]
+
     def test_export_prints_what_to_paste(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc("export", "org/x", "--out", "d", "--hr-version", "v", "--lmdb", "--run-dir", "r", "-q")
         assert (code, err) == (0, "")
@@ -417,6 +441,7 @@ class TestVerbs:
             "regenerate runs/x --teacher t --name n --json",
             "push runs/x org/x --license mit --json",
             "pull org/x --run-dir d --json",
+            "diff runs/x runs/y --json",
             "export runs/x --out d --json",
         ],
     )
