@@ -16,7 +16,7 @@ from tests.hub_server import HubServer
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("publishing", "teachers", "training", "export", "python", "formats")),
+    *(f"docs/{name}.md" for name in ("cli", "publishing", "teachers", "training", "export", "python", "formats")),
 ]
 OTHER_PAGES = ["docs/clusters.md", "recipes/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "AGENTS.md"]
 TAGS = {"README.md": ["v1.0.0", "v1.1.0"], "docs/publishing.md": ["v1.0.0", "v1.1.0"], "docs/training.md": ["v1.0.0"]}

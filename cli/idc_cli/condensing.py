@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from idc_cli import completion
 from idc_cli.options import (
     ColumnOption,
     ConfigOption,
@@ -219,7 +220,13 @@ def report(run: RunArgument, as_json: JsonOption = False, quiet: QuietOption = F
 def quality(
     run: RunArgument,
     hr_version: Annotated[
-        str | None, typer.Option("--hr-version", help="The HR version to measure.", show_default="the default version")
+        str | None,
+        typer.Option(
+            "--hr-version",
+            help="The HR version to measure.",
+            show_default="the default version",
+            autocompletion=completion.hr_versions,
+        ),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="The teacher that made it.", show_default="the recipe's teacher")
@@ -248,7 +255,10 @@ def quality(
     epilog=examples("idc verify runs/quickstart", "idc verify runs/quickstart/repo --json"),
 )
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a repository's folder.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a repository's folder.", autocompletion=completion.runs),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Check digests, counts and pairing, and load every HR version; exit code 1 if a check fails."""

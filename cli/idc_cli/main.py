@@ -32,7 +32,6 @@ EPILOG = """\
 app = typer.Typer(
     name="idc",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,7 +65,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     logging.setLogRecordFactory(_clean_record)
     try:
-        app()
+        app(prog_name="idc")
     except SystemExit as ended:
         # Typer turns every KeyboardInterrupt into a silent exit; the original exception is the cause of its context.
         interrupted = getattr(ended.__context__, "__cause__", None)

@@ -5,12 +5,15 @@ from typing import Annotated
 
 import typer
 
+from idc_cli import completion
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
         help="A bundled name (`idc recipes ls`), a YAML file, a Run, or a dataset repository on the Hub.",
         show_default=False,
+        autocompletion=completion.recipes,
     ),
 ]
 OverridesArgument = Annotated[
@@ -21,7 +24,16 @@ OverridesArgument = Annotated[
         show_default=False,
     ),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A Run directory.", show_default=False)]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A Run directory.", show_default=False, autocompletion=completion.runs),
+]
+RunOrRepoArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.", autocompletion=completion.runs
+    ),
+]
 RunDirOption = Annotated[
     Path | None,
     typer.Option("--run-dir", help="Directory of the Run.", show_default="the name, in $IDC_RUNS or ./runs"),

@@ -5,7 +5,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from idc_cli.options import DryRunOption, JsonOption, QuietOption, RunDirOption, TokenOption, examples
+from idc_cli import completion
+from idc_cli.options import (
+    DryRunOption,
+    JsonOption,
+    QuietOption,
+    RunDirOption,
+    RunOrRepoArgument,
+    TokenOption,
+    examples,
+)
 from idc_cli.output import Sink
 
 app = typer.Typer()
@@ -19,9 +28,7 @@ app = typer.Typer()
     ),
 )
 def regenerate(
-    run_or_repo: Annotated[
-        str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
-    ],
+    run_or_repo: RunOrRepoArgument,
     teacher: Annotated[
         str,
         typer.Option(
@@ -74,10 +81,13 @@ def regenerate(
     ),
 )
 def delete_version(
-    run_or_repo: Annotated[
-        str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
+    run_or_repo: RunOrRepoArgument,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The HR version.", show_default=False, autocompletion=completion.hr_versions
+        ),
     ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The HR version.", show_default=False)],
     default: Annotated[
         str | None, typer.Option(help="The version to make the default.", show_default="the present default")
     ] = None,
@@ -102,7 +112,15 @@ def delete_version(
     ),
 )
 def push(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A Run, or a network's folder.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A Run, or a network's folder.",
+            show_default=False,
+            autocompletion=completion.runs,
+        ),
+    ],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
     license: Annotated[
         str | None,
@@ -227,8 +245,14 @@ def pull(
     ),
 )
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="The first set.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="The second set.", show_default=False)],
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", help="The first set.", show_default=False, autocompletion=completion.runs),
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B", help="The second set.", show_default=False, autocompletion=completion.runs),
+    ],
     token: TokenOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -264,9 +288,7 @@ def diff(
     ),
 )
 def export(
-    run_or_repo: Annotated[
-        str, typer.Argument(metavar="RUN_OR_REPO", help="A Run, or a dataset repository on the Hub.")
-    ],
+    run_or_repo: RunOrRepoArgument,
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
     format: Annotated[
         Literal["basicsr", "webdataset", "folder"],
@@ -276,7 +298,13 @@ def export(
         ),
     ] = "basicsr",
     hr_version: Annotated[
-        str | None, typer.Option("--hr-version", help="The HR version.", show_default="the default version")
+        str | None,
+        typer.Option(
+            "--hr-version",
+            help="The HR version.",
+            show_default="the default version",
+            autocompletion=completion.hr_versions,
+        ),
     ] = None,
     lmdb: Annotated[bool, typer.Option("--lmdb", help="With basicsr: LMDBs instead of folders.")] = False,
     run_dir: RunDirOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from idc_cli import completion
 from idc_cli.options import (
     ColumnOption,
     ConfigOption,
@@ -46,7 +47,11 @@ def train(
     ],
     data: Annotated[
         str,
-        typer.Option(help="A folder or zip of photographs, a Run, or a dataset on the Hub.", show_default=False),
+        typer.Option(
+            help="A folder or zip of photographs, a Run, or a dataset on the Hub.",
+            show_default=False,
+            autocompletion=completion.runs,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the trained network.", show_default=False)],
     overrides: Annotated[
@@ -74,7 +79,12 @@ def train(
     split: SplitOption = None,
     column: ColumnOption = None,
     hr_version: Annotated[
-        str | None, typer.Option(help="HR version of a condensed set.", show_default="the default version")
+        str | None,
+        typer.Option(
+            help="HR version of a condensed set.",
+            show_default="the default version",
+            autocompletion=completion.hr_versions,
+        ),
     ] = None,
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Number of processes.", show_default="one per GPU, or 1 on the CPU")

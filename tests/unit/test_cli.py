@@ -161,10 +161,59 @@ assert not heavy, heavy
 
         assert idc("--version") == (0, f"idc-hub {version('idc-hub')}\n", "")
 
+    def test_slips_of_commands_and_options_are_named(self, idc: Callable[..., Result]) -> None:
+        for slip, meant in (
+            (["condens"], "Did you mean 'condense'?"),
+            (["recipes", "lss"], "Did you mean 'ls'?"),
+            (["condense", "quickstart", "--dryrun"], "--dry-run"),
+        ):
+            code, _, err = idc(*slip)
+            assert code == 2
+            assert meant in err
+
     def test_without_a_command_there_is_help(self, idc: Callable[..., Result]) -> None:
         code, out, err = idc()
         assert code == 2
         assert "condense" in out + err
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [
+            ("recip", ["recipes"]),
+            ("condense quicks", ["quickstart"]),
+            ("recipes cp small-", ["small-x4"]),
+            ("status ", ["here/a", "here/b"]),
+            ("push here/b", ["here/b"]),
+            ("diff here/a here/", ["here/a", "here/b"]),
+            ("delete-version here/b bi", ["bicubic"]),
+            ("quality here/b --hr-version ", ["bicubic", "edsr"]),
+            ("train edsr --data here/b/repo --out x --hr-version e", ["edsr"]),
+            ("export here/a --hr-version ", []),  # no set yet
+            ("export org/x --hr-version ", []),
+        ],
+    )
+    def test_names_without_torch(self, line: str, expected: list[str], tmp_path: Path) -> None:
+        for run in ("a", "b", "notes"):
+            (tmp_path / "here" / run).mkdir(parents=True)
+        (tmp_path / "here" / "a" / "run.json").touch()
+        (tmp_path / "here" / "b" / "repo").mkdir()
+        (tmp_path / "here" / "b" / "repo" / "idc.json").write_text('{"hr_versions": {"bicubic": {}, "edsr": {}}}')
+        code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+import idc_cli.main
+try:
+    idc_cli.main.main()
+finally:
+    assert not {{"torch", "datasets"}} & set(sys.modules)
+"""
+        words = ["idc", *line.split(" ")]
+        completing = {"_IDC_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words) - 1), "IDC_RUNS": "here"}
+        result = in_a_fresh_python(code, COMP_WORDS=" ".join(words), **completing)
+        assert "Traceback" not in result.stderr
+        assert result.stdout.split() == expected
 
 
 class TestHelpPages:
