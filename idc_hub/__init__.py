@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.verify import verify as verify
     from idc_hub.verbs.work import work as work
 
-_VERBS = (
+VERBS = (
     "benchmark",
     "condense",
     "delete_version",
@@ -90,7 +90,7 @@ _MODULES = {
     "selection_recipe": "selection.pool",
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(("launch_ray", "launch_slurm"), "verbs.launch"),
-    **{verb: f"verbs.{verb}" for verb in _VERBS},
+    **{verb: f"verbs.{verb}" for verb in VERBS},
 }
 __all__ = sorted(_MODULES)
 

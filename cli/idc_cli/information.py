@@ -1,11 +1,12 @@
-"""idc recipes, teachers, env: show available recipes and teachers, and this machine."""
+"""idc recipes, teachers, env, schema: show available recipes and teachers, this machine, and formats."""
 
 import json
 import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -22,18 +23,73 @@ app.add_typer(recipes, name="recipes", rich_help_panel="Look around")
 app.add_typer(teachers, name="teachers", rich_help_panel="Look around")
 
 
+@dataclass(frozen=True)
+class BundledRecipe:
+    """An entry of `idc recipes ls`.
+
+    Attributes:
+        name: The name to give to `idc condense`.
+        description: The first line of its file.
+    """
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class CheckedRecipe:
+    """Result of `idc recipes check`.
+
+    Attributes:
+        lr_recipe_hash: Hash of the keys that determine the LR patches.
+        recipe: Every key of the recipe (`idc recipes schema`).
+    """
+
+    lr_recipe_hash: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Result of `idc env`.
+
+    Attributes:
+        packages: Versions of idc-hub and of the packages that influence results; None if one is not installed.
+        python: Version of Python.
+        system: Operating system and its version, and the processor.
+        cpus: Number of processors.
+        gpus: Names of the GPUs that torch sees.
+        cuda: Version of CUDA that torch was built for.
+        hub: Address of the Hub.
+        offline: Whether the Hub is never asked (HF_HUB_OFFLINE).
+        token: Whether there is an access token.
+        runs: Folder of Runs.
+    """
+
+    packages: dict[str, str | None]
+    python: str
+    system: str
+    cpus: int | None
+    gpus: list[str]
+    cuda: str | None
+    hub: str
+    offline: bool
+    token: bool
+    runs: str
+
+
 @recipes.command("ls", epilog=examples("idc recipes ls", "idc recipes ls --json"))
 def list_recipes(as_json: JsonOption = False) -> None:
     """List the recipes that come with idc-hub."""
     from idc_hub.recipe_reader import bundled_recipes
 
     found = [
-        {"name": name, "description": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
+        BundledRecipe(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
         for name, path in bundled_recipes().items()
     ]
     sink = Sink(as_json)
     sink.result(found)
-    sink.table(("recipe", "description"), [(entry["name"], entry["description"]) for entry in found])
+    sink.table(("recipe", "description"), [(entry.name, entry.description) for entry in found])
 
 
 @recipes.command("show", epilog=examples("idc recipes show quickstart", "idc recipes show org/condensed-div2k-x4"))
@@ -88,7 +144,7 @@ def check_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None, as
     checked = Recipe.load(recipe, overrides or (), trust_recipe=True)  # it is only printed
     sink = Sink(as_json)
     if as_json:
-        sink.result({"lr_recipe_hash": checked.lr_recipe_hash, "recipe": checked.model_dump(mode="json")})
+        sink.result(CheckedRecipe(checked.lr_recipe_hash, checked.model_dump(mode="json")))
     sink.text(f"# lr_recipe_hash: {checked.lr_recipe_hash}\n{checked.to_yaml()}".rstrip())
 
 
@@ -133,26 +189,62 @@ def show_teacher(
 
 @app.command(rich_help_panel="Look around", epilog=examples("idc env", "idc env --json"))
 def env(as_json: JsonOption = False) -> None:
-    """Show versions, devices and Hub settings for a bug report, without secrets."""
+    """Show versions, devices and Hub settings, without secrets, to paste into a bug report."""
     import torch
     from huggingface_hub import constants, get_token
 
     from idc_hub.machine import PACKAGES
 
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    facts = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "hub": constants.ENDPOINT,
-        "offline": constants.is_offline_mode(),
-        "token": get_token() is not None,
-        "runs": os.environ.get("IDC_RUNS", "runs"),
-        "packages": {package: _version(package) for package in PACKAGES},
+    facts = Environment(
+        packages={package: _version(package) for package in PACKAGES},
+        python=platform.python_version(),
+        system=platform.platform(),
+        cpus=os.cpu_count(),
+        gpus=[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        cuda=torch.version.cuda,
+        hub=constants.ENDPOINT,
+        offline=constants.is_offline_mode(),
+        token=get_token() is not None,
+        runs=os.environ.get("IDC_RUNS", "runs"),
+    )
+    sink = Sink(as_json)
+    sink.result(facts)
+    sink.note("\nIn a bug report, add the command and all that it printed, with IDC_DEBUG=1.")
+
+
+@app.command(
+    rich_help_panel="Look around", epilog=examples("idc schema condense", "idc schema recipes check", "idc schema")
+)
+def schema(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="COMMAND", help="A command that has --json.", show_default="all of them"),
+    ] = None,
+) -> None:
+    """Print the JSON schema of what a command prints with --json."""
+    found = _schemas()
+    name = " ".join(command or ())
+    if name and name not in found:
+        raise typer.BadParameter(f"{name} has no --json. These have: {', '.join(found)}.", param_hint="COMMAND")
+    Sink(as_json=True).result(found[name] if name else found)
+
+
+def _schemas() -> dict[str, dict[str, Any]]:
+    """The JSON schema of each command's --json, made from the classes that the commands print."""
+    from pydantic import TypeAdapter
+
+    import idc_hub
+    from idc_hub.dataset.manifest import TeacherRecord
+
+    kinds: dict[str, Any] = {
+        name: get_type_hints(getattr(idc_hub, name.replace("-", "_").replace(" ", "_")))["return"]
+        for name in (*(verb.replace("_", "-") for verb in idc_hub.VERBS), "launch slurm", "launch ray")
     }
-    Sink(as_json).result(facts)
+    kinds |= {"recipes ls": list[BundledRecipe], "recipes check": CheckedRecipe, "env": Environment}
+    found = {name: TypeAdapter(kind).json_schema(mode="serialization") for name, kind in kinds.items()}
+    # A record leaves out what is missing, which only its schema for reading says.
+    found["teachers ls"] = TypeAdapter(list[TeacherRecord]).json_schema()
+    return found | {"teachers show": TypeAdapter(TeacherRecord).json_schema()}
 
 
 def _read(path: Path) -> str:

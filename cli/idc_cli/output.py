@@ -45,7 +45,7 @@ class Sink:
             result: A dataclass, a mapping or a list.
             leave_out: Keys that the text leaves out.
         """
-        data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+        data = [_plain(entry) for entry in result] if isinstance(result, list) else _plain(result)
         if self.as_json:
             print(clean(json.dumps(data, indent=2, ensure_ascii=False, default=str)))
         elif isinstance(data, Mapping):
@@ -85,6 +85,10 @@ class Sink:
 def error(message: str) -> None:
     """Print an error message on stderr; its further lines are indented below the first."""
     stderr.print(Text.assemble(("error: ", "bold red"), clean(message).replace("\n", "\n       ")))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import jsonschema
 import numpy as np
 import pytest
 import typer
@@ -47,17 +48,29 @@ Result = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 
 
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, Any]:
+    """The JSON schemas of all results, as `idc schema` prints them."""
+    code = "import sys; sys.argv = ['idc', 'schema']; from idc_cli.main import main; main()"
+    return json.loads(in_a_fresh_python(code).stdout)
+
+
 @pytest.fixture
-def idc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs `idc` with arguments, as the installed command does."""
+def idc(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], schemas: dict[str, Any]
+) -> Callable[..., Result]:
+    """Runs `idc` with arguments, as the installed command does. All JSON must follow its schema."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["idc", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        code, (out, err) = int(ended.value.code or 0), capsys.readouterr()
+        if code == 0 and "--json" in arguments:
+            name = next(name for name in schemas if " ".join(map(str, arguments)).startswith(f"{name} "))
+            jsonschema.validate(json.loads(out), schemas[name])
+        return code, out, err
 
     return run
 
@@ -679,6 +692,20 @@ class TestSurroundings:
         assert facts["packages"]["torch"]
         for secret in ("topsecret", "password", "hidden"):
             assert secret not in result.stdout + result.stderr
+
+    def test_every_json_has_a_schema(self, idc: Callable[..., Result], schemas: dict[str, Any]) -> None:
+        with_json = {" ".join(path) for path, command in commands() if any(p.name == "as_json" for p in command.params)}
+        assert set(schemas) == with_json
+        for found in schemas.values():
+            jsonschema.Draft202012Validator.check_schema(found)
+        assert json.loads(idc("schema", "recipes", "check")[1]) == schemas["recipes check"]
+        required = schemas["status"]["required"]
+        assert required == list(get_type_hints(StatusResult))
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"run": 3}, schemas["status"])
+        code, _, err = idc("schema", "recipes", "show")
+        assert code == 2
+        assert "recipes show has no --json." in err
 
     def test_env_without_a_token(self, tmp_path: Path) -> None:
         result = in_a_fresh_python(
