@@ -1,5 +1,7 @@
 """idc condense, select, status, work, report, quality, verify: make a set and inspect it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +17,7 @@ from idc_cli.options import (
     IncludeOption,
     JsonOption,
     OverridesArgument,
+    ProgressOption,
     QuietOption,
     RecipeArgument,
     RunArgument,
@@ -55,6 +58,7 @@ def condense(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Condense photographs: optimize LR patches, make their HR with the recipe's teacher, prepare the repository.
 
@@ -62,6 +66,7 @@ def condense(
     """
     import idc_hub
 
+    sink = Sink(as_json, quiet, progress)
     checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result = idc_hub.condense(
         checked,
@@ -69,9 +74,9 @@ def condense(
         num_processes=num_processes,
         restart=restart,
         dry_run=dry_run,
-        progress=not quiet,
+        progress=sink.reporting,
     )
-    show_condensed(Sink(as_json, quiet), result, checked.name, dry_run)
+    show_condensed(sink, result, checked.name, dry_run)
 
 
 def show_condensed(sink: Sink, result: Any, name: str, dry_run: bool) -> None:
@@ -79,8 +84,11 @@ def show_condensed(sink: Sink, result: Any, name: str, dry_run: bool) -> None:
     for warning in getattr(result, "warnings", ()):
         sink.warn(f"{warning}.")
     sink.result(result, leave_out=("quality", "warnings"))
-    if not dry_run:
-        sink.note(_next_steps(result.run, name, result.patches))
+    if dry_run:
+        sink.hint("\nStart      the same command without --dry-run")
+    else:
+        done = f"Condensed {result.real_patches:,} patches of {result.photographs:,} photographs to {result.patches:,}"
+        _summarize(sink, done, result, name)
 
 
 @app.command(
@@ -117,6 +125,7 @@ def select(
     run_dir: RunDirOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Choose real patches by a baseline, to compare a condensed set with.
 
@@ -124,24 +133,32 @@ def select(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
+    sink = Sink(as_json, quiet, progress)
     chosen = {"include": include, "exclude": exclude, "config": config, "split": split, "column": column}
     options = [f"source.{key}={json.dumps(value)}" for key, value in chosen.items() if value]
     recipe = idc_hub.selection_recipe(
         method, source, ratio=ratio, scale=scale, seed=seed, teacher=teacher, overrides=[*options, *(overrides or ())]
     )
-    result = idc_hub.select(recipe, run_dir=run_dir, progress=not quiet)
+    result = idc_hub.select(recipe, run_dir=run_dir, progress=sink.reporting)
     sink.result(result, leave_out=("quality",))
-    sink.note(_next_steps(result.run, Path(result.run).name, result.patches))
+    done = f"Chose {result.patches:,} of {result.real_patches:,} patches of {result.photographs:,} photographs"
+    _summarize(sink, done, result, Path(result.run).name)
 
 
-def _next_steps(run: str, name: str, patches: int) -> str:
-    return f"""
-Look at    {run}/repo/report/patches.png and {run}/repo/README.md
+def _summarize(sink: Sink, done: str, result: Any, name: str) -> None:
+    """Say what was made, how long it took, where to look, and what to do next."""
+    run = result.run
+    sink.note(
+        f"\n{done}, and made HR version {result.hr_version}; this call took {result.seconds:,.1f} s.\n"
+        f"Look at    {run}/repo/report/patches.png and {run}/repo/README.md"
+    )
+    sink.hint(
+        f"""\
 Quality    idc quality {run}
-Load       load_dataset("{run}/repo", split="train")  # {patches} pairs; checked
+Load       load_dataset("{run}/repo", split="train")  # {result.patches} pairs; checked
 Publish    idc push {run} YOUR_NAME/{name} --license LICENSE
 Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
+    )
 
 
 @app.command(
@@ -161,6 +178,10 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     ]
     sink.text()
     sink.table(("photograph", "state", "patches", "steps", "error"), rows)
+    if result.finished == result.photographs:
+        sink.hint(f"\nQuality    idc quality {run}")
+    elif not result.running:
+        sink.hint("\nContinue   the `idc condense` or `idc select` command that began it")
 
 
 @app.command(
@@ -194,6 +215,7 @@ def work(
 
     sink = Sink(as_json, quiet)
     sink.result(idc_hub.work(run, rank=rank, world_size=world_size, progress=not quiet))
+    sink.hint(f"\nMake HR    idc condense {run} --run-dir {run}")
 
 
 @app.command(
@@ -207,7 +229,9 @@ def report(run: RunArgument, as_json: JsonOption = False, quiet: QuietOption = F
     import idc_hub
 
     sink = Sink(as_json, quiet)
-    sink.result(idc_hub.report(run, progress=not quiet))
+    result = idc_hub.report(run, progress=not quiet)
+    sink.result(result)
+    sink.hint(f"\nOpen {result.path} in a browser.")
 
 
 @app.command(
@@ -248,6 +272,7 @@ def quality(
     sink.result(result, leave_out=("warnings", "figures", "lr_digest", "spectra"))
     sink.text()
     sink.table(("figure", "set", "random real", "wanted", "verdict"), table(result.figures))
+    sink.hint(f"\nLook at it  idc report {run}")
 
 
 @app.command(
@@ -272,3 +297,5 @@ def verify(
     if one_color:
         sink.warn(f"Pairs of one single color: {first_few(one_color)}. Do their photographs have such areas?")
     sink.note("All checks passed.")
+    if result.name:
+        sink.hint(f"\nPublish    idc push {path} YOUR_NAME/{result.name} --license LICENSE")

@@ -90,6 +90,7 @@ def list_recipes(as_json: JsonOption = False) -> None:
     sink = Sink(as_json)
     sink.result(found)
     sink.table(("recipe", "description"), [(entry.name, entry.description) for entry in found])
+    sink.hint("\nCopy one   idc recipes cp NAME my.yaml")
 
 
 @recipes.command("show", epilog=examples("idc recipes show quickstart", "idc recipes show org/condensed-div2k-x4"))
@@ -123,7 +124,7 @@ def copy_recipe(
     schema = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
     (target.parent / SCHEMA_FILE).write_text(f"{schema}\n", encoding="utf-8")
     target.write_text(f"{_MODELINE}{SCHEMA_FILE}\n{body}", encoding="utf-8")
-    Sink().note(f"Edit {target}, then: idc condense {target}")
+    Sink().hint(f"Edit {target}, then: idc condense {target}")
 
 
 @recipes.command("schema", epilog=examples("idc recipes schema"))

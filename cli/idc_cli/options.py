@@ -1,7 +1,7 @@
 """Options and arguments that several commands share, and the examples of help pages."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,6 +43,9 @@ DryRunOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+ProgressOption = Annotated[
+    Literal["text", "json"], typer.Option("--progress", help="Progress on stderr: text, or one JSON object a line.")
+]
 ScaleOption = Annotated[int, typer.Option("--scale", min=2, max=4, help="Super-resolution scale.")]
 IncludeOption = Annotated[
     list[str] | None,

@@ -4,16 +4,24 @@ No control character and no secret of a file, a recipe or an answer reaches the 
 text is plain and tab-separated for other programs.
 """
 
+from __future__ import annotations
+
 import json
+import math
+import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from idc_hub.errors import printable, redacted
+
+if TYPE_CHECKING:
+    from idc_hub.runs.progress import Progress, Reporting
 
 _NESTED_LINES = 20
 
@@ -32,11 +40,18 @@ class Sink:
 
     Attributes:
         as_json: Print the whole result as JSON on stdout, and nothing else.
-        quiet: Print no notes.
+        quiet: Print no notes and no progress.
+        progress: How to print progress on stderr: "text", or "json" for programs, and then no notes.
     """
 
     as_json: bool = False
     quiet: bool = False
+    progress: str = "text"
+
+    @property
+    def reporting(self) -> Reporting:
+        """The `progress` argument of a verb."""
+        return _print_event if self.progress == "json" and not self.quiet else not self.quiet
 
     def result(self, result: Any, *, leave_out: Collection[str] = ()) -> None:
         """Print a verb's result: all of it as JSON, or keys and values as text. A list is printed only as JSON.
@@ -73,9 +88,14 @@ class Sink:
             print(clean(text))
 
     def note(self, text: str) -> None:
-        """Print a note on stderr, such as the next steps; not with --json or --quiet."""
-        if not (self.as_json or self.quiet):
+        """Print a note on stderr; not with --json, --quiet or --progress json."""
+        if not (self.as_json or self.quiet or self.progress == "json"):
             stderr.print(clean(text))
+
+    def hint(self, text: str) -> None:
+        """Print a note about the next command; not in continuous integration, where nobody types one."""
+        if not os.environ.get("CI"):
+            self.note(text)
 
     def warn(self, message: str) -> None:
         """Print a warning about the result on stderr."""
@@ -85,6 +105,13 @@ class Sink:
 def error(message: str) -> None:
     """Print an error message on stderr; its further lines are indented below the first."""
     stderr.print(Text.assemble(("error: ", "bold red"), clean(message).replace("\n", "\n       ")))
+
+
+def _print_event(event: Progress) -> None:
+    """Print a progress event as one line of JSON on stderr."""
+    figures = {name: value if math.isfinite(value) else None for name, value in event.figures.items()}
+    facts = {"stage": event.stage, "done": event.done, "total": event.total, "figures": figures}
+    print(clean(json.dumps(facts, ensure_ascii=False)), file=sys.stderr, flush=True)
 
 
 def _plain(value: Any) -> Any:

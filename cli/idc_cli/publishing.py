@@ -9,6 +9,7 @@ from idc_cli import completion
 from idc_cli.options import (
     DryRunOption,
     JsonOption,
+    ProgressOption,
     QuietOption,
     RunDirOption,
     RunOrRepoArgument,
@@ -53,6 +54,7 @@ def regenerate(
     seed: Annotated[int | None, typer.Option(help="Diffusion teachers: seed of the noise.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Add an HR version made by another teacher; the LR patches do not change.
 
@@ -60,6 +62,7 @@ def regenerate(
     """
     import idc_hub
 
+    sink = Sink(as_json, quiet, progress)
     given = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
     result = idc_hub.regenerate(
         run_or_repo,
@@ -67,10 +70,13 @@ def regenerate(
         name=name,
         run_dir=run_dir,
         set_default=set_default,
-        progress=not quiet,
+        progress=sink.reporting,
         **{key: value for key, value in given.items() if value is not None},
     )
-    Sink(as_json, quiet).result(result)
+    sink.result(result)
+    done = f"Made HR version {name}, {result.patches:,} patches" if result.written else f"HR version {name} exists"
+    sink.note(f"\n{done}; this call took {result.seconds:,.1f} s.\nLook at    {result.repo}/report/patches.png")
+    sink.hint(f"Publish    idc push {result.repo} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
@@ -98,7 +104,10 @@ def delete_version(
     import idc_hub
 
     result = idc_hub.delete_version(run_or_repo, name, default=default, token=token)
-    Sink(as_json).result(result, leave_out={key for key in ("commit", "tag") if not getattr(result, key)})
+    sink = Sink(as_json)
+    sink.result(result, leave_out={key for key in ("commit", "tag") if not getattr(result, key)})
+    if result.commit is None:
+        sink.hint(f"\nPublish    idc push {run_or_repo} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
@@ -202,9 +211,13 @@ def push(
     elif result.commit is None:
         sink.note("The repository is up to date: no commit was made.")
     elif result.pull_request:
-        sink.note(
+        sink.hint(
             "If another pull request is merged first, run the same command again: it opens one that can be merged."
         )
+    elif "/datasets/" in result.url:
+        sink.hint(f'\nLoad       load_dataset("{repo_id}", split="train", revision="{result.tag}")')
+    else:
+        sink.hint(f"\nEvaluate   idc evaluate {repo_id} --testset FOLDER")
 
 
 @app.command(
@@ -234,6 +247,7 @@ def pull(
     if result.repair:
         sink.warn(result.repair)
     sink.result(result, leave_out={"repair"})
+    sink.hint(f"\nVerify     idc verify {run_dir}")
 
 
 @app.command(

@@ -15,6 +15,7 @@ from idc_cli.options import (
     ExcludeOption,
     IncludeOption,
     JsonOption,
+    ProgressOption,
     QuietOption,
     ScaleOption,
     SplitOption,
@@ -95,6 +96,7 @@ def train(
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Train a network on pairs; for photographs, LR is given with --lr or made by bicubic downscaling.
 
@@ -102,7 +104,7 @@ def train(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
+    sink = Sink(as_json, quiet, progress)
     training_recipe = idc_hub.TrainingRecipe.load(recipe, overrides or ())
     result = idc_hub.train(
         network,
@@ -114,11 +116,15 @@ def train(
         hr_version=hr_version,
         num_processes=num_processes,
         trackers=tracker or (),
-        progress=not quiet,
+        progress=sink.reporting,
     )
     sink.result(result)
-    sink.note(f"\nEvaluate  idc evaluate {out} --scale {scale} --testset FOLDER --save")
-    sink.note(f"Publish   idc push {out} YOUR_NAME/NAME --license LICENSE")
+    sink.note(
+        f"\nTrained {network} on {result.pairs:,} pairs for {training_recipe.steps:,} steps; this call took "
+        f"{result.seconds:,.1f} s.\nLook at    {out}/metrics.jsonl and {out}/training.yaml"
+    )
+    sink.hint(f"Evaluate   idc evaluate {out} --scale {scale} --testset FOLDER --save")
+    sink.hint(f"Publish    idc push {out} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
@@ -167,13 +173,24 @@ def evaluate(
         bool, typer.Option("--save", help="Save the result in the network's folder, for its model card.")
     ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Measure PSNR and SSIM on a test set, in RGB and in luma, under one or more protocols."""
     import idc_hub
 
-    sink = Sink(as_json)
+    sink = Sink(as_json, quiet, progress)
     photographs = _photographs(testset, include=include, exclude=exclude, config=config, split=split, column=column)
-    result = idc_hub.evaluate(network, photographs, lr=lr, scale=scale, borders=border or (), tile=tile, save=save)
+    result = idc_hub.evaluate(
+        network,
+        photographs,
+        lr=lr,
+        scale=scale,
+        borders=border or (),
+        tile=tile,
+        save=save,
+        progress=sink.reporting,
+    )
     sink.result(result, leave_out=("protocols", "sha256"))
     tables = result.protocols.values()
     names = next(iter(tables))["per_image"]
@@ -181,6 +198,8 @@ def evaluate(
     rows.append(("mean", *map(_figures, tables)))
     sink.text()
     sink.table(("PSNR (dB) / SSIM", *result.protocols), rows)
+    if save:
+        sink.hint(f"\nPublish    idc push {network} YOUR_NAME/NAME --license LICENSE")
 
 
 @app.command(
@@ -198,6 +217,7 @@ def benchmark(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Compare sets: train the same students on each, with several seeds and ratios, and evaluate them.
 
@@ -205,14 +225,15 @@ def benchmark(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
-    result = idc_hub.benchmark(plan, out=out, dry_run=dry_run, progress=not quiet)
+    sink = Sink(as_json, quiet, progress)
+    result = idc_hub.benchmark(plan, out=out, dry_run=dry_run, progress=sink.reporting)
     sink.result(result, leave_out=("states",))
     states = getattr(result, "states", {})
     if states:
         stages = ("set", "hr", "student", "evaluation", "problem")
         sink.text()
         sink.table(("run", *stages), [(name, *map(state.get, stages)) for name, state in states.items()])
+        sink.hint("\nStart      the same command without --dry-run")
 
 
 @networks.command(

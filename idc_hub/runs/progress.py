@@ -5,6 +5,7 @@ The progress of a Run is read from its directory, so it covers all workers, on t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -105,7 +106,7 @@ def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
     over = threading.Event()
     if progress is True:
         console = Console(stderr=True)
-        arguments: tuple[Any, ...] = (_bars if console.is_terminal else _lines), (run, console, over)
+        arguments: tuple[Any, ...] = (_bars if _takes_bars(console) else _lines), (run, console, over)
     else:
         arguments = _events, (run, progress, over)
     thread = threading.Thread(target=arguments[0], args=arguments[1], daemon=True)
@@ -134,7 +135,7 @@ def counting(label: str, progress: Reporting = True) -> Iterator[Callable[[int, 
         yield lambda done, total: report(Progress(label, done, total))
         return
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not _takes_bars(console):
         begun = time.monotonic()
         count = [0]
         yield lambda done, total: count.__setitem__(0, done)
@@ -144,6 +145,11 @@ def counting(label: str, progress: Reporting = True) -> Iterator[Callable[[int, 
     with Bars(console=console) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _takes_bars(console: Console) -> bool:
+    """Whether bars are drawn: on a terminal, but not in the log of continuous integration, which may look like one."""
+    return console.is_terminal and not os.environ.get("CI")
 
 
 def _events(run: Run, report: Callable[[Progress], None], over: threading.Event) -> None:

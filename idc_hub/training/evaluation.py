@@ -38,6 +38,7 @@ def evaluate(
     *,
     lr_location: str | Path | None = None,
     tile: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Upscale every LR image of a test set, and compare it with its HR image.
 
@@ -51,6 +52,7 @@ def evaluate(
         protocols: What to measure, all of one scale. `lr_given` and `upscaling` are filled in here.
         lr_location: LR images, paired as `training.pairing.pair_files` does; without it `imresize` makes them.
         tile: Side of the tiles, in LR pixels, in which a network upscales a large image; None: the whole image at once.
+        on_progress: Called after each image with the number done and the number of images.
 
     Returns:
         For JSON: "testset" (its name), "sha256" (`pixels_sha256` of its pairs), "images" (their number), "lr_given",
@@ -67,7 +69,7 @@ def evaluate(
     protocols = [replace(protocol, lr_given=pairs.lr_given, upscaling=upscaling) for protocol in protocols]
     digest = pixels_sha256(pairs)
     scores: dict[str, dict[str, tuple[float, float]]] = {str(protocol): {} for protocol in protocols}
-    for name, (lr, hr) in pairs:
+    for done, (name, (lr, hr)) in enumerate(pairs, start=1):
         batch = torch.from_numpy(lr).permute(2, 0, 1)[None]
         try:
             enlarged = enlarge(batch, name)
@@ -76,6 +78,8 @@ def evaluate(
         sr = enlarged[0].permute(1, 2, 0).numpy()
         for protocol in protocols:
             scores[str(protocol)][name] = psnr(sr, hr, protocol), ssim(sr, hr, protocol)
+        if on_progress:
+            on_progress(done, len(pairs))
     return {
         "testset": set_name(location_of(testset)),
         "sha256": digest,

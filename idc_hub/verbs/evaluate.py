@@ -14,6 +14,7 @@ from idc_hub.networks import load
 from idc_hub.networks.foreign import kind_of, load_foreign
 from idc_hub.networks.teachers import load_teacher
 from idc_hub.recipe import Source
+from idc_hub.runs.progress import Reporting, counting
 from idc_hub.training import evaluation
 
 
@@ -51,6 +52,7 @@ def evaluate(
     borders: Sequence[int] = (),
     tile: int | None = None,
     save: bool = False,
+    progress: Reporting = True,
 ) -> EvaluateResult:
     """Measure PSNR and SSIM on a test set, in RGB and in luma, under one or more protocols.
 
@@ -63,6 +65,7 @@ def evaluate(
         borders: Pixels left out on each side; empty: 2, and the scale.
         tile: Side of the tiles, in LR pixels, in which a network upscales, to save memory; None: the whole image.
         save: Keep the result in the network's folder, for its model card.
+        progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
         The figures.
@@ -77,13 +80,10 @@ def evaluate(
     protocols = [
         Protocol(channel, cut, scale) for cut in sorted(set(borders or (2, scale))) for channel in ("rgb", "y")
     ]
-    measured = evaluation.evaluate(
-        _load(network, scale),
-        testset,
-        protocols,
-        lr_location=lr,
-        tile=tile,
-    )
+    with counting("evaluating", progress) as count:
+        measured = evaluation.evaluate(
+            _load(network, scale), testset, protocols, lr_location=lr, tile=tile, on_progress=count
+        )
     if save:
         evaluation.save_result(Path(network), measured)
     return EvaluateResult(network=network, **measured)

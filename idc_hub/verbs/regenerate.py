@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class RegenerateResult:
         default: The version that `load_dataset` gives without a config name.
         patches: Number of pairs in the version.
         bytes: Size of its parquet files.
+        seconds: Wall-clock seconds of this call.
     """
 
     repo: str
@@ -36,6 +38,7 @@ class RegenerateResult:
     default: str
     patches: int
     bytes: int
+    seconds: float
 
 
 def regenerate(
@@ -73,6 +76,7 @@ def regenerate(
         ImageError: For `real`: a photograph is gone or has changed.
         HubError: The repository or the teacher cannot be downloaded.
     """
+    begun = time.monotonic()
     path = Path(run_or_repo)
     if not path.exists():
         target = Path(run_dir) if run_dir else default_run_dir(path.name)
@@ -87,5 +91,11 @@ def regenerate(
         except IDCError as error:  # the version is complete all the same
             warnings.warn(f"The quality of {added.hr_version} was not measured: {error}", stacklevel=2)
     return RegenerateResult(
-        str(condensed.folder), added.hr_version, added.written, added.default, added.patches, added.bytes
+        repo=str(condensed.folder),
+        hr_version=added.hr_version,
+        written=added.written,
+        default=added.default,
+        patches=added.patches,
+        bytes=added.bytes,
+        seconds=round(time.monotonic() - begun, 1),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class TrainResult:
         scale: HR pixels per LR pixel.
         recipe: How it was trained, with every key.
         left_out: Names of the files of the source that are no photographs.
+        seconds: Wall-clock seconds of this call.
     """
 
     network: str
@@ -37,6 +39,7 @@ class TrainResult:
     scale: int
     recipe: dict[str, Any]
     left_out: list[str]
+    seconds: float
 
 
 def train(
@@ -85,6 +88,7 @@ def train(
         IncompleteError: The disk is too full, or one of several processes died; the same call continues.
         Interrupted: A signal stopped the training; the same call continues.
     """
+    begun = time.monotonic()
     recipe = recipe or TrainingRecipe()
     given = data if isinstance(data, Source) else str(data)
     pairs = read_data(given, scale, hr_version, lr_location=lr)
@@ -107,4 +111,5 @@ def train(
         scale=scale,
         recipe=recipe.model_dump(mode="json"),
         left_out=list(pairs.left_out),
+        seconds=round(time.monotonic() - begun, 1),
     )

@@ -26,10 +26,21 @@ from idc_cli import output
 from idc_cli.condensing import Selection
 from idc_cli.main import app, main
 from idc_cli.output import Sink
-from idc_hub.errors import HubError, ImageError, IncompleteError, Interrupted, NetworkError, RecipeError, RunError
+from idc_hub import errors
+from idc_hub.errors import (
+    HubError,
+    IDCError,
+    ImageError,
+    IncompleteError,
+    Interrupted,
+    NetworkError,
+    RecipeError,
+    RunError,
+)
 from idc_hub.hub.push import PushResult
 from idc_hub.recipe import Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes
+from idc_hub.runs.progress import Progress, _takes_bars
 from idc_hub.verbs.condense import CondenseResult
 from idc_hub.verbs.delete_version import DeleteVersionResult
 from idc_hub.verbs.diff import DiffResult, DiffSide, HRDifference
@@ -61,6 +72,7 @@ def idc(
 ) -> Callable[..., Result]:
     """Runs `idc` with arguments, as the installed command does. All JSON must follow its schema."""
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("CI", raising=False)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["idc", *map(str, arguments)])
@@ -168,6 +180,14 @@ assert not heavy, heavy
         for error in (RunError, ImageError, NetworkError, RecipeError, IncompleteError, HubError):
             assert f"  {error.exit_code}  " in out
         assert "130  Ctrl-C (143: SIGTERM)" in out
+
+    def test_the_exit_codes_of_the_pages_are_those_of_the_code(self) -> None:
+        subclasses = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, IDCError)]
+        signals = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+        expected = {0, *(kind.exit_code for kind in subclasses), *signals}
+        for page in ("docs/cli.md", "AGENTS.md"):
+            rows = re.findall(r"^\| ([\d, ]+) \| ", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+            assert {int(code) for row in rows for code in row.split(",")} == expected, page
 
     def test_the_version(self, idc: Callable[..., Result]) -> None:
         from importlib.metadata import version
@@ -461,7 +481,7 @@ class TestVerbs:
         self, idc: Callable[..., Result], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(RESULTS, "pull", fill(PullResult, repair="idc.json was gone."))
-        assert idc("pull", "org/x", "--run-dir", "d")[2] == "warning: idc.json was gone.\n"
+        assert idc("pull", "org/x", "--run-dir", "d")[2].startswith("warning: idc.json was gone.\n")
 
     def test_pull(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         assert idc("pull", "org/x", "--run-dir", "d", "--revision", "v1.0.0")[0] == 0
@@ -568,6 +588,96 @@ class TestVerbs:
             "held-out discrepancy\t0.09\t0.08\tat most 0.08\tfailed",
             "share of copied patches\t0.5\t0\t\t",
         ]
+
+
+class TestNotes:
+    @pytest.mark.parametrize(
+        ("line", "hint"),
+        [
+            ("condense quickstart", "idc quality runs/x"),
+            ("select random photos", "idc quality runs/x"),
+            ("regenerate runs/x --teacher t --name n", "idc push x YOUR_NAME/NAME --license LICENSE"),
+            ("status runs/x", "idc quality runs/x"),
+            ("verify runs/x", "idc push runs/x YOUR_NAME/x --license LICENSE"),
+            ("quality runs/x", "idc report runs/x"),
+            ("report runs/x", "Open x in a browser."),
+            ("pull org/x --run-dir d", "idc verify d"),
+            ("recipes ls", "idc recipes cp NAME my.yaml"),
+        ],
+    )
+    def test_the_next_command_is_named_once_and_not_in_ci(
+        self,
+        line: str,
+        hint: str,
+        idc: Callable[..., Result],
+        calls: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setitem(RESULTS, "verify", VerifyResult(name="x"))
+        code, _, err = idc(*line.split())
+        assert (code, err.count(hint)) == (0, 1)
+        monkeypatch.setenv("CI", "true")
+        assert hint not in idc(*line.split())[2]
+
+    def test_summaries_say_what_was_made_how_long_it_took_and_where_to_look(
+        self, idc: Callable[..., Result], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CI", "true")
+        look = "Look at    runs/x/repo/report/patches.png and runs/x/repo/README.md\n"
+        monkeypatch.setitem(RESULTS, "condense", replace(RESULTS["condense"], warnings=[]))
+        assert idc("condense", "quickstart")[2] == (
+            f"\nCondensed 3 patches of 3 photographs to 3, and made HR version x; this call took 0.5 s.\n{look}"
+        )
+        assert idc("select", "random", "photos")[2] == (
+            f"\nChose 3 of 3 patches of 3 photographs, and made HR version x; this call took 0.5 s.\n{look}"
+        )
+        assert idc("regenerate", "runs/x", "--teacher", "t", "--name", "n")[2] == (
+            "\nMade HR version n, 3 patches; this call took 0.5 s.\nLook at    x/report/patches.png\n"
+        )
+
+    def test_progress_for_programs(
+        self, idc: Callable[..., Result], calls: dict[str, Any], photographs: Path, tmp_path: Path
+    ) -> None:
+        code, _, err = idc("condense", "quickstart", "--progress", "json")
+        assert (code, err) == (0, "")
+        assert callable(calls["condense"][1]["progress"])
+        code, out, err = idc("evaluate", "bicubic", "--testset", photographs, "--progress", "json", "--json")
+        assert code == 0
+        events = [json.loads(line) for line in err.splitlines()]
+        evaluating = {"stage": "evaluating", "total": 2, "figures": {}}
+        assert [event for event in events if event["stage"] == "evaluating"] == [
+            {**evaluating, "done": done} for done in (1, 2)
+        ]
+        assert json.loads(out)["images"] == 2
+        line = ["train", "edsr-small", "--data", photographs, "--out", tmp_path / "net", "--progress", "json"]
+        code, _, err = idc(*line, "steps=2", "crop=8", "batch_size=2")
+        assert code == 0
+        last = [json.loads(line) for line in err.splitlines()][-1]
+        assert (last["stage"], last["done"], last["total"], list(last["figures"])) == ("training", 2, 2, ["loss"])
+        assert idc("evaluate", "bicubic", "--testset", photographs, "--progress", "json", "-q")[2] == ""
+        assert idc("evaluate", "bicubic", "--testset", photographs, "--progress", "xml")[0] == 2
+
+    def test_progress_stays_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        report: Any = Sink(progress="json").reporting
+        report(Progress("training", 1, 2, {"loss": float("nan")}))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert json.loads(line, parse_constant=pytest.fail)["figures"] == {"loss": None}
+
+    @pytest.mark.parametrize("arguments", [["status", "nothing"], ["condens"], ["--help"]])
+    def test_no_color(self, arguments: list[str]) -> None:
+        code = f"import sys; sys.argv = ['idc', *{arguments!r}]; from idc_cli.main import main; main()"
+        color = re.compile(r"\x1b\[(?:\d+;)*[39][0-7]m")
+        shown = [in_a_fresh_python(code, FORCE_COLOR="1", NO_COLOR=no_color) for no_color in ("", "1")]
+        colorful, plain = (result.stdout + result.stderr for result in shown)
+        assert color.search(colorful)
+        assert not color.search(plain)
+
+    def test_bars_are_for_terminals_outside_ci(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        console = Console(force_terminal=True)
+        monkeypatch.delenv("CI", raising=False)
+        assert _takes_bars(console)
+        monkeypatch.setenv("CI", "true")
+        assert not _takes_bars(console)
 
 
 class TestTerminal:
@@ -749,13 +859,20 @@ def test_a_real_set_is_made_checked_and_given_a_second_version(
     made = json.loads(out)
     assert made["real_patches"] == 2 * 3 * 4  # 16 x 17 LR pixels: 3 rows, 4 columns, the last flush with the edge
     assert made["patches"] == 12
-    code, _, err = idc("regenerate", run, "--teacher", "bicubic", "--name", "bicubic", "-q")
+    code, out, err = idc("regenerate", run, "--teacher", "bicubic", "--name", "bicubic", "-q", "--json")
     assert code == 0, err
+    assert json.loads(out)["patches"] == 12
     code, out, err = idc("verify", run, "--json")
     assert code == 0, err
     assert json.loads(out)["hr_versions"] == ["bicubic", "real"]
     assert json.loads(out)["lr_digest"] == made["lr_digest"]
     assert json.loads(idc("status", run, "--json")[1])["finished"] == 2
+    code, out, err = idc("diff", f"{run}:real", f"{run}:bicubic", "--json", "-q")
+    assert code == 0, err
+    assert list(json.loads(out)["hr"][0]["psnr"]) == ["x4, RGB, border 4, 8-bit", "x4, Y, border 4, 8-bit"]
+    code, out, err = idc("export", run, "--out", tmp_path / "out", "--json", "-q")
+    assert code == 0, err
+    assert json.loads(out)["pairs"] == 12
 
 
 class TestTraining:
