@@ -142,6 +142,7 @@ def condense_claimed(run: Run, instance: Instance, source: Source, network: torc
             log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
             should_stop=should_stop,
         )
+        facts = _facts(run, condensed, lr)
     except Stopped:
         run.append_metrics(instance.id, {"event": "stop", "time": time.time()})
     except IncompleteError:
@@ -153,7 +154,7 @@ def condense_claimed(run: Run, instance: Instance, source: Source, network: torc
         run.record_failure(instance, sentence)
         warnings.warn(f"{instance.id} failed: {one_line(sentence)}", stacklevel=1)
     else:
-        run.write_patches(instance, condensed.patches, _facts(run, condensed, lr))
+        run.write_patches(instance, condensed.patches, facts)
         run.append_metrics(instance.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
     finally:
         stopping.at_once = False
