@@ -14,6 +14,7 @@ from idc_cli.options import (
     ConfigOption,
     DryRunOption,
     ExcludeOption,
+    HRVersionOption,
     IncludeOption,
     JsonOption,
     OverridesArgument,
@@ -243,15 +244,7 @@ def report(run: RunArgument, as_json: JsonOption = False, quiet: QuietOption = F
 )
 def quality(
     run: RunArgument,
-    hr_version: Annotated[
-        str | None,
-        typer.Option(
-            "--hr-version",
-            help="The HR version to measure.",
-            show_default="the default version",
-            autocompletion=completion.hr_versions,
-        ),
-    ] = None,
+    hr_version: HRVersionOption = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="The teacher that made it.", show_default="the recipe's teacher")
     ] = None,

@@ -62,6 +62,15 @@ SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a Hub
 ColumnOption = Annotated[
     str | None, typer.Option("--column", help="Image column of a Hub dataset.", show_default="the only one")
 ]
+HRVersionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hr-version",
+        help="The HR version of a set.",
+        show_default="the default version",
+        autocompletion=completion.hr_versions,
+    ),
+]
 TrustRecipeOption = Annotated[
     bool, typer.Option("--trust-recipe", help="Run the code that a recipe from the Hub names (package.module:build).")
 ]

@@ -8,6 +8,7 @@ import typer
 from idc_cli import completion
 from idc_cli.options import (
     DryRunOption,
+    HRVersionOption,
     JsonOption,
     ProgressOption,
     QuietOption,
@@ -311,15 +312,7 @@ def export(
             "folder: HR and LR."
         ),
     ] = "basicsr",
-    hr_version: Annotated[
-        str | None,
-        typer.Option(
-            "--hr-version",
-            help="The HR version.",
-            show_default="the default version",
-            autocompletion=completion.hr_versions,
-        ),
-    ] = None,
+    hr_version: HRVersionOption = None,
     lmdb: Annotated[bool, typer.Option("--lmdb", help="With basicsr: LMDBs instead of folders.")] = False,
     run_dir: RunDirOption = None,
     as_json: JsonOption = False,

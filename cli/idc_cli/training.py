@@ -13,6 +13,7 @@ from idc_cli.options import (
     ConfigOption,
     DryRunOption,
     ExcludeOption,
+    HRVersionOption,
     IncludeOption,
     JsonOption,
     ProgressOption,
@@ -79,14 +80,7 @@ def train(
     config: ConfigOption = None,
     split: SplitOption = None,
     column: ColumnOption = None,
-    hr_version: Annotated[
-        str | None,
-        typer.Option(
-            help="HR version of a condensed set.",
-            show_default="the default version",
-            autocompletion=completion.hr_versions,
-        ),
-    ] = None,
+    hr_version: HRVersionOption = None,
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Number of processes.", show_default="one per GPU, or 1 on the CPU")
     ] = None,
