@@ -76,17 +76,6 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> Any:
     raise AssertionError("waited in vain")
 
 
-def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if "work" in child.cmdline():
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def under_way(run: Path) -> list[Path]:
     """Photographs that have a checkpoint and are not finished: a kill now hits the middle of an image."""
     return list((run / "partial").glob("*.safetensors"))
@@ -151,8 +140,12 @@ def test_kill_9_in_the_middle_of_an_image_costs_nothing_finished(
     wait_for(lambda: under_way(run))
     family = psutil.Process(process.pid).children(recursive=True)
     if victim == "one of two workers":
-        working = {line["pid"] for line in metrics(run) if line["event"] == "start"}
-        os.kill(next(worker.pid for worker in workers_of(process) if worker.pid in working), signal.SIGKILL)
+        # One whose photograph has a checkpoint: the other may not have come so far.
+        checkpoint = next((run / "partial").glob("[!.]*.safetensors"))
+        lines = (run / "metrics" / f"{checkpoint.stem}.jsonl").read_text().splitlines()
+        worker = next(line["pid"] for line in map(json.loads, lines) if line["event"] == "start")
+        assert worker in {process.pid for process in family}
+        os.kill(worker, signal.SIGKILL)
         assert process.wait(timeout=120) == 0, "one dead worker ended the others"
     else:
         process.kill()
