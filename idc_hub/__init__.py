@@ -1,10 +1,10 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
-`condense` and `select` make a set; `work` helps to condense, and `launch_slurm` and `launch_ray` condense on a cluster;
-`status`, `report`, `quality` and `verify` inspect it, and `diff` compares two; `regenerate` adds an HR version and
-`delete_version` removes one; `push` and `pull` exchange the set with the Hub; `train`, `evaluate` and `benchmark`
-measure what it is worth. `PairedPatches` and `export` feed it to other trainers. Every verb returns a frozen dataclass
-and raises subclasses of `IDCError`, or `Interrupted` after a signal.
+`condense` and `select` make a set; `work` helps to condense; `launch_slurm`, `launch_ray` and `launch_hf_jobs` condense
+on a cluster; `status`, `report`, `quality` and `verify` inspect it, and `diff` compares two; `regenerate` adds an HR
+version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub; `train`, `evaluate` and
+`benchmark` measure what it is worth. `PairedPatches` and `export` feed it to other trainers. Every verb returns a
+frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
 """
 
 from importlib import import_module
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.diff import diff as diff
     from idc_hub.verbs.evaluate import evaluate as evaluate
     from idc_hub.verbs.export import export as export
+    from idc_hub.verbs.launch import launch_hf_jobs as launch_hf_jobs
     from idc_hub.verbs.launch import launch_ray as launch_ray
     from idc_hub.verbs.launch import launch_slurm as launch_slurm
     from idc_hub.verbs.pull import pull as pull
@@ -89,7 +90,7 @@ _MODULES = {
     "load_teacher": "networks.teachers",
     "selection_recipe": "selection.pool",
     **dict.fromkeys(_ERRORS, "errors"),
-    **dict.fromkeys(("launch_ray", "launch_slurm"), "verbs.launch"),
+    **dict.fromkeys(("launch_hf_jobs", "launch_ray", "launch_slurm"), "verbs.launch"),
     **{verb: f"verbs.{verb}" for verb in VERBS},
 }
 __all__ = sorted(_MODULES)

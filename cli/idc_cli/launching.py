@@ -1,6 +1,8 @@
-"""idc launch slurm, ray: condense on other machines."""
+"""idc launch slurm, ray, hf-jobs: condense on other machines."""
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -12,13 +14,14 @@ from idc_cli.options import (
     QuietOption,
     RecipeArgument,
     RunDirOption,
+    TokenOption,
     TrustRecipeOption,
     examples,
 )
 from idc_cli.output import Sink
 
 app = typer.Typer()
-launch = typer.Typer(no_args_is_help=True, help="Condense on a cluster: SLURM, Ray.")
+launch = typer.Typer(no_args_is_help=True, help="Condense on a cluster: SLURM, Ray, Hugging Face Jobs.")
 app.add_typer(launch, name="launch", rich_help_panel="Make a set")
 
 
@@ -111,3 +114,85 @@ def ray(
         progress=not quiet,
     )
     show_condensed(Sink(as_json, quiet), result, checked.name, dry_run)
+
+
+@launch.command(
+    epilog=examples(
+        "idc launch hf-jobs my.yaml source.path=OWNER/DIV2K --flavor a10g-small --count 8 --dry-run",
+        "idc launch hf-jobs my.yaml source.path=OWNER/DIV2K --flavor a100-large --timeout 2d --namespace my-lab",
+    ),
+)
+def hf_jobs(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    flavor: Annotated[str, typer.Option(help="Hardware of a job (`hf jobs hardware`).", show_default=False)] = ...,  # type: ignore[assignment]
+    count: Annotated[int, typer.Option(min=1, help="Number of jobs.")] = 1,
+    timeout: Annotated[str, typer.Option(help="Time limit of a job.")] = "12h",
+    image: Annotated[str | None, typer.Option(help="Docker image that has uv.", show_default="that of uv")] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Who pays for the jobs and owns the results.", show_default="the token's account")
+    ] = None,
+    upload_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Minutes between a job's uploads of finished photographs.", show_default="5"),
+    ] = None,
+    run_dir: RunDirOption = None,
+    trust_recipe: TrustRecipeOption = False,
+    token: TokenOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Condense photographs of a Hub dataset on Hugging Face Jobs, then make HR and the repository on this machine.
+
+    Run the same command again to download what is finished, to submit jobs for what dead ones left, and, when nothing
+    is left, to make HR. Results go through a private dataset repository. --dry-run prints the jobs.
+    """
+    import idc_hub
+
+    checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
+    result: Any = idc_hub.launch_hf_jobs(
+        checked,
+        flavor=flavor,
+        count=count,
+        timeout=timeout,
+        image=image,
+        namespace=namespace,
+        upload_minutes=upload_minutes,
+        run_dir=run_dir,
+        dry_run=dry_run,
+        token=token,
+        progress=not quiet,
+    )
+    sink = Sink(as_json, quiet)
+    if not hasattr(result, "jobs"):
+        show_condensed(sink, result, checked.name, dry_run)
+        return
+    sink.result(result, leave_out=("jobs", "specifications"))
+    if result.jobs:
+        sink.text()
+        columns = ("id", "name", "stage", "message")
+        sink.table(columns, [[job[column] for column in columns] for job in result.jobs])
+    if result.specifications:
+        sink.text(json.dumps(result.specifications, indent=2))
+    elif not dry_run:
+        sink.note("\nCollect  the same command again\nLogs     hf jobs logs ID\nStop     hf jobs cancel ID")
+
+
+@launch.command(
+    hidden=True,
+    epilog=examples(
+        "idc launch hf-jobs-worker /idc OWNER/idc-run-1 --rank 0 --world-size 4 --upload-minutes 5",
+    ),
+)
+def hf_jobs_worker(
+    mount: Annotated[Path, typer.Argument(help="Folder of the launch.")],
+    repository: Annotated[str, typer.Argument(help="Dataset repository that gets the results.")],
+    rank: Annotated[int, typer.Option(help="This job's number.", show_default=False)] = ...,  # type: ignore[assignment]
+    world_size: Annotated[int, typer.Option(help="Number of jobs.", show_default=False)] = ...,  # type: ignore[assignment]
+    upload_minutes: Annotated[float, typer.Option(help="Minutes between uploads.")] = 5,
+) -> None:
+    """Be one of the jobs that `idc launch hf-jobs` submits."""
+    from idc_hub.clusters.hf_jobs import condense_share
+
+    condense_share(mount, repository, rank=rank, world_size=world_size, upload_minutes=upload_minutes)

@@ -1,4 +1,4 @@
-"""launch_slurm, launch_ray: condense on a cluster."""
+"""launch_slurm, launch_ray, launch_hf_jobs: condense on a cluster."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from idc_hub.clusters import ray, slurm
+from idc_hub.clusters import hf_jobs, ray, slurm
+from idc_hub.hub.revisions import client
+from idc_hub.hub_errors import hub_sentences
 from idc_hub.recipe import Recipe
 from idc_hub.runs.launch import cores
 from idc_hub.runs.progress import Reporting, show_progress
+from idc_hub.runs.run import Run
 from idc_hub.verbs.condense import CondensePlan, CondenseResult, finish, prepare
 
 
@@ -122,3 +126,115 @@ def launch_ray(
     with show_progress(run, progress):
         ray.condense_by_ray(run, prepared.network, workers, address=address, gpus_per_worker=gpus_per_worker)
     return finish(prepared, run, cores(), begun, progress)
+
+
+@dataclass(frozen=True)
+class HFJobsLaunch:
+    """Result of `launch_hf_jobs` while photographs are unfinished.
+
+    Attributes:
+        run: The Run directory.
+        repository: The private dataset repository that the results go through.
+        photographs: Number of photographs.
+        finished: Number of those whose patches are in the Run.
+        submitted: Number of jobs that this call submitted; 0 if earlier ones are still active.
+        jobs: The jobs of this Run, the newest first: `id`, `name`, `stage`, `message`, and `url` of each.
+        predicted_seconds: With `dry_run`, predicted seconds of the jobs if they were like this machine; else None.
+        specifications: With `dry_run`, the arguments of `HfApi.run_job` for each job, with the names of the secrets.
+    """
+
+    run: str
+    repository: str
+    photographs: int
+    finished: int
+    submitted: int
+    jobs: list[dict[str, Any]]
+    predicted_seconds: float | None
+    specifications: list[dict[str, Any]]
+
+
+def launch_hf_jobs(
+    recipe: Recipe | str | Path,
+    *,
+    flavor: str,
+    count: int = 1,
+    timeout: str = "12h",
+    image: str | None = None,
+    namespace: str | None = None,
+    upload_minutes: float | None = None,
+    run_dir: str | Path | None = None,
+    dry_run: bool = False,
+    trust_recipe: bool = False,
+    token: str | None = None,
+    progress: Reporting = True,
+) -> HFJobsLaunch | CondenseResult:
+    """Condense photographs of a Hub dataset on Hugging Face Jobs, then make HR and the repository on this machine.
+
+    Each call first downloads what the jobs have finished. If no job is active, it submits jobs for the photographs that
+    are left; if none is left, it makes HR. So the same call looks, continues, and ends the work.
+
+    Args:
+        recipe: As in `condense`; its photographs and its extractor must be on the Hub.
+        flavor: Hardware of a job, such as "a10g-small".
+        count: Number of jobs.
+        timeout: Time limit of a job, such as "90m" or "12h". What a job has not finished by then, the next call
+            submits again.
+        image: Docker image of the jobs, which must have `uv`; None: Debian with Python and `uv`.
+        namespace: Who pays for the jobs and owns the repository of the results; None: the token's account.
+        upload_minutes: Minutes between the uploads of a job, which is what a job that dies can lose; None: 5, or more
+            where the Hub limits the commits of an hour.
+        run_dir: As in `condense`; on this machine.
+        dry_run: Check everything and return the specifications and a forecast; submit and write nothing.
+        trust_recipe: As in `condense`.
+        token: Access token, which the jobs get as a secret; it needs write access. None: HF_TOKEN, or the login of
+            `hf auth login`.
+        progress: As in `condense`.
+
+    Returns:
+        The jobs; when all photographs are finished, as `condense`.
+
+    Raises:
+        RecipeError: As in `condense`, or the photographs or the extractor are on this machine only.
+        HubError: As in `condense`, or the Hub refused the jobs or the repository.
+        ClusterError: The package is not installed, so that the jobs cannot get it.
+        ImageError, NetworkError, RunError, IncompleteError, Interrupted: As in `condense`.
+    """
+    begun = time.monotonic()
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, trust_recipe=trust_recipe)
+    hf_jobs.require_reachable(recipe)
+    api = client(token)
+    hf_jobs.require_token(api)
+    prepared = prepare(recipe, run_dir=run_dir, progress=progress)
+    with hub_sentences(namespace or "your account"):
+        owner = namespace or api.whoami()["name"]
+    repo_id = hf_jobs.repository_of(owner, prepared.recipe, prepared.instances)
+    run = Run(prepared.path, prepared.recipe, prepared.instances) if dry_run else prepared.make_run()
+    if not dry_run:
+        hf_jobs.collect(api, run, repo_id)
+    left = [instance for instance in run.instances if not run.instance_file(instance.id).is_file()]
+    if not left and not dry_run:
+        return finish(prepared, run, cores(), begun, progress)
+    jobs = hf_jobs.list_jobs(api, repo_id)
+    wanted = None
+    if not any(job["stage"] in hf_jobs.ACTIVE for job in jobs):
+        wanted = hf_jobs.plan(
+            *(repo_id, prepared.recipe, left),
+            count=count,
+            flavor=flavor,
+            timeout=timeout,
+            image=image,
+            upload_minutes=upload_minutes,
+        )
+    if wanted and not dry_run:
+        hf_jobs.submit(api, wanted)
+        jobs = hf_jobs.list_jobs(api, repo_id)
+    return HFJobsLaunch(
+        run=str(prepared.path),
+        repository=repo_id,
+        photographs=len(run.instances),
+        finished=len(run.instances) - len(left),
+        submitted=len(wanted.specifications) if wanted and not dry_run else 0,
+        jobs=jobs,
+        predicted_seconds=prepared.plan(count).predicted_seconds if dry_run else None,
+        specifications=wanted.specifications if wanted and dry_run else [],
+    )

@@ -1,6 +1,6 @@
 """A small Hub on loopback that the unmodified real client talks to.
 
-It follows the protocol that huggingface_hub speaks (repositories, commits, LFS, tags, listings, downloads),
+It follows the protocol that huggingface_hub speaks (repositories, commits, LFS, tags, listings, downloads, jobs),
 with two origins as on the live Hub: one for the Hub itself, one for the blob store, which must never see a
 token. State lies on disk. Xet, git over HTTP, merges, and discussions except the list of pull requests are
 left out: clients run with HF_HUB_DISABLE_XET=1.
@@ -19,10 +19,11 @@ from typing import Any
 from .blobs import BlobStore
 from .faults import Fault, Faults
 from .hub import Hub
+from .jobs import Job
 from .state import Account, Repository, State
 from .wire import Origin, Seen
 
-__all__ = ["Account", "HubServer", "Repository", "Seen"]
+__all__ = ["Account", "HubServer", "Job", "Repository", "Seen"]
 
 ACCOUNTS = {
     "hf_alice": Account("alice", organizations=("lab",)),
@@ -104,6 +105,11 @@ class HubServer:
         repository = self.state.find("dataset", repo_id)
         assert repository is not None, f"there is no dataset {repo_id}"
         return repository
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The submitted jobs, the newest first; nobody runs them."""
+        return self._hub.jobs.submitted
 
     def seen(self, method: str, path: str = "", origin: str | None = None) -> list[Seen]:
         """The logged requests with this method whose path contains `path`."""

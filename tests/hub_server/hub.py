@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, quote, unquote, urlencode
 
 from . import cards, uploads
 from .blobs import BlobStore
+from .jobs import Jobs
 from .state import Account, Repository, State, Tree, git_sha1
 from .wire import Refusal, Request, Response, as_json, ranged
 
@@ -27,13 +28,15 @@ class Hub:
     """Answers the requests to the Hub's origin."""
 
     def __init__(self, state: State, blobs: BlobStore) -> None:
-        self.state, self.blobs = state, blobs
+        self.state, self.blobs, self.jobs = state, blobs, Jobs()
         self.url = ""
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Response]]] = [
             (method, re.compile(pattern), answer)
             for method, pattern, answer in (
                 ("GET", r"/api/whoami-v2", self.whoami),
                 ("POST", r"/api/validate-yaml", cards.validate_yaml),
+                ("POST", r"/api/jobs/(?P<owner>[^/]+)", self.submit_job),
+                ("GET", r"/api/jobs/(?P<owner>[^/]+)", self.list_jobs),
                 ("POST", r"/api/repos/create", self.create_repo),
                 ("DELETE", r"/api/repos/delete", self.delete_repo),
                 ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", self.repo_info),
@@ -168,6 +171,28 @@ class Hub:
         """200 when the repository may be read (or written)."""
         (self.writable if write else self.readable)(request, kind, repo)
         return as_json({})
+
+    # Jobs
+
+    def submit_job(self, request: Request, owner: str) -> Response:
+        """Accepts a job; every repository that it mounts must be readable and have the folder."""
+        body = request.json()
+        for volume in body.get("volumes", ()):
+            if not volume["mountPath"].startswith("/"):
+                raise Refusal(400, "A mount path starts with /.")
+            if volume["type"] != "bucket":
+                repository = self.readable(request, volume["type"], volume["source"])
+                tree = repository.tree(self.revision(repository, volume.get("revision", "main")))
+                if volume.get("path", "") not in {"", *_with_folders(tree)}:
+                    raise Refusal(400, f"{volume['source']} has no folder {volume['path']}")
+        return as_json(self.jobs.submit(self.logged_in(request), owner, body).described())
+
+    def list_jobs(self, request: Request, owner: str) -> Response:
+        """The jobs of an owner, filtered by labels and stages."""
+        if not self.logged_in(request).may_read(f"{owner}/job"):
+            raise Refusal(403, f"You don't have the rights to see the jobs of {owner}.")
+        found = self.jobs.find(owner, request.query.get("label", []), request.query.get("stage", []))
+        return self._page(request, [job.described() for job in found], EXPANDED_PAGE)
 
     # Repositories
 
