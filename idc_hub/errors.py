@@ -101,7 +101,7 @@ class HubError(IDCError):
 
 
 class ClusterError(IDCError):
-    """An engine that starts workers (SLURM or Ray) is missing or refused; the Run is intact."""
+    """Workers cannot be started elsewhere: SLURM or Ray is missing or refused, or the package is not installed."""
 
 
 class Interrupted(KeyboardInterrupt):

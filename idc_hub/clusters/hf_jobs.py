@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitOperationAdd, HfApi, Volume
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from idc_hub.atomic import write_bytes_atomically, writing
+from idc_hub.atomic import write_bytes_atomically
 from idc_hub.clusters.wheel import build_wheel
 from idc_hub.errors import HubError, RecipeError, RunError, one_line
 from idc_hub.hub_errors import LOG_IN, hub_sentences
@@ -245,8 +245,7 @@ def collect(api: HfApi, run: Run, repo_id: str) -> None:
         folder = run.path / FOLDER
         for name in names:
             if not (folder / "finished" / name).is_file():
-                with writing(folder):
-                    api.hf_hub_download(repo_id, f"finished/{name}", repo_type="dataset", local_dir=folder)
+                api.hf_hub_download(repo_id, f"finished/{name}", repo_type="dataset", local_dir=folder)
     places = {
         f"{kind}/{instance.id}.{suffix}": (kind, instance)
         for instance in run.instances

@@ -209,12 +209,12 @@ def launch_hf_jobs(
         owner = namespace or api.whoami()["name"]
     repo_id = hf_jobs.repository_of(owner, prepared.recipe, prepared.instances)
     run = Run(prepared.path, prepared.recipe, prepared.instances) if dry_run else prepared.make_run()
+    jobs = hf_jobs.list_jobs(api, repo_id)  # before the results: those of a job that has ended are complete
     if not dry_run:
         hf_jobs.collect(api, run, repo_id)
     left = [instance for instance in run.instances if not run.instance_file(instance.id).is_file()]
     if not left and not dry_run:
         return finish(prepared, run, cores(), begun, progress)
-    jobs = hf_jobs.list_jobs(api, repo_id)
     wanted = None
     if not any(job["stage"] in hf_jobs.ACTIVE for job in jobs):
         wanted = hf_jobs.plan(

@@ -58,7 +58,7 @@ def test_a_job_cannot_use_what_is_on_this_machine(recipe: Recipe) -> None:
         hf_jobs.require_reachable(Recipe(name="far", source={"path": "package:skimage/data"}))
     for network in ("my_package.nets:build", recipe.source.path):
         far = Recipe(name="far", source={"path": "alice/walk"}, features={"network": network})
-        with pytest.raises(RecipeError, match="features.network=OWNER/NAME"):
+        with pytest.raises(RecipeError, match=r"features\.network=OWNER/NAME"):
             hf_jobs.require_reachable(far)
     hf_jobs.require_reachable(Recipe(name="far", source={"path": "alice/walk"}))
 
