@@ -132,8 +132,11 @@ def plan(
         upload_minutes: Minutes between a job's uploads; None: 5, or more where the Hub limits the commits.
 
     Raises:
+        RecipeError: The time limit is none.
         ClusterError: The package is not installed.
     """
+    if not re.fullmatch(r"\d+(\.\d+)?[smhd]?", timeout):
+        raise RecipeError(f"{timeout!r} is no time limit.", "Write seconds, or a number with s, m, h or d: 90m, 12h.")
     name, wheel = build_wheel()
     count = min(count, len(left))
     minutes = upload_minutes or max(5.0, 60 * count / COMMITS_PER_HOUR)

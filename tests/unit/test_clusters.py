@@ -73,6 +73,8 @@ def test_every_photograph_is_in_one_job_and_few_uploads_are_planned(recipe: Reci
         for job in hf_jobs.plan("alice/x", recipe, many, count=64, flavor="a10g-small", timeout="12h").specifications
     }
     assert 64 * 60 / minutes < 128, "commits of an hour"
+    with pytest.raises(RecipeError, match="no time limit"):
+        hf_jobs.plan("alice/x", recipe, left, count=1, flavor="a10g-small", timeout="half a day")
 
 
 def test_the_wheel_is_the_running_code_and_pip_installs_it(tmp_path: Path) -> None:
