@@ -239,7 +239,12 @@ def _schemas() -> dict[str, dict[str, Any]]:
 
     kinds: dict[str, Any] = {
         name: get_type_hints(getattr(idc_hub, name.replace("-", "_").replace(" ", "_")))["return"]
-        for name in (*(verb.replace("_", "-") for verb in idc_hub.VERBS), "launch slurm", "launch ray")
+        for name in (
+            *(verb.replace("_", "-") for verb in idc_hub.VERBS),
+            "launch slurm",
+            "launch ray",
+            "launch hf-jobs",
+        )
     }
     kinds |= {"recipes ls": list[BundledRecipe], "recipes check": CheckedRecipe, "env": Environment}
     found = {name: TypeAdapter(kind).json_schema(mode="serialization") for name, kind in kinds.items()}

@@ -150,6 +150,7 @@ def hf_jobs(
     """
     import idc_hub
 
+    sink = Sink(as_json, quiet)
     checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result: Any = idc_hub.launch_hf_jobs(
         checked,
@@ -162,9 +163,8 @@ def hf_jobs(
         run_dir=run_dir,
         dry_run=dry_run,
         token=token,
-        progress=not quiet,
+        progress=sink.reporting,
     )
-    sink = Sink(as_json, quiet)
     if not hasattr(result, "jobs"):
         show_condensed(sink, result, checked.name, dry_run)
         return
@@ -176,7 +176,7 @@ def hf_jobs(
     if result.specifications:
         sink.text(json.dumps(result.specifications, indent=2))
     elif not dry_run:
-        sink.note("\nCollect  the same command again\nLogs     hf jobs logs ID\nStop     hf jobs cancel ID")
+        sink.hint("\nCollect  the same command again\nLogs     hf jobs logs ID\nStop     hf jobs cancel ID")
 
 
 @launch.command(
