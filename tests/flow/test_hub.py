@@ -587,6 +587,16 @@ class TestRefusals:
         assert caught.value.exit_code == 2
         assert hub.state.find("dataset", "alice/odd-license") is None
 
+    def test_a_full_storage_is_no_problem_of_the_token(self, hub: HubServer, alice: Client, tmp_path: Path) -> None:
+        folder = make_repository(tmp_path / "repo", {"edsr": 0})
+        body = b'{"error": "Private repository storage limit reached, please upgrade your plan."}'
+        hub.inject("status", method="POST", path="/alice/full/commit/", status=403, body=body, times=9)
+        with pytest.raises(
+            Refused, match=r"refused to store more for the owner of alice/full.*Free some space"
+        ) as caught:
+            alice("push", folder=folder, repo_id="alice/full", license="mit")
+        assert caught.value.exit_code == 4
+
     def test_another_license_needs_a_name_and_a_link(self, alice: Client, tmp_path: Path) -> None:
         folder = make_repository(tmp_path / "repo", {"edsr": 0})
         with pytest.raises(Refused, match=r"needs a name and a link.*--license-name"):
