@@ -76,6 +76,17 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> Any:
     raise AssertionError("waited in vain")
 
 
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "work" in child.cmdline():
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
 def under_way(run: Path) -> list[Path]:
     """Photographs that have a checkpoint and are not finished: a kill now hits the middle of an image."""
     return list((run / "partial").glob("*.safetensors"))
