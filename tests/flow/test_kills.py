@@ -88,10 +88,13 @@ class Command:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-            from idc_cli.main import main
+            if line[0] == "torchrun":
+                from torch.distributed.run import main
+            else:
+                from idc_cli.main import main
 
             _disturb(at, fault, out.parent / "calls")
-            sys.argv = ["idc", *line]
+            sys.argv = line if line[0] == "torchrun" else ["idc", *line]
             main()
             code = 0
         except SystemExit as ended:
@@ -180,13 +183,16 @@ def test_no_kill_costs_anything(tmp_path: Path) -> None:
     commands = [
         Command("condense, 1 worker", *condense, 1),
         Command("condense, 2 workers", *condense, 2),
+        Command(
+            "condense, torchrun", "torchrun", "--standalone", "--nproc-per-node=2", "-m", "idc_cli.main", *condense, 1
+        ),
         Command("select", *select, "patches.size=32", "patches.stride=32"),
         Command("regenerate", "regenerate", "OUT", "--teacher", "bicubic", "--name", "again", "--quiet"),
         Command("train, 1 process", *train, 1, "--quiet"),
         Command("train, 2 processes", *train, 2, "--quiet"),
         Command("benchmark", "benchmark", tmp_path / "plan.yaml", "--out", "OUT", "--quiet"),
     ]
-    weights = (6, 1, 4, 5, 5, 1, 2)
+    weights = (6, 1, 1, 4, 5, 5, 1, 2)
     for number, command in enumerate(commands):
         folder = tmp_path / f"undisturbed-{number}"
         folder.mkdir()
