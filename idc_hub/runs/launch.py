@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idc_hub.atomic import writing
 from idc_hub.errors import IncompleteError, Interrupted
@@ -227,7 +227,9 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, *, 
     with writing(log):
         output = log.open("wb")
     with output, _forwarding(processes) as received:
-        processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
+        # In a session of its own: Ctrl-C would reach the processes from the terminal and again through the launcher.
+        options: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment}
+        processes.append(subprocess.Popen(command, start_new_session=True, **options))
         if received:
             processes[0].terminate()
         status = processes[0].wait()

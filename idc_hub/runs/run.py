@@ -479,6 +479,12 @@ class Run:
             for path in (self.path / "failed").glob("*.json"):
                 path.unlink(missing_ok=True)
 
+    def abandoned(self) -> list[str]:
+        """Ids of photographs whose process died while it condensed them, and that nobody has taken since."""
+        claimed = {path.stem for path in (self.path / "locks").glob("*.json")}
+        ids = [instance.id for instance in self.instances if instance.id in claimed]
+        return [instance_id for instance_id in ids if left_behind(self.path / "locks", instance_id)]
+
     def failure(self, instance: Instance) -> str | None:
         """Why the photograph failed; None if it did not."""
         failure = self.read_failure(instance)
@@ -563,6 +569,8 @@ class Run:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["idc"])
+                if facts.pop("metadata_sha256") != _metadata_sha256(facts):
+                    raise ValueError("its metadata do not have the digest they name")
                 keys = file.keys() if with_tensors else ()
                 tensors = {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -591,12 +599,18 @@ def write_tensors(
     """Write a safetensors file atomically; with `keep_existing`, only if there is none yet.
 
     All metadata goes under one key: the order of several keys, and so the bytes of the file, would not be fixed.
+    `metadata_sha256` is added to them.
     """
     from safetensors.torch import save
 
+    metadata = metadata | {"metadata_sha256": _metadata_sha256(metadata)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, metadata={"idc": json.dumps(metadata, sort_keys=True)})
     write_bytes_atomically(path, content, keep_existing=keep_existing)
+
+
+def _metadata_sha256(metadata: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def patches_sha256(patches: Tensor) -> str:

@@ -22,7 +22,7 @@ from accelerate import PartialState
 
 from idc_hub import errors
 from idc_hub.atomic import write_text_atomically
-from idc_hub.errors import IDCError, IncompleteError, RecipeError
+from idc_hub.errors import IDCError, IncompleteError, Interrupted, RecipeError
 from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
 from idc_hub.runs.progress import Progress, Reporting, counting
@@ -69,7 +69,7 @@ def train_network(
         progress: True prints progress on stderr, False nothing; a function gets every `Progress` event.
 
     Raises:
-        Interrupted: A signal stopped the training. One process saves first; of several, the last checkpoint is kept.
+        Interrupted: A signal stopped the training after a checkpoint.
         IncompleteError: One of several processes died, or the disk is too full for the pixels.
         IDCError: What `train` raises.
     """
@@ -198,6 +198,8 @@ def main(argv: list[str] | None = None) -> int:
             data=task["data"],
             trackers=task["trackers"],
         )
+    except Interrupted as interrupted:
+        return 128 + interrupted.signal
     except IDCError as error:
         if os.environ.get("RANK", "0") == "0":
             facts = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}

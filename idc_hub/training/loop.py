@@ -30,7 +30,7 @@ from torch.nn.functional import l1_loss
 from torch.optim import Adam
 
 from idc_hub.atomic import append_line, write_bytes_atomically, write_text_atomically, writing
-from idc_hub.errors import DivergedError, ImageError, NetworkError, RecipeError, one_line
+from idc_hub.errors import DivergedError, ImageError, Interrupted, NetworkError, RecipeError, one_line
 from idc_hub.networks import load, save
 from idc_hub.networks.registry import WEIGHTS, Network
 from idc_hub.runs.run import tensors_sha256, whole_lines
@@ -42,6 +42,7 @@ from idc_hub.training.prefetch import prefetch
 from idc_hub.training.recipe import TrainingRecipe
 
 CHECKPOINT, METRICS, FACTS = "checkpoint.safetensors", "metrics.jsonl", "training.yaml"
+AGREEMENT_STEPS = 10
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -81,7 +82,7 @@ def train(
         ImageError: A pair does not fit the scale or is smaller than the crop.
         RecipeError: There is no such tracker, or it is not installed, or the batch cannot be shared equally.
         IncompleteError: The folder cannot be written, for example since the disk is full.
-        Interrupted: A signal stopped the training, if it is one process, after a checkpoint.
+        Interrupted: A signal stopped the training after a checkpoint.
     """
     folder, accelerator = Path(folder), _accelerator(folder, trackers)
     check(folder, pairs, network.scale, recipe, num_processes=accelerator.num_processes)
@@ -104,8 +105,7 @@ def train(
     draw = partial(draw_batch, pairs, names, recipe, network.scale, share=share, pinned=device.type == "cuda")
     began = time.monotonic() - seconds
     steps = range(start + 1, recipe.steps + 1)
-    # Several processes would have to agree on a step: they end at once, and continue from the last checkpoint.
-    with stop_on_signal() if accelerator.num_processes == 1 else nullcontext(Signals()) as signals:
+    with stop_on_signal() as signals:
         for step, batch in zip(steps, prefetch(draw, steps), strict=True):
             torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
             state.optimizer.param_groups[0]["lr"] = rate = learning_rate(recipe, step - 1)
@@ -115,20 +115,34 @@ def train(
             state.optimizer.step()
             state.update_average(step)
             seconds = time.monotonic() - began
-            saving = (bool(signals.received) or step % recipe.checkpoint_every == 0) and step < recipe.steps
+            stopped_by = _received(signals, step, accelerator)
+            saving = (bool(stopped_by) or step % recipe.checkpoint_every == 0) and step < recipe.steps
             if saving or step % recipe.log_every == 0 or step == recipe.steps:
                 finiteness.check(folder, step)
             reports.add(step, loss, rate, seconds)
             if saving and accelerator.is_main_process:
                 state.write(folder, step, seconds)
-            if saving:
-                signals.raise_if_any()
+            if saving and stopped_by:
+                raise Interrupted(stopped_by)
 
     if accelerator.is_main_process:
         state.finish(folder, {**(data or {}), "pairs": len(pairs)}, seconds, accelerator)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return state.average
+
+
+def _received(signals: Signals, step: int, accelerator: Accelerator) -> int:
+    """The number of a signal after which to stop, or 0; the same in all processes.
+
+    Several processes exchange what they received at every `AGREEMENT_STEPS`th step: it makes them wait for the device.
+    """
+    received = signals.received[0] if signals.received else 0
+    if accelerator.num_processes == 1:
+        return received
+    if step % AGREEMENT_STEPS:
+        return 0
+    return int(accelerator.gather(torch.tensor([received], device=accelerator.device)).max())
 
 
 def learning_rate(recipe: TrainingRecipe, done: int) -> float:

@@ -13,7 +13,7 @@ import torch
 from idc_hub.dataset.gate import measured_version
 from idc_hub.dataset.pack import pack
 from idc_hub.dataset.regenerate import add_version
-from idc_hub.errors import RecipeError
+from idc_hub.errors import RecipeError, first_few
 from idc_hub.images.sources import Instance, count_conversions
 from idc_hub.machine import device, machine, packages
 from idc_hub.networks.extractors import load_extractor
@@ -143,6 +143,12 @@ class Prepared:
             Run.discard(self.path)
         run = Run.create(self.path, self.recipe, self.instances, {"packages": packages(), "machine": machine()})
         run.clear_failures()
+        if abandoned := run.abandoned():
+            warnings.warn(
+                f"The process that condensed {first_few(abandoned, 5)} was killed, perhaps for lack of memory. "
+                "What is not finished of them is tried last.",
+                stacklevel=1,
+            )
         for instance in self.instances:
             if damaged := run.drop_damaged(instance):
                 warnings.warn(f"{damaged} It is made again.", stacklevel=1)

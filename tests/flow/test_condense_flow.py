@@ -168,6 +168,7 @@ def test_kill_9_in_the_middle_of_an_image_costs_nothing_finished(
         assert interrupted["running"] == 0, "somebody still holds a lock"
         again = idc(*command)
         assert again.returncode == 0
+        assert "was killed, perhaps for lack of memory" in " ".join(again.stderr.split())
     resumed = json.loads(idc("status", run, "--json").stdout)
     assert any(entry["resumed_from"] > 0 for entry in resumed["instances"])
     assert lr_bytes(run) == lr_bytes(undisturbed)

@@ -160,6 +160,23 @@ def test_a_damaged_instance_file_is_shown_and_dropped(run: Run) -> None:
     assert run.drop_damaged(PHOTOGRAPHS[0]) is None
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_no_flipped_bit_of_an_instance_file_is_believed(run: Run) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1, "nearest_real": [3.25, 4.5]})
+    sound, facts = run.instance_file("a").read_bytes(), run.read_facts(PHOTOGRAPHS[0])
+    for place in range(len(sound)):
+        content = bytearray(sound)
+        content[place] ^= 1 << place % 8
+        run.instance_file("a").write_bytes(content)
+        try:
+            damage = run.drop_damaged(PHOTOGRAPHS[0])
+        except RunError:
+            continue
+        if damage is None:
+            assert run.read_facts(PHOTOGRAPHS[0]) == facts, place
+            assert torch.equal(run.read_patches(PHOTOGRAPHS[0]), patches(0)), place
+
+
 def test_a_sound_file_of_another_photograph_is_not_dropped(run: Run) -> None:
     run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
     run.instance_file("a").rename(run.instance_file("b"))
