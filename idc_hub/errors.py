@@ -4,6 +4,7 @@ Every error that idc-hub raises deliberately is an `IDCError`. The command line 
 traceback and exits with the class's `exit_code`.
 """
 
+import errno
 import json
 import os
 import re
@@ -130,6 +131,14 @@ def one_line(foreign: object) -> str:
     """
     text = "".join(c for c in redacted(" ".join(str(foreign).split())) if c.isprintable())
     return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python, the system, or torch means that memory or address space is exhausted."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    said = ("allocate memory", "start new thread", "create a primitive", "out of memory", "failed to map segment")
+    return any(words in str(error) for words in said)
 
 
 def enumerated(names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from idc_cli import condensing, information, launching, output, publishing, training
-from idc_hub.errors import IDCError, Interrupted, LeftOutWarning
+from idc_hub.errors import IDCError, IncompleteError, Interrupted, LeftOutWarning, lacks_memory, one_line
 
 EPILOG = """\
 [bold]Exit codes[/bold]
@@ -104,6 +104,12 @@ def _report(error: BaseException) -> int:
     if isinstance(error, Interrupted):
         output.error(f"interrupted ({error}). Run the same command again: it continues from what is saved.")
         return 128 + error.signal
+    if lacks_memory(error):
+        output.error(
+            f"There is not enough memory ({one_line(error) or type(error).__name__}). Free some, or use fewer "
+            "processes, and run the same command again: it continues from what is saved."
+        )
+        return IncompleteError.exit_code
     if isinstance(error, OSError) and error.strerror:
         output.error(f"{error.filename or 'The system says'}: {error.strerror}.")
         return 1

@@ -1,5 +1,6 @@
 """Which files belong to a repository folder, and whether it can be published."""
 
+import errno
 import re
 import tempfile
 from itertools import zip_longest
@@ -15,7 +16,7 @@ from huggingface_hub import DatasetCard
 from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CARD, RECIPE, CondensedSet, LRPatch
 from idc_hub.dataset.manifest import MANIFEST, FileRecord, Manifest
-from idc_hub.errors import ImageError, RunError, enumerated, first_few, one_line
+from idc_hub.errors import ImageError, IncompleteError, RunError, enumerated, first_few, lacks_memory, one_line
 from idc_hub.images.figures import rms_residual
 from idc_hub.images.files import decode_png
 from idc_hub.images.patches import is_mismatched, is_one_color, is_wrongly_one_color
@@ -308,6 +309,13 @@ def _count_rows(folder: Path, version: str) -> int:
             return len(datasets.load_dataset(str(view), version, split="train", cache_dir=cache))
     except Exception as error:  # whatever fails here would fail for a consumer too
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if lacks_memory(cause):
+            raise cause from None
+        if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in str(cause):
+            raise IncompleteError(
+                f"`load_dataset` cannot load config {version}: the temporary folder {tempfile.gettempdir()} is full.",
+                "Free space there, or set TMPDIR to another folder, and run the same command again.",
+            ) from error
         raise RunError(
             f"`load_dataset` cannot load config {version} of {folder}: {type(cause).__name__}: {one_line(cause)}",
             "Run `idc regenerate` for this HR version again.",

@@ -569,7 +569,8 @@ class Run:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["idc"])
-                if facts.pop("metadata_sha256") != _metadata_sha256(facts):
+                digest = facts.pop("metadata_sha256", None)  # older files have none
+                if digest is not None and digest != _metadata_sha256(facts):
                     raise ValueError("its metadata do not have the digest they name")
                 keys = file.keys() if with_tensors else ()
                 tensors = {key: file.get_tensor(key) for key in keys}

@@ -1,12 +1,15 @@
 """The check of an HR version: wrong rows, wrong pixels, damaged files, and what an older idc.json leaves open."""
 
+import errno
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,7 @@ from idc_hub.dataset.parquet import Row, files_of, read_rows, write_rows
 from idc_hub.dataset.pictures import draw_patches
 from idc_hub.dataset.regenerate import add_version, regenerate
 from idc_hub.dataset.shards import Facts, write_shards
-from idc_hub.errors import RunError
+from idc_hub.errors import IncompleteError, RunError
 from idc_hub.images.files import decode_png, encode_png
 from idc_hub.images.patches import is_mismatched
 from idc_hub.images.resize import imresize
@@ -173,6 +176,28 @@ def test_a_damaged_version_stops_another_one_and_is_made_again(nearest: Path, ma
     assert not (nearest / "data/dark").exists()
     assert regenerate(CondensedSet(nearest), make_teacher("repeat"), "nearest").written
     assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize(
+    ("cause", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"the temporary folder .* is full\. Free space there"),
+        (OSError("Not enough disk space. Needed: 1 GB"), r"the temporary folder .* is full\. Free space there"),
+        (RuntimeError("can't start new thread"), "^can't start new thread$"),
+        (ValueError("a wrong byte"), "cannot load config nearest .* ValueError: a wrong byte Run `idc regenerate`"),
+    ],
+)
+def test_what_the_machine_lacks_is_not_taken_for_damage(
+    cause: Exception, sentence: str, nearest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from cause
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    expected = {OSError: IncompleteError, RuntimeError: RuntimeError, ValueError: RunError}[type(cause)]
+    with pytest.raises(expected) as raised:
+        verify(nearest)
+    assert re.search(sentence, str(raised.value))
 
 
 def test_pairs_of_one_color_are_named(tmp_path: Path, repo: Path, make_teacher: MakeTeacher) -> None:

@@ -327,6 +327,8 @@ class TestEndings:
             (Interrupted(signal.SIGINT), 130, "error: interrupted (SIGINT)."),
             (Interrupted(signal.SIGTERM), 143, "error: interrupted (SIGTERM)."),
             (KeyboardInterrupt(), 130, ""),
+            (MemoryError(), 3, "error: There is not enough memory (MemoryError). Free some"),
+            (ImportError("x.so: failed to map segment from shared object"), 3, "error: There is not enough memory (x.so"),
             (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\n"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
