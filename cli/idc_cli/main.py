@@ -21,7 +21,7 @@ EPILOG = """\
     2  wrong usage or an invalid recipe; nothing was started
     3  incomplete: some photographs or runs failed, or the disk is full; run the same command again
     4  the Hub refused or did not answer; what is on this machine is intact
-  130  Ctrl-C (143: SIGTERM); run the same command again to continue
+  129, 130, 143  stopped by SIGHUP, Ctrl-C, or SIGTERM; run the same command again to continue
 
 [bold]Environment[/bold]
   IDC_RUNS       folder of Runs (default: ./runs)

@@ -174,6 +174,19 @@ def test_kill_9_in_the_middle_of_an_image_costs_nothing_finished(
     assert lr_bytes(run) == lr_bytes(undisturbed)
 
 
+def test_ctrl_c_while_a_photograph_is_prepared_does_not_wait_for_its_first_step(
+    photographs: Path, tmp_path: Path
+) -> None:
+    long = ("loss.bank_size=256", "loss.frequencies=1024", "transform.channels=64", "workers.log_every=1")
+    run = tmp_path / "run"
+    process = start("condense", recipe(tmp_path, photographs), *long, "--run-dir", run, "--num-processes", 1)
+    wait_for(lambda: (run / "metrics").is_dir() and any((run / "metrics").iterdir()))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert {line["event"] for line in metrics(run)} <= {"start", "stop"}
+    assert not under_way(run)
+
+
 def test_ctrl_c_saves_the_state_and_exits_130(undisturbed: Path, photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ("condense", recipe(tmp_path, photographs, steps=250), "--run-dir", run, "--num-processes", 1)
