@@ -255,7 +255,8 @@ def main(argv: list[str]) -> None:
         "--mixed_precision",
         "no",
     ]
-    options += ["--dynamo_backend", "no", "--main_process_port", "0", "--module"]
+    # Without logs of its own: it would leave their folder behind.
+    options += ["--dynamo_backend", "no", "--main_process_port", "0", "--log_dir", os.devnull, "--module"]
     launch_command(launch_command_parser().parse_args([*options, module, *arguments]))
 
 

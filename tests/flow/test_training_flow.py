@@ -69,7 +69,9 @@ def test_two_processes_train_the_network_that_one_trains(photographs: Path, star
     """The same global batch, in two parts on each process; all that differs is the order of sums."""
     one, two = tmp_path / "one", tmp_path / "two"
     train(start, photographs, one, "steps=4", "accumulate=2")
-    said = train(start, photographs, two, "steps=4", "accumulate=2", "--num-processes", 2)
+    (tmp_path / "tmp").mkdir()
+    more = ("--num-processes", 2)
+    said = train(start, photographs, two, "steps=4", "accumulate=2", *more, TMPDIR=str(tmp_path / "tmp"))
     assert "step 4/4" in said["stderr"]
     before = load_file(start / "model.safetensors")
     weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
@@ -86,6 +88,7 @@ def test_two_processes_train_the_network_that_one_trains(photographs: Path, star
     assert (facts[0]["data"]["photographs"], facts[0]["data"]["pairs"]) == (photographs.name, 2)
     names = {"config.json", "metrics.jsonl", "model.safetensors", "training.yaml"}
     assert {path.name for path in two.iterdir()} == names, "nothing is left of what the processes needed"
+    assert not list((tmp_path / "tmp").glob("torchelastic*"))
 
 
 def test_two_processes_that_are_stopped_continue(photographs: Path, start: Path, tmp_path: Path) -> None:
