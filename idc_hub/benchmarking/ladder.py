@@ -212,11 +212,12 @@ class Ladder:
             return state | ({"set": BEGUN} if run_dir.exists() else {})
         self._check_set(cell)
         manifest = Manifest.load(run_dir / "repo")
-        # Measuring the quality is the last thing that `condense` and `select` do.
-        state["set"] = DONE if manifest.condensation.get("quality") else BEGUN
+        # Measuring the quality is the last thing that `condense`, `select` and `regenerate` do.
+        measured = manifest.condensation.get("quality", {})
+        state["set"] = DONE if measured else BEGUN
         if cell.hr not in manifest.hr_versions:
             return state
-        state["hr"] = DONE
+        state["hr"] = DONE if cell.hr in measured else BEGUN
         if not (student / WEIGHTS).is_file():
             return state | ({"student": BEGUN} if (student / CHECKPOINT).is_file() else {})
         self._check_student(cell, manifest)

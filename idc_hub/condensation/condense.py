@@ -209,7 +209,7 @@ def condense_instance(
         optimizer.zero_grad()
         raw = extract(network, state.patches, recipe)
         terms = objective(raw, step)
-        if (step + 1) % recipe.workers.log_every == 0:
+        if (step + 1) % recipe.workers.log_every == 0 or step + 1 == recipe.optimizer.steps:
             watch.check()
             last = _measure(terms, state, recipe, norms)
             if not all(map(math.isfinite, last.values())):

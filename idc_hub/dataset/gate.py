@@ -217,8 +217,10 @@ def _gradient_norms(run: Run) -> dict[str, float]:
     """Gradient norms by loss term; see `measure`."""
     medians: dict[str, list[float]] = {term: [] for term in _GRADIENTS}
     for instance in run.instances:
-        late = [line for line in run.read_metrics(instance.id) if line.get("step", 0) > run.recipe.optimizer.steps / 2]
+        # By step: after an interruption, the steps since the checkpoint are logged again.
+        late = {line["step"]: line for line in run.read_metrics(instance.id) if line["event"] == "log"}
+        late = {step: line for step, line in late.items() if step > run.recipe.optimizer.steps / 2}
         for term, found in medians.items():
-            norms = [line[term] for line in late if term in line]
+            norms = [line[term] for line in late.values() if term in line]
             found += [float(np.median(norms))] if norms else []
     return {term: float(np.mean(found)) for term, found in medians.items() if found}

@@ -12,7 +12,7 @@ from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.gate import measured_version
 from idc_hub.dataset.hr import load_hr_source
 from idc_hub.dataset.regenerate import add_version
-from idc_hub.errors import IDCError
+from idc_hub.errors import IDCError, IncompleteError
 from idc_hub.runs.progress import Reporting
 from idc_hub.runs.run import Run, default_run_dir
 from idc_hub.verbs.pull import pull
@@ -75,6 +75,7 @@ def regenerate(
         RecipeError: The name is not allowed, or another teacher made the version of that name.
         ImageError: For `real`: a photograph is gone or has changed.
         HubError: The repository or the teacher cannot be downloaded.
+        IncompleteError: The disk is full; the same call continues.
     """
     begun = time.monotonic()
     path = Path(run_or_repo)
@@ -88,6 +89,8 @@ def regenerate(
     if (path / "run.json").is_file():
         try:
             measured_version(Run.open(path), condensed, added.hr_version, source, progress)
+        except IncompleteError:
+            raise
         except IDCError as error:  # the version is complete all the same
             warnings.warn(f"The quality of {added.hr_version} was not measured: {error}", stacklevel=2)
     return RegenerateResult(

@@ -11,6 +11,7 @@ from skimage import data
 
 import idc_hub
 from idc_hub.benchmarking import ladder as running
+from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.errors import ImageError, IncompleteError, RunError
 from idc_hub.images.files import write_png
 from idc_hub.recipe import Recipe
@@ -232,6 +233,19 @@ def test_damaged_files_of_its_own_are_made_again_or_named(
     with pytest.raises(IncompleteError, match=r"training\.yaml is missing or damaged.*Delete .* to train again"):
         small()
     assert len(counted) == 1
+
+
+def test_a_version_that_a_kill_left_unmeasured_is_measured(small: Callable[..., Any], tmp_path: Path) -> None:
+    small()
+    condensed = CondensedSet.open(tmp_path / "ladder" / "sets" / "random-0.1-s0")
+    quality = condensed.manifest.condensation["quality"]
+    with condensed.updating() as manifest:
+        manifest.condensation["quality"] = {"another": quality["bicubic"]}
+    [state] = small(dry_run=True).states.values()
+    assert (state["set"], state["hr"], state["evaluation"]) == ("done", "begun", "done")
+    small()
+    measured = CondensedSet.open(condensed.folder.parent).manifest.condensation["quality"]
+    assert measured["bicubic"] == quality["bicubic"]
 
 
 def test_a_set_of_other_photographs_is_refused(small: Callable[..., Any], tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ class TestEndings:
             (Interrupted(signal.SIGTERM), 143, "error: interrupted (SIGTERM)."),
             (KeyboardInterrupt(), 130, ""),
             (MemoryError(), 3, "error: There is not enough memory (MemoryError). Free some"),
-            (ImportError("x.so: failed to map segment from shared object"), 3, "error: There is not enough memory (x.so"),
+            (ImportError("a.so: failed to map segment"), 3, "error: There is not enough memory (a.so: failed"),
             (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\n"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

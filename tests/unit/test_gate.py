@@ -86,6 +86,17 @@ def test_the_result_is_in_the_run_in_idc_json_and_on_the_card(bad: tuple[Path, C
     assert idc_hub.verify(run_dir).patches == 32
 
 
+def test_steps_that_were_logged_twice_count_once(bad: tuple[Path, CondenseResult], tmp_path: Path) -> None:
+    shutil.copytree(bad[0], tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    whole = gate._gradient_norms(run)
+    for instance in run.instances:
+        lines = [line for line in run.read_metrics(instance.id) if line["event"] == "log"]
+        for line in 3 * lines[-1:]:
+            run.append_metrics(instance.id, line)
+    assert gate._gradient_norms(run) == whole
+
+
 def test_condensing_again_measures_nothing_again(
     bad: tuple[Path, CondenseResult], photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
