@@ -19,10 +19,13 @@ install: .venv/installed  ## Install idc-hub and its tools into .venv
 quickstart: install  ## Condense five photographs, make their HR side, load the dataset (CPU, offline)
 	$(BIN)/idc condense quickstart
 
-test: install  ## Run the whole test suite
-	$(BIN)/python -m pytest
+# Most of a test's time is the start of processes, and tensors are small: a process for each core, with one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-FAST := $(BIN)/python -m pytest -m "not slow"
+test: install  ## Run the whole test suite
+	$(PYTEST)
+
+FAST := $(PYTEST) -m "not slow"
 
 test-fast: install  ## Run the tests that take little time, in every room
 	$(FAST)

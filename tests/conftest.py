@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,9 @@ from types import ModuleType
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+
+if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and the processes that tests start would inherit that
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _import_spandrel() -> None:

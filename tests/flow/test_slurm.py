@@ -119,7 +119,7 @@ def test_a_requeued_array_makes_the_bytes_of_one_worker_and_the_last_job_makes_h
     subprocess.run(["scontrol", "requeue", first], env=slurm, check=True)
     wait_for(lambda: state_of(first, slurm).get("Restarts") == "1")
     wait_for(lambda: any(line["event"] == "stop" for line in metrics(run)))
-    wait_for(lambda: state_of(jobs["finish"], slurm).get("JobState") == "COMPLETED")
+    wait_for(lambda: state_of(jobs["finish"], slurm).get("JobState") == "COMPLETED", seconds=400)
     assert lr_bytes(run) == lr_bytes(undisturbed)
     assert (run / "repo" / "idc.json").is_file()
     idc("verify", run)
