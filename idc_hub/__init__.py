@@ -1,10 +1,10 @@
 """idc-hub: condense a super-resolution training set, remake its HR patches, and publish it on the Hugging Face Hub.
 
 `condense` and `select` make a set; `work` helps to condense; `launch_slurm`, `launch_ray` and `launch_hf_jobs` condense
-on a cluster; `status`, `report`, `quality` and `verify` inspect it, and `diff` compares two; `regenerate` adds an HR
-version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub; `train`, `evaluate` and
-`benchmark` measure what it is worth. `PairedPatches` and `export` feed it to other trainers. Every verb returns a
-frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
+on a cluster; `status`, `watch`, `logs`, `report`, `quality` and `verify` inspect it, and `diff` compares two;
+`regenerate` adds an HR version and `delete_version` removes one; `push` and `pull` exchange the set with the Hub;
+`train`, `evaluate` and `benchmark` measure what it is worth. `PairedPatches` and `export` feed it to other trainers.
+Every verb returns a frozen dataclass and raises subclasses of `IDCError`, or `Interrupted` after a signal.
 """
 
 from importlib import import_module
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.launch import launch_hf_jobs as launch_hf_jobs
     from idc_hub.verbs.launch import launch_ray as launch_ray
     from idc_hub.verbs.launch import launch_slurm as launch_slurm
+    from idc_hub.verbs.logs import logs as logs
     from idc_hub.verbs.pull import pull as pull
     from idc_hub.verbs.push import push as push
     from idc_hub.verbs.quality import quality as quality
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from idc_hub.verbs.report import report as report
     from idc_hub.verbs.select import select as select
     from idc_hub.verbs.status import status as status
+    from idc_hub.verbs.status import watch as watch
     from idc_hub.verbs.train import train as train
     from idc_hub.verbs.verify import verify as verify
     from idc_hub.verbs.work import work as work
@@ -56,6 +58,7 @@ VERBS = (
     "diff",
     "evaluate",
     "export",
+    "logs",
     "pull",
     "push",
     "quality",
@@ -90,6 +93,7 @@ _MODULES = {
     "load_teacher": "networks.teachers",
     "selection_recipe": "selection.pool",
     **dict.fromkeys(_ERRORS, "errors"),
+    "watch": "verbs.status",
     **dict.fromkeys(("launch_hf_jobs", "launch_ray", "launch_slurm"), "verbs.launch"),
     **{verb: f"verbs.{verb}" for verb in VERBS},
 }

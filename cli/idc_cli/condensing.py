@@ -1,4 +1,4 @@
-"""idc condense, select, status, work, report, quality, verify: make a set and inspect it."""
+"""idc condense, select, work, report, quality, verify: make a set and inspect it."""
 
 from __future__ import annotations
 
@@ -160,29 +160,6 @@ Load       load_dataset("{run}/repo", split="train")  # {result.patches} pairs; 
 Publish    idc push {run} YOUR_NAME/{name} --license LICENSE
 Remake HR  idc regenerate {run} --teacher bicubic --name bicubic"""
     )
-
-
-@app.command(
-    rich_help_panel="Make a set",
-    epilog=examples("idc status runs/quickstart", "idc status runs/quickstart --json"),
-)
-def status(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show which photographs of a Run are finished, running, interrupted, failed, waiting or damaged."""
-    import idc_hub
-
-    sink = Sink(as_json)
-    result = idc_hub.status(run)
-    sink.result(result, leave_out=("instances",))
-    rows = [
-        (entry["id"], entry["state"], entry["patches"], f"{entry['step']}/{entry['steps']}", entry["error"] or "")
-        for entry in result.instances
-    ]
-    sink.text()
-    sink.table(("photograph", "state", "patches", "steps", "error"), rows)
-    if result.finished == result.photographs:
-        sink.hint(f"\nQuality    idc quality {run}")
-    elif not result.running:
-        sink.hint("\nContinue   the `idc condense` or `idc select` command that began it")
 
 
 @app.command(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from idc_cli import condensing, information, launching, output, publishing, training
+from idc_cli import condensing, information, launching, output, publishing, training, watching
 from idc_hub.errors import IDCError, IncompleteError, Interrupted, LeftOutWarning, lacks_memory, one_line
 
 EPILOG = """\
@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
-for family in (condensing, launching, publishing, training, information):
+for family in (condensing, watching, launching, publishing, training, information):
     app.add_typer(family.app)
 
 

@@ -66,21 +66,19 @@ class Sink:
         elif isinstance(data, Mapping):
             _print_facts({key: value for key, value in data.items() if key not in leave_out})
 
+    def line(self, result: Any) -> None:
+        """Print one of several results as a line of JSON."""
+        print(clean(json.dumps(_plain(result), ensure_ascii=False, default=str)), flush=True)
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table with column names; not with --json."""
         if self.as_json:
             return
-        words = [[_word(value) for value in row] for row in rows]
-        if not stdout.is_terminal:
-            for row in [columns, *words]:
-                print(*row, sep="\t")
+        if stdout.is_terminal:
+            stdout.print(drawn_table(columns, rows))
             return
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in words:
-            table.add_row(*(Text(word) for word in row))
-        stdout.print(table)
+        for row in [columns, *([_word(value) for value in row] for row in rows)]:
+            print(*row, sep="\t")
 
     def text(self, text: str = "") -> None:
         """Print text that is part of the result; not with --json."""
@@ -100,6 +98,16 @@ class Sink:
     def warn(self, message: str) -> None:
         """Print a warning about the result on stderr."""
         stderr.print(Text.assemble(("warning: ", "bold yellow"), clean(message)))
+
+
+def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table with column names, for a terminal."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_word(value)) for value in row))
+    return table
 
 
 def error(message: str) -> None:

@@ -32,14 +32,14 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitOperationAdd, HfApi, Volume
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from idc_hub.atomic import write_bytes_atomically
+from idc_hub.atomic import write_bytes_atomically, write_text_atomically, writing
+from idc_hub.background import in_background
 from idc_hub.clusters.wheel import build_wheel
 from idc_hub.errors import HubError, RecipeError, RunError, one_line
 from idc_hub.hub_errors import LOG_IN, hub_sentences
 from idc_hub.images.sources import PACKAGE_PREFIX, Instance
 from idc_hub.networks.registry import NETWORKS
 from idc_hub.recipe_reader import MODULE
-from idc_hub.runs.claims import is_claimed
 from idc_hub.runs.launch import default_num_processes, launch
 from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run
@@ -52,7 +52,10 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 
 MOUNT = "/idc"
 FOLDER = "hf-jobs"
-"""Folder of the Run for the archives that were downloaded."""
+"""Folder of the Run for the archives that were downloaded and the name of their repository."""
+
+REPOSITORY = "repository"
+"""File in this folder with the name of the jobs' repository."""
 
 LABEL = "idc-run"
 ACTIVE = ("SCHEDULING", "RUNNING")
@@ -169,12 +172,13 @@ def plan(
     return Launch(repo_id, {f"{at}/{file}": data for file, data in {**described, name: wheel}.items()}, specifications)
 
 
-def submit(api: HfApi, wanted: Launch) -> None:
+def submit(api: HfApi, wanted: Launch, run_dir: Path) -> None:
     """Upload what the jobs need, and submit them.
 
     Args:
         api: The client, with the token that the jobs get too.
         wanted: The jobs.
+        run_dir: The Run, which gets the name of the repository.
 
     Raises:
         HubError: The repository is public, the Hub refused or could not be reached. Jobs submitted before go on.
@@ -186,6 +190,9 @@ def submit(api: HfApi, wanted: Launch) -> None:
             raise HubError(
                 f"{repo_id}, where the jobs would upload their results, is public.", "Make it private, or delete it."
             )
+        with writing(run_dir / FOLDER):
+            (run_dir / FOLDER).mkdir(exist_ok=True)
+        write_text_atomically(run_dir / FOLDER / REPOSITORY, f"{repo_id}\n")
         operations = [CommitOperationAdd(path, content) for path, content in wanted.files.items()]
         api.create_commit(repo_id, operations, commit_message="Launch", repo_type="dataset")
         for specification in wanted.specifications:
@@ -229,6 +236,29 @@ def list_jobs(api: HfApi, repo_id: str) -> list[dict[str, Any]]:
         }
         for job in found
     ]
+
+
+def recorded_repository(run_dir: Path) -> str | None:
+    """The repository of the jobs of a Run; None if it has none."""
+    try:
+        return (run_dir / FOLDER / REPOSITORY).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def logs(api: HfApi, repo_id: str, lines: int) -> dict[str, list[str]]:
+    """The last lines of the newest job of each name, by its name, id and stage.
+
+    Raises:
+        HubError: The Hub refused or could not be reached.
+    """
+    found: dict[str, list[str]] = {}
+    newest = {job["name"]: job for job in reversed(list_jobs(api, repo_id))}
+    for job in newest.values():
+        with hub_sentences(repo_id):
+            said = api.fetch_job_logs(job_id=job["id"], namespace=repo_id.partition("/")[0], tail=lines)
+            found[f"{job['name']} ({job['id']}, {job['stage']})"] = [line.rstrip("\n") for line in said][-lines:]
+    return found
 
 
 def collect(api: HfApi, run: Run, repo_id: str) -> None:
@@ -314,7 +344,6 @@ def condense_share(
 def _uploading(api: HfApi, repo_id: str, run: Run, rank: int, minutes: float) -> Iterator[None]:
     """Upload finished photographs every few minutes while the block runs, and the rest at its end or after an error."""
     sent: set[str] = set()
-    over = threading.Event()
 
     def upload(*, last: bool) -> None:
         # A claimed photograph may still get the last line of its metrics.
@@ -323,7 +352,7 @@ def _uploading(api: HfApi, repo_id: str, run: Run, rank: int, minutes: float) ->
             for instance in run.instances
             if instance.id not in sent
             and run.instance_file(instance.id).is_file()
-            and (last or not is_claimed(run.path / "locks", instance.id))
+            and (last or not run.is_claimed(instance))
         ]
         members = [member for name in new for member in (f"metrics/{name}.jsonl", f"instances/{name}.safetensors")]
         if last:
@@ -344,20 +373,17 @@ def _uploading(api: HfApi, repo_id: str, run: Run, rank: int, minutes: float) ->
                 )
             sent.update(new)
 
-    def keep_uploading() -> None:
+    def keep_uploading(over: threading.Event) -> None:
         while not over.wait(60 * minutes):
             try:
                 upload(last=False)
             except HubError as error:
                 warnings.warn(f"{error.message} The next upload tries again.", stacklevel=1)
 
-    thread = threading.Thread(target=keep_uploading, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(keep_uploading):
+            yield
     finally:
-        over.set()
-        thread.join()
         for wait in (*WAITS, None):
             try:
                 upload(last=True)

@@ -34,6 +34,7 @@ from idc_hub.dataset.report_pictures import THREADS, Photograph, Pictures, sprea
 from idc_hub.errors import RunError
 from idc_hub.images.figures import high_frequency, saturated, teacher_residual
 from idc_hub.images.files import decode_png
+from idc_hub.runs.follow import Follower
 from idc_hub.runs.run import Run
 
 PAGE = "report.html"
@@ -123,7 +124,7 @@ def _from_run(run: Run) -> tuple[list[Photograph], list[dict[str, Any]]]:
     """The photographs of a Run with state and losses, and the curves over all of them."""
     photographs = []
     logged: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for instance, status in zip(run.instances, run.status()["instances"], strict=True):
+    for instance, status in zip(run.instances, Follower(run).status()["instances"], strict=True):
         photograph = Photograph(instance.id, status["state"], status["error"])
         photograph.figures = {"patches": instance.count, "real_patches": instance.patches}
         if photograph.state == "finished":

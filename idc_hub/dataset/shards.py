@@ -72,7 +72,7 @@ def write_shards(
     *,
     metadata: dict[str, Any],
     facts: Mapping[str, Facts] | None = None,
-    max_bytes: int = 500_000_000,
+    max_bytes: int = 100_000_000,
     expected: str | None = None,
 ) -> str:
     """Write LR patches as shards into `folder`, holding one shard in memory at a time.

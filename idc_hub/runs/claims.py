@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from idc_hub.atomic import write_text_atomically
+from idc_hub.background import in_background
 from idc_hub.errors import IncompleteError
 
 HEARTBEAT_SECONDS = 15.0
@@ -113,10 +114,13 @@ def left_behind(folder: Path, name: str) -> bool:
     return holder is not None and not _is_self(holder) and not _alive(holder)
 
 
-def is_claimed(folder: Path, name: str) -> bool:
-    """Whether a living process has the claim, this one included; writes nothing."""
+def living_holder(folder: Path, name: str) -> dict[str, Any] | None:
+    """`host`, `pid` and `time` of the living process that has the claim, this one included; None if none has it.
+
+    Writes nothing.
+    """
     holder = _read(_heartbeat(folder, name))
-    return holder is not None and (_is_self(holder) or _alive(holder))
+    return holder if holder is not None and (_is_self(holder) or _alive(holder)) else None
 
 
 def claimed_by_others(folder: Path) -> bool:
@@ -137,12 +141,11 @@ def _heartbeat(folder: Path, name: str) -> Path:
 @contextmanager
 def _beating(heartbeat: Path) -> Iterator[None]:
     """Keep a heartbeat fresh while the block runs, then remove it."""
-    over = threading.Event()
 
     def beat() -> None:
         write_text_atomically(heartbeat, json.dumps({**this_process(), "time": time.time()}) + "\n")
 
-    def refresh() -> None:
+    def refresh(over: threading.Event) -> None:
         while not over.wait(HEARTBEAT_SECONDS):
             with suppress(OSError, IncompleteError):  # a full disk, or a server that is away for a moment
                 if heartbeat.is_file() and not _is_mine(heartbeat):
@@ -150,13 +153,10 @@ def _beating(heartbeat: Path) -> Iterator[None]:
                 beat()
 
     beat()
-    thread = threading.Thread(target=refresh, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(refresh):
+            yield
     finally:
-        over.set()
-        thread.join()
         if _is_mine(heartbeat):
             heartbeat.unlink(missing_ok=True)
 

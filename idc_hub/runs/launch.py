@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idc_hub.atomic import writing
+from idc_hub.background import in_background
 from idc_hub.errors import IncompleteError, Interrupted
 from idc_hub.runs.run import Run
 from idc_hub.runs.worker import PARENT, SIGNALS, end_with_parent, work
@@ -71,10 +72,10 @@ def launch(run: Run, num_processes: int) -> None:
         NetworkError: The extractor cannot be loaded.
         ImageError: The source is gone.
     """
-    unsettled = sum(not run.is_settled(instance) for instance in run.instances)
-    if not unsettled:
+    left = run.unsettled(run.instances)
+    if not left:
         return
-    workers = min(num_processes, unsettled)
+    workers = min(num_processes, len(left))
     if workers == 1:
         work(run, worker_device(int(os.environ.get("LOCAL_RANK") or 0)))
         return
@@ -94,12 +95,11 @@ def launch(run: Run, num_processes: int) -> None:
             _wait_for_all(processes)
     if received:
         raise Interrupted(received[0])
-    for instance in run.instances:
+    for instance in run.unsettled(left):
         if run.was_tried(instance):
             with run.claim(instance.id):
                 pass  # records whose process died with it
-    left = [instance for instance in run.instances if not run.is_settled(instance)]
-    if left:
+    if left := run.unsettled(left):
         failed = [f"\n  {instance.id}: {error}" for instance in left if (error := run.failure(instance))]
         raise IncompleteError(
             f"All workers ended, and {len(left)} of {len(run.instances)} photographs are not finished. "
@@ -149,9 +149,8 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 @contextmanager
 def _following(log: Path, begin: int) -> Iterator[None]:
     """Print the warnings and errors that workers write into their log from `begin` on, each sentence once."""
-    over = threading.Event()
 
-    def follow() -> None:
+    def follow(over: threading.Event) -> None:
         said: set[str] = set()
         with log.open(encoding="utf-8", errors="replace") as file:
             file.seek(begin)
@@ -165,13 +164,8 @@ def _following(log: Path, begin: int) -> Iterator[None]:
                         said.add(line)
                         print(line, file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with in_background(follow):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager

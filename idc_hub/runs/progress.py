@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from idc_hub.images.sources import Instance
-from idc_hub.runs.run import Run, whole_lines
+from idc_hub.background import in_background
+from idc_hub.runs.follow import Follower, Track
+from idc_hub.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -46,51 +47,6 @@ REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 
 
-class _Reader:
-    """Follows the metrics files of unfinished photographs."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.steps = run.recipe.optimizer.steps
-        self.done: set[str] = set()
-        self.offsets: dict[str, int] = {}
-        self.last: dict[str, dict[str, Any]] = {}
-
-    def refresh(self) -> None:
-        for instance in self.run.instances:
-            if instance.id not in self.done:
-                self._follow(instance)
-                if self.run.instance_file(instance.id).is_file():
-                    self.done.add(instance.id)
-
-    def _follow(self, instance: Instance) -> None:
-        path = self.run.path / "metrics" / f"{instance.id}.jsonl"
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            file.seek(self.offsets.get(instance.id, 0))
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self.offsets[instance.id] = self.offsets.get(instance.id, 0) + len(whole)
-        for line in whole_lines(whole):
-            self.last[instance.id] = {**self.last.get(instance.id, {}), **line}
-
-    def patch_steps(self) -> int:
-        """Steps done times synthetic patches, summed over photographs: a measure of the work done."""
-        return sum(instance.count * self._step(instance) for instance in self.run.instances)
-
-    def _step(self, instance: Instance) -> int:
-        return self.steps if instance.id in self.done else int(self.last.get(instance.id, {}).get("step", 0))
-
-    def active(self) -> list[tuple[str, dict[str, Any]]]:
-        """Ids of photographs under way, with their last logged values."""
-        return [
-            (name, last)
-            for name, last in self.last.items()
-            if name not in self.done and last["event"] in ("start", "log")
-        ]
-
-
 @contextmanager
 def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
     """Report the progress of a Run while the block runs.
@@ -103,19 +59,37 @@ def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
     if progress is False:
         yield
         return
-    over = threading.Event()
-    if progress is True:
-        console = Console(stderr=True)
-        arguments: tuple[Any, ...] = (_bars if _takes_bars(console) else _lines), (run, console, over)
-    else:
-        arguments = _events, (run, progress, over)
-    thread = threading.Thread(target=arguments[0], args=arguments[1], daemon=True)
-    thread.start()
-    try:
+    console = Console(stderr=True)
+
+    def show(over: threading.Event) -> None:
+        if progress is not True:
+            _events(run, progress, over)
+        elif _takes_bars(console):
+            _bars(run, console, over)
+        else:
+            _lines(run, over)
+
+    with in_background(show):
         yield
-    finally:
-        over.set()
-        thread.join()
+
+
+def _looks(run: Run, over: threading.Event) -> Iterator[tuple[Follower, bool]]:
+    """Look at a Run now and then until it is over; yields what is known, and whether this was the last look.
+
+    Looking takes at most a twentieth of the time.
+    """
+    follower, wait, ending = Follower(run, with_finished=False), REFRESH_SECONDS, False
+    while not ending:
+        ending = over.wait(wait)
+        begun = time.monotonic()
+        follower.refresh()
+        wait = max(REFRESH_SECONDS, 20 * (time.monotonic() - begun))
+        yield follower, ending
+
+
+def _total(run: Run) -> int:
+    """Steps times patches, summed over photographs."""
+    return sum(instance.count for instance in run.instances) * run.recipe.optimizer.steps
 
 
 @contextmanager
@@ -153,20 +127,15 @@ def _takes_bars(console: Console) -> bool:
 
 
 def _events(run: Run, report: Callable[[Progress], None], over: threading.Event) -> None:
-    reader = _Reader(run)
-    total, reported = sum(instance.count for instance in run.instances) * reader.steps, -1
-    ending = False
-    while not ending:
-        ending = over.wait(REFRESH_SECONDS)
-        reader.refresh()
-        done = reader.patch_steps()
+    total, reported = _total(run), -1
+    for follower, _ in _looks(run, over):
+        done = follower.done()
         if done != reported:
             report(Progress("condensing", done, total))
             reported = done
 
 
 def _bars(run: Run, console: Console, over: threading.Event) -> None:
-    reader = _Reader(run)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -176,57 +145,47 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[speed]}"),
     )
-    total = sum(instance.count for instance in run.instances) * reader.steps
     with Bars(*columns, console=console) as bars:
-        whole = bars.add_task("condensing", total=max(total, 1), speed="")
+        whole = bars.add_task("condensing", total=max(_total(run), 1), speed="")
         photographs: dict[str, Any] = {}
         begun, first = time.monotonic(), None
-        while True:
-            ending = over.wait(REFRESH_SECONDS)
-            reader.refresh()
-            done = reader.patch_steps()
+        for follower, _ in _looks(run, over):
+            done = follower.done()
             first = done if first is None else first
             rate = (done - first) / max(time.monotonic() - begun, 1e-9)
-            label = f"condensing {len(reader.done)}/{len(run.instances)} photographs"
+            label = f"condensing {len(follower.finished)}/{len(run.instances)} photographs"
             bars.update(whole, completed=done, description=label, speed=f"{rate:.0f} patch-steps/s")
-            active = dict(reader.active())
+            active = dict(follower.active())
             for name in list(photographs):
                 if name not in active:
                     bars.remove_task(photographs.pop(name))
-            for name, last in active.items():
+            for name, track in active.items():
                 if name not in photographs:
-                    photographs[name] = bars.add_task(f"  {name}", total=reader.steps, speed="")
-                bars.update(photographs[name], completed=last.get("step", 0), speed=_terms(last))
-            if ending:
-                return
+                    photographs[name] = bars.add_task(f"  {name}", total=run.recipe.optimizer.steps, speed="")
+                bars.update(photographs[name], completed=track.step, speed=_terms(track))
 
 
-def _lines(run: Run, console: Console, over: threading.Event) -> None:
-    reader = _Reader(run)
+def _lines(run: Run, over: threading.Event) -> None:
     begun, first, announced = time.monotonic(), None, -1
-    total = max(sum(instance.count for instance in run.instances) * reader.steps, 1)
+    total = max(_total(run), 1)
     printed = time.monotonic()
-    while True:
-        ending = over.wait(REFRESH_SECONDS)
-        reader.refresh()
-        done = reader.patch_steps()
+    for follower, ending in _looks(run, over):
+        done = follower.done()
         first = done if first is None else first
         due = time.monotonic() - printed > PLAIN_SECONDS
-        if len(reader.done) != announced or due or ending:
-            announced, printed = len(reader.done), time.monotonic()
+        if len(follower.finished) != announced or due or ending:
+            announced, printed = len(follower.finished), time.monotonic()
             seconds = time.monotonic() - begun
             rate = (done - first) / max(seconds, 1e-9)
             eta = f", about {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-            terms = "; ".join(f"{name} step {last.get('step', 0)} {_terms(last)}" for name, last in reader.active())
+            terms = "; ".join(f"{name} step {track.step} {_terms(track)}".rstrip() for name, track in follower.active())
             print(
                 f"{announced}/{len(run.instances)} photographs, {100 * done / total:.0f} %, {seconds:.0f} s{eta}"
                 + (f" | {terms}" if terms else ""),
                 file=sys.stderr,
                 flush=True,
             )
-        if ending:
-            return
 
 
-def _terms(last: dict[str, Any]) -> str:
-    return " ".join(f"{term} {last[term]:.3g}" for term in ("instance", "group", "pair") if term in last)
+def _terms(track: Track) -> str:
+    return " ".join(f"{term} {track.last[term]:.3g}" for term in ("instance", "group", "pair") if term in track.last)

@@ -39,7 +39,7 @@ from idc_hub.condensation.real_side import generator
 from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, first_few, one_line
 from idc_hub.images.sources import Instance, is_instance_id
 from idc_hub.recipe import Recipe
-from idc_hub.runs.claims import claim, claimed_by_others, is_claimed, left_behind, this_process
+from idc_hub.runs.claims import claim, claimed_by_others, left_behind, living_holder, this_process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 FORMAT = "idc-run"
 FORMAT_VERSION = 1
 FOLDERS = ("locks", "partial", "instances", "failed", "metrics")
-STATES = ("finished", "running", "interrupted", "failed", "waiting", "damaged")
 ATTEMPTS = 2
 """How often a photograph is tried from the same checkpoint before it counts as failed."""
 SAMPLE = 64
@@ -255,16 +254,20 @@ class Run:
         """
 
         def record_death(holder: dict[str, Any]) -> None:
-            instance = next(instance for instance in self.instances if instance.id == instance_id)
+            instance = self._by_id[instance_id]
             if not self.instance_file(instance_id).is_file():
                 who = f"The process that condensed it ({holder['pid']} on {holder['host']})"
                 self.record_failure(instance, f"{who} was killed, perhaps for lack of memory.", holder)
 
         return claim(self.path / "locks", instance_id, on_death=record_death)
 
-    def is_claimed_by_others(self) -> bool:
-        """Whether another process works on a photograph of this Run."""
-        return claimed_by_others(self.path / "locks")
+    @cached_property
+    def _by_id(self) -> dict[str, Instance]:
+        return {instance.id: instance for instance in self.instances}
+
+    def is_claimed(self, instance: Instance) -> bool:
+        """Whether a living process has claimed the photograph."""
+        return living_holder(self.path / "locks", instance.id) is not None
 
     def was_tried(self, instance: Instance) -> bool:
         """Whether the photograph failed before, or a process died while it condensed it."""
@@ -294,6 +297,12 @@ class Run:
     def instance_file(self, instance_id: str) -> Path:
         """Path of the finished patches of a photograph."""
         return self.path / "instances" / f"{instance_id}.safetensors"
+
+    def unsettled(self, instances: list[Instance]) -> list[Instance]:
+        """Those of some photographs that are not settled, from a listing of the folders instead of a look at each."""
+        finished, failed = stems(self.path / "instances", ".safetensors"), stems(self.path / "failed", ".json")
+        left = [instance for instance in instances if instance.id not in finished]
+        return [instance for instance in left if instance.id not in failed or not self.is_settled(instance)]
 
     def is_settled(self, instance: Instance) -> bool:
         """Whether the photograph has an instance file, or failed for good; does not read the instance file."""
@@ -429,7 +438,8 @@ class Run:
         Raises:
             IncompleteError: Some failed; the message names each of them and the reason.
         """
-        failures = {instance.id: self.failure(instance) for instance in self.instances}
+        recorded = stems(self.path / "failed", ".json")
+        failures = {instance.id: self.failure(instance) for instance in self.instances if instance.id in recorded}
         lines = [f"  {instance_id}: {error}" for instance_id, error in failures.items() if error]
         if lines:
             failed = "\n".join(lines)
@@ -475,13 +485,13 @@ class Run:
 
     def clear_failures(self) -> None:
         """Remove all recorded failures, so that their photographs are tried again; not while others work."""
-        if not self.is_claimed_by_others():
+        if not claimed_by_others(self.path / "locks"):
             for path in (self.path / "failed").glob("*.json"):
                 path.unlink(missing_ok=True)
 
     def abandoned(self) -> list[str]:
         """Ids of photographs whose process died while it condensed them, and that nobody has taken since."""
-        claimed = {path.stem for path in (self.path / "locks").glob("*.json")}
+        claimed = stems(self.path / "locks", ".json")
         ids = [instance.id for instance in self.instances if instance.id in claimed]
         return [instance_id for instance_id in ids if left_behind(self.path / "locks", instance_id)]
 
@@ -498,56 +508,6 @@ class Run:
         """All lines of the photograph's metrics, except one that a kill cut short."""
         path = self._metrics(instance_id)
         return list(whole_lines(path.read_bytes())) if path.is_file() else []
-
-    def status(self) -> dict[str, Any]:
-        """The state of every photograph, as plain data.
-
-        Returns:
-            `run`, `recipe`, `lr_recipe_hash`, counts by state, and `instances`: for each `id`, `state`, `patches`,
-            `step`, `steps`, `resumed_from` (the step of its latest start; None before the first), `error`, and `last`
-            (the terms logged last).
-        """
-        instances = [self._instance_status(instance) for instance in self.instances]
-        states = [instance["state"] for instance in instances]
-        return {
-            "run": str(self.path),
-            "recipe": self.recipe.name,
-            "lr_recipe_hash": self.recipe.lr_recipe_hash,
-            "photographs": len(states),
-            "patches": sum(instance.count for instance in self.instances),
-            **{state: states.count(state) for state in STATES},
-            "instances": instances,
-        }
-
-    def _instance_status(self, instance: Instance) -> dict[str, Any]:
-        lines = self.read_metrics(instance.id)
-        starts = [line for line in lines if line["event"] == "start"]
-        logged = [line for line in lines if line["event"] == "log"]
-        steps = self.recipe.optimizer.steps if self.recipe.method == "idc" else 0
-        step = logged[-1]["step"] if logged else 0
-        error = self.failure(instance)
-        if self.instance_file(instance.id).is_file():
-            state, step = "finished", steps
-            try:
-                self.read_patches(instance)
-            except RunError as damaged:
-                state, error = "damaged", damaged.message
-        elif is_claimed(self.path / "locks", instance.id):
-            state = "running"
-        elif error:
-            state = "failed"
-        else:
-            state = "interrupted" if self._partial(instance.id).is_file() else "waiting"
-        return {
-            "id": instance.id,
-            "state": state,
-            "patches": instance.count,
-            "step": step,
-            "steps": steps,
-            "resumed_from": starts[-1]["step"] if starts else None,
-            "error": error,
-            "last": {k: v for k, v in logged[-1].items() if k not in ("event", "step")} if logged else {},
-        }
 
     def _partial(self, instance_id: str) -> Path:
         return self.path / "partial" / f"{instance_id}.safetensors"
@@ -592,6 +552,16 @@ class Run:
 def default_run_dir(name: str) -> Path:
     """The default directory of a Run: its name in `$IDC_RUNS`, or in `runs`."""
     return Path(os.environ.get("IDC_RUNS", "runs")) / name
+
+
+def stems(folder: Path, suffix: str) -> set[str]:
+    """Names of the files of a folder that have a suffix, without it; hidden ones are unfinished writes."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(suffix)]
+    except FileNotFoundError:
+        return set()
+    return {name[: -len(suffix)] for name in names if not name.startswith(".")}
 
 
 def write_tensors(

@@ -35,6 +35,9 @@ PARENT = "IDC_PARENT"
 """Environment variable of a started process: the process that it ends with."""
 
 POLL_SECONDS = 1.0
+POLLED_A_SECOND = 50
+"""Most photographs that an idle worker looks at in a second."""
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """Signals that stop the work after a checkpoint."""
 
@@ -78,20 +81,24 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
         patience = 2 if world_size > 1 else 0
         idle = 0
         stopping.at_once = False
-        while left := [instance for instance in left if not run.is_settled(instance)]:
+        while left := run.unsettled(left):
             took_any = False
             for instance in left:
                 stopping.raise_if_any()
-                if not run.was_tried(instance):
+                if not run.is_settled(instance) and not run.was_tried(instance):
                     took_any |= _take(run, instance, source, network, stopping)
-            alone = idle >= patience and not run.is_claimed_by_others()
+            alone = not took_any and idle >= patience and not any(map(run.is_claimed, left))
             for instance in [] if took_any else left:
                 stopping.raise_if_any()
                 if alone or not _failed_here(run, instance):
                     took_any |= _take(run, instance, source, network, stopping)
             idle = 0 if took_any else idle + 1
             if not took_any:
-                time.sleep(POLL_SECONDS)
+                # Many idle workers must not keep a file system busy with many photographs that others have.
+                stopping.at_once = True
+                stopping.raise_if_any()
+                time.sleep(POLL_SECONDS * max(1, len(left) / POLLED_A_SECOND))
+                stopping.at_once = False
         stopping.raise_if_any()
 
 

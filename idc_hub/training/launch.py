@@ -22,6 +22,7 @@ from accelerate import PartialState
 
 from idc_hub import errors
 from idc_hub.atomic import write_text_atomically
+from idc_hub.background import in_background
 from idc_hub.errors import IDCError, IncompleteError, Interrupted, RecipeError
 from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
@@ -153,7 +154,6 @@ def _reporting_metrics(metrics: Path, report: Tell | None) -> Iterator[None]:
     if report is None:
         yield
         return
-    ended = threading.Event()
 
     def read() -> list[dict[str, Any]]:
         return list(whole_lines(metrics.read_bytes())) if metrics.exists() else []
@@ -167,17 +167,14 @@ def _reporting_metrics(metrics: Path, report: Tell | None) -> Iterator[None]:
             report(line["step"], line["loss"])
         reported = len(lines)  # fewer than before if a training went back to its checkpoint
 
-    def poll() -> None:
-        while not ended.wait(POLL_SECONDS):
+    def poll(over: threading.Event) -> None:
+        while not over.wait(POLL_SECONDS):
             report_new()
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(poll):
+            yield
     finally:
-        ended.set()
-        thread.join()
         report_new()
 
 

@@ -226,7 +226,7 @@ def launch_hf_jobs(
             upload_minutes=upload_minutes,
         )
     if wanted and not dry_run:
-        hf_jobs.submit(api, wanted)
+        hf_jobs.submit(api, wanted, run.path)
         jobs = hf_jobs.list_jobs(api, repo_id)
     return HFJobsLaunch(
         run=str(prepared.path),

@@ -1,11 +1,14 @@
-"""status: report how far a Run is."""
+"""status and watch: report how far a Run is, once or again and again."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idc_hub.runs.follow import Follower
 from idc_hub.runs.run import Run
 
 
@@ -25,8 +28,12 @@ class StatusResult:
         failed: Photographs that could not be condensed.
         waiting: Photographs that have not been started.
         damaged: Photographs whose finished file is damaged; `condense` makes them again.
+        workers: Number of processes that are working.
+        eta_seconds: Expected seconds until nothing is left, at the present speed; None while it is not known.
         instances: For each photograph `id`, `state`, `patches`, `step`, `steps`, `resumed_from` (the step of its latest
-            start; None before the first), `error`, and `last` (the terms logged last).
+            start; None before the first), `host` and `pid` (the process that is working on it, or started it last),
+            `steps_per_second`, `eta_seconds`, and `silent_seconds` (since its last line of metrics, if that is
+            unusually long: it may hang), `error` (why it failed last), and `last` (the values logged last).
     """
 
     run: str
@@ -40,11 +47,15 @@ class StatusResult:
     failed: int
     waiting: int
     damaged: int
+    workers: int
+    eta_seconds: float | None
     instances: list[dict[str, Any]]
 
 
 def status(run_dir: str | Path) -> StatusResult:
-    """Report the state of every photograph of a Run. Can be called while workers run; writes nothing.
+    """Report the state of every photograph of a Run. Can be called while workers run, on any machine; writes nothing.
+
+    Every finished file is read and checked against its digest.
 
     Args:
         run_dir: The Run directory.
@@ -55,4 +66,28 @@ def status(run_dir: str | Path) -> StatusResult:
     Raises:
         RunError: There is no Run, or it is damaged.
     """
-    return StatusResult(**Run.open(Path(run_dir)).status())
+    return StatusResult(**Follower(Run.open(Path(run_dir))).status())
+
+
+def watch(run_dir: str | Path, *, every: float = 5.0) -> Iterator[StatusResult]:
+    """Report the state of every photograph again and again, until all are finished or failed.
+
+    Args:
+        run_dir: The Run directory.
+        every: Seconds between reports; longer if a look takes longer than a tenth of it.
+
+    Yields:
+        What `status` returns. Finished files are checked once.
+
+    Raises:
+        RunError: There is no Run, or it is damaged.
+    """
+    follower = Follower(Run.open(Path(run_dir)))
+    while True:
+        begun = time.monotonic()
+        found = StatusResult(**follower.status())
+        took = time.monotonic() - begun
+        yield found
+        if found.finished + found.failed == found.photographs:
+            return
+        time.sleep(max(every, 10 * took))

@@ -84,7 +84,8 @@ class Desk:
         own = {"PATH": path, "INSTALLED": str(machine / "installed"), "TMPDIR": str(machine)}
         environment = self.inherited | self.hub.environment(None, machine / "home") | own
         environment |= job.specification["environment"] | job.secrets
-        with (machine / "log").open("wb") as log:
+        job.log = machine / "log"
+        with job.log.open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.processes.append(process)
         return process
@@ -202,6 +203,8 @@ def test_a_photograph_that_fails_in_a_job_is_named_and_the_others_arrive(
     log = (desk.folder / desk.hub.jobs[0].id / "log").read_text()
     assert "1 of 3 photographs failed" in log
     assert "coffee.png in alice/walk is not the file that this run began with" in log
+    assert "1 of 3 photographs failed" in desk.idc("logs", desk.run).stdout
+    assert desk.idc("logs", desk.run, "--lines", 1).stdout.splitlines()[1:] == [log.splitlines()[-1], ""]
     upload("coffee.png")
     assert desk.launch(*short)["finished"] == 2
     states = json.loads(desk.idc("status", desk.run, "--json").stdout)["instances"]

@@ -122,6 +122,7 @@ def test_a_requeued_array_makes_the_bytes_of_one_worker_and_the_last_job_makes_h
     wait_for(lambda: state_of(jobs["finish"], slurm).get("JobState") == "COMPLETED", seconds=400)
     assert lr_bytes(run) == lr_bytes(undisturbed)
     assert (run / "repo" / "idc.json").is_file()
+    assert {"slurm/finish.log"} < set(json.loads(idc("logs", run, "--json").stdout)["logs"])
     idc("verify", run)
     assert state_of(first, slurm)["JobState"] == "COMPLETED"
 

@@ -37,6 +37,7 @@ class Hub:
                 ("POST", r"/api/validate-yaml", cards.validate_yaml),
                 ("POST", r"/api/jobs/(?P<owner>[^/]+)", self.submit_job),
                 ("GET", r"/api/jobs/(?P<owner>[^/]+)", self.list_jobs),
+                ("GET", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)/logs", self.job_logs),
                 ("POST", r"/api/repos/create", self.create_repo),
                 ("DELETE", r"/api/repos/delete", self.delete_repo),
                 ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", self.repo_info),
@@ -193,6 +194,19 @@ class Hub:
             raise Refusal(403, f"You don't have the rights to see the jobs of {owner}.")
         found = self.jobs.find(owner, request.query.get("label", []), request.query.get("stage", []))
         return self._page(request, [job.described() for job in found], EXPANDED_PAGE)
+
+    def job_logs(self, request: Request, owner: str, job: str) -> Response:
+        """What a job has printed, as server-sent events."""
+        if not self.logged_in(request).may_read(f"{owner}/job"):
+            raise Refusal(403, f"You don't have the rights to see the jobs of {owner}.")
+        [found] = [entry for entry in self.jobs.find(owner, [], []) if entry.id == job] or [None]
+        if found is None:
+            raise Refusal(404, "Job not found")
+        lines = found.log.read_text().splitlines() if found.log else []
+        lines = lines[-int(request.query["tail"][0]) :] if "tail" in request.query else lines
+        events = [json.dumps({"data": line, "timestamp": found.created}) for line in lines]
+        body = "".join(f"data: {event}\n\n" for event in events).encode()
+        return Response(body=body, headers={"Content-Type": "text/event-stream"})
 
     # Repositories
 

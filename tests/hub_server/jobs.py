@@ -6,6 +6,7 @@ Secrets are kept apart from the rest, as on the live Hub, and never answered.
 import re
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import JobHardware
@@ -29,6 +30,7 @@ class Job:
         secrets: The secrets.
         created: When it was submitted.
         stage: SCHEDULING, RUNNING, COMPLETED, ERROR or CANCELED; tests change it.
+        log: What it has printed; tests set it.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Job:
     secrets: dict[str, str]
     created: str
     stage: str = "SCHEDULING"
+    log: Path | None = None
 
     def described(self) -> dict[str, Any]:
         """What the Hub answers about it."""

@@ -45,6 +45,7 @@ from idc_hub.verbs.condense import CondenseResult
 from idc_hub.verbs.delete_version import DeleteVersionResult
 from idc_hub.verbs.diff import DiffResult, DiffSide, HRDifference
 from idc_hub.verbs.export import ExportResult
+from idc_hub.verbs.logs import LogsResult
 from idc_hub.verbs.pull import PullResult
 from idc_hub.verbs.quality import QualityResult
 from idc_hub.verbs.regenerate import RegenerateResult
@@ -81,7 +82,8 @@ def idc(
         code, (out, err) = int(ended.value.code or 0), capsys.readouterr()
         if code == 0 and "--json" in arguments:
             name = next(name for name in schemas if " ".join(map(str, arguments)).startswith(f"{name} "))
-            jsonschema.validate(json.loads(out), schemas[name])
+            for text in out.splitlines() if "--watch" in arguments else [out]:
+                jsonschema.validate(json.loads(text), schemas[name])
         return code, out, err
 
     return run
@@ -91,9 +93,14 @@ def fill(kind: type[Any], **values: Any) -> Any:
     """A result of a verb, with something of the right type in every field that is not given."""
     samples = {str: "x", int: 3, float: 0.5, bool: True, dict: {}, list: []}
     filled = {
-        name: samples[get_origin(hint) or hint] for name, hint in get_type_hints(kind).items() if name not in values
+        name: samples.get(get_origin(hint) or hint) for name, hint in get_type_hints(kind).items() if name not in values
     }
     return kind(**filled, **values)
+
+
+def photograph_entry(**values: Any) -> dict[str, Any]:
+    entry = {"id": "0001", "patches": 15, "step": 400, "steps": 20000, "host": "node-7", "pid": 99, "error": None}
+    return entry | dict.fromkeys(("steps_per_second", "eta_seconds", "silent_seconds")) | values
 
 
 RESULTS = {
@@ -179,7 +186,7 @@ assert not heavy, heavy
         assert code == 0
         for error in (RunError, ImageError, NetworkError, RecipeError, IncompleteError, HubError):
             assert f"  {error.exit_code}  " in out
-        assert "130  Ctrl-C (143: SIGTERM)" in out
+        assert "129, 130, 143  stopped by SIGHUP, Ctrl-C, or SIGTERM" in out
 
     def test_the_exit_codes_of_the_pages_are_those_of_the_code(self) -> None:
         subclasses = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, IDCError)]
@@ -536,15 +543,34 @@ class TestVerbs:
         assert err == ""
 
     def test_status_is_a_table(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-        entry = {"id": "0001", "state": "failed", "patches": 15, "step": 400, "steps": 20000, "error": "no [memory]"}
+        entry = photograph_entry(state="failed", error="no [memory]")
         monkeypatch.setattr(idc_hub, "status", lambda run: fill(StatusResult, run=str(run), instances=[entry]))
         lines = idc("status", "runs/x")[1].splitlines()
         assert lines[0] == "run\truns/x"
         assert lines[-3:] == [
             "",
-            "photograph\tstate\tpatches\tsteps\terror",
-            "0001\tfailed\t15\t400/20000\tno [memory]",
+            "photograph\tstate\tpatches\tsteps\tworker\tsteps/s\tleft\terror",
+            "0001\tfailed\t15\t400/20000\tnode-7:99\t\t\tno [memory]",
         ]
+
+    def test_watching_ends_with_the_work(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+        running = photograph_entry(state="running", steps_per_second=2.5, eta_seconds=7840, silent_seconds=900)
+        failed = photograph_entry(state="failed", error="no [memory]")
+        counts = {"photographs": 3, "finished": 1, "running": 1, "failed": 0, "workers": 1, "eta_seconds": 7840.0}
+        looks = [fill(StatusResult, **counts, instances=[entry]) for entry in (running, running, failed)]
+        monkeypatch.setattr(idc_hub, "watch", lambda run, every: iter(looks))
+        code, out, err = idc("status", "runs/x", "--watch")
+        assert (code, err) == (0, "")
+        line = "1/3 finished, 1 running, 3 interrupted, 3 waiting, 3 damaged, 1 worker, about 2 h 11 min left"
+        assert out.splitlines() == [line, "0001 failed: no [memory]"]
+        lines = idc("status", "runs/x", "--watch", "--json", "--every", "1")[1].splitlines()
+        assert [json.loads(line) for line in lines] == [asdict(look) for look in looks]
+
+    def test_logs(self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(idc_hub, "logs", lambda run, **_: LogsResult({"workers.log": ["a", "\x1b[31mb"]}))
+        assert idc("logs", "runs/x")[1] == "==> workers.log <==\na\n\\u001b[31mb\n\n"
+        monkeypatch.setattr(idc_hub, "logs", lambda run, **_: LogsResult({}))
+        assert "This Run has no logs" in idc("logs", "runs/x")[2]
 
     def test_what_is_wrong_with_the_patches_is_told_on_stderr_and_is_no_failure(
         self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,8 @@ from idc_hub.errors import IncompleteError, RecipeError, RunError
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
 from idc_hub.runs import claims
-from idc_hub.runs.claims import Lock, claim, claimed_by_others, is_claimed
+from idc_hub.runs.claims import Lock, claim, claimed_by_others, living_holder
+from idc_hub.runs.follow import Follower
 from idc_hub.runs.launch import cores, default_num_processes
 from idc_hub.runs.run import DamagedError, Run
 
@@ -71,8 +72,8 @@ def dead_pid() -> int:
 def test_a_claim_is_exclusive_and_leaves_no_heartbeat(tmp_path: Path) -> None:
     with claim(tmp_path, "a") as first, claim(tmp_path, "a") as second, claim(tmp_path, "b") as other:
         assert (first, second, other) == (True, False, True)
-        assert is_claimed(tmp_path, "a")
-    assert not is_claimed(tmp_path, "a")
+        assert living_holder(tmp_path, "a")
+    assert not living_holder(tmp_path, "a")
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -81,7 +82,7 @@ def test_without_locks_a_claim_of_another_node_is_free_after_two_minutes(
     age: float, free: bool, no_locks: None, tmp_path: Path
 ) -> None:
     held(tmp_path, host="another-node", pid=os.getpid(), age=age)
-    assert is_claimed(tmp_path, "a") == claimed_by_others(tmp_path) == (not free)
+    assert bool(living_holder(tmp_path, "a")) == claimed_by_others(tmp_path) == (not free)
     with claim(tmp_path, "a") as mine:
         assert mine == free
 
@@ -90,7 +91,7 @@ def test_without_locks_a_dead_process_of_this_machine_holds_nothing(
     no_locks: None, dead_pid: int, tmp_path: Path
 ) -> None:
     held(tmp_path, host=platform.node(), pid=dead_pid, age=0)
-    assert not is_claimed(tmp_path, "a")
+    assert not living_holder(tmp_path, "a")
     with claim(tmp_path, "a") as mine:
         assert mine
     held(tmp_path, host=platform.node(), pid=os.getppid(), age=0)
@@ -152,7 +153,7 @@ def test_a_damaged_instance_file_is_shown_and_dropped(run: Run) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    status = run.status()
+    status = Follower(run).status()
     assert (status["damaged"], status["finished"], status["waiting"]) == (1, 0, 1)
     assert "a.safetensors is damaged" in status["instances"][0]["error"]
     assert "a.safetensors is damaged" in str(run.drop_damaged(PHOTOGRAPHS[0]))
@@ -302,10 +303,10 @@ def test_a_lock_waits_says_for_whom_and_may_be_entered_again(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="Waiting for process 77 on another-node, which is writing the repository"):
         lock.__enter__()
     with lock:
-        assert is_claimed(tmp_path, "a")
-    assert is_claimed(tmp_path, "a")
+        assert living_holder(tmp_path, "a")
+    assert living_holder(tmp_path, "a")
     lock.__exit__()
-    assert not is_claimed(tmp_path, "a")
+    assert not living_holder(tmp_path, "a")
 
 
 @pytest.mark.parametrize("odd", ["folder", "link"])
@@ -349,7 +350,7 @@ def test_a_torn_line_of_metrics_hides_no_other(run: Run) -> None:
         file.write(b'{"event": "lo')
     run.append_metrics("a", {"event": "start", "step": 5})
     assert [line["step"] for line in run.read_metrics("a")] == [0, 5]
-    assert run.status()["instances"][0]["resumed_from"] == 5
+    assert Follower(run).status()["instances"][0]["resumed_from"] == 5
 
 
 def test_a_process_ends_with_the_one_that_started_its_launcher() -> None:

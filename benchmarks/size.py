@@ -1,0 +1,155 @@
+"""What does a Run of very many photographs cost beside the condensing?
+
+    python benchmarks/size.py 1000 10000 85000 [--patches 15] [--json]
+
+Each photograph takes its patches at once from a fake network, so that what is left is the work of the Run directory:
+starting, claiming, recording, status, progress and packing. Every stage runs in a process of its own; seconds are wall
+time, `peak` is the largest resident memory of any stage. A late worker is one that starts when a single photograph is
+left, which another process has: what each of many workers does again and again at the end.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+import idc_hub
+from idc_hub.dataset.pack import pack
+from idc_hub.images.sources import Instance
+from idc_hub.recipe import Recipe
+from idc_hub.runs import worker
+from idc_hub.runs.claims import this_process
+from idc_hub.runs.progress import show_progress
+from idc_hub.runs.run import Run
+
+SIDE = 48
+
+
+def fake(run: Run, instance: Instance, *_: object) -> None:
+    """Instead of condensing: patches and metrics of the usual size."""
+    run.append_metrics(instance.id, {"event": "start", "step": 0, **this_process(), "time": time.time()})
+    for step in range(20):
+        run.append_metrics(instance.id, {"event": "log", "step": step, "instance": 0.1, "group": 0.2, "pair": 0.3})
+    patches = torch.full((instance.count, 3, SIDE, SIDE), len(instance.id), dtype=torch.uint8)
+    facts = {"steps": 20, "held_out": 1.0, "held_out_random": 1.0, "nearest_real": [1.0] * instance.count}
+    run.write_patches(instance, patches, facts)
+    run.append_metrics(instance.id, {"event": "end", "seconds": 0.0, "time": time.time()})
+
+
+def work(path: Path) -> None:
+    """A worker with the fake network, until nothing is left."""
+    import idc_hub.images.sources
+    import idc_hub.networks.extractors
+
+    class Nothing:
+        network = None
+
+    idc_hub.networks.extractors.load_extractor = lambda *_, **__: Nothing()  # type: ignore[assignment]
+    idc_hub.images.sources.open_source = lambda **_: None  # type: ignore[assignment]
+    worker.condense_claimed = fake
+    worker.work(Run.open(path), torch.device("cpu"))
+
+
+def wait_as_a_late_worker(path: Path) -> None:
+    """Ten polls while another process has the last photograph."""
+    last = Run.open(path).instances[-1].id
+    if not (holder := os.fork()):
+        with Run.open(path).claim(last):
+            time.sleep(3600)
+    while not (path / "locks" / f"{last}.json").is_file():
+        time.sleep(0.01)
+    polls = 0
+
+    def poll(_: float) -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 10:
+            os.kill(holder, signal.SIGKILL)
+            os._exit(0)
+
+    worker.time = SimpleNamespace(sleep=poll, time=time.time)  # type: ignore[assignment]
+    work(path)
+
+
+def follow(path: Path) -> None:
+    """Progress for ten seconds."""
+    with show_progress(Run.open(path), lambda event: None):
+        time.sleep(10)
+
+
+def in_a_process(stage: Callable[[], object]) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds, and peak memory in MB of a stage."""
+    begun = time.monotonic()
+    if not (child := os.fork()):
+        code = 1
+        try:
+            stage()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status, used = os.wait4(child, 0)
+    if status:
+        sys.exit("a stage failed")
+    return time.monotonic() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def measure(photographs: int, patches: int) -> dict[str, Any]:
+    """All stages for one number of photographs."""
+    changes = {"name": "size", "source": {"path": "/nowhere"}, "patches": {"size": SIDE, "stride": SIDE}}
+    recipe = Recipe.from_dict(changes)
+    instances = [
+        Instance(f"{n:06d}", f"{n:06d}.png", "0" * 64, 2040, 1356, 10 * patches, patches) for n in range(photographs)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        found, peak = {}, 0.0
+
+        def stage(name: str, action: Callable[[], object], *, cpu: bool = False) -> None:
+            nonlocal peak
+            wall, processor, memory = in_a_process(action)
+            found[name], peak = round(processor if cpu else wall, 2), max(peak, memory)
+
+        stage("create", lambda: Run.create(path, recipe, instances, {}))
+        stage("open", lambda: Run.open(path))
+        stage("all photographs", lambda: work(path))
+        stage("progress, 10 s (processor)", lambda: follow(path), cpu=True)
+        Run.open(path).instance_file(instances[-1].id).unlink()
+        stage("ten polls of a late worker", lambda: wait_as_a_late_worker(path))
+        stage("the last photograph", lambda: work(path))
+        stage("status", lambda: idc_hub.status(path))
+        stage("pack", lambda: pack(Run.open(path), workers=2))
+        return {"photographs": photographs, **found, "peak, MB": round(peak)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", type=int, nargs="+")
+    parser.add_argument("--patches", type=int, default=15, help="patches of each photograph")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    rows = []
+    for photographs in options.photographs:
+        rows.append(measure(photographs, options.patches))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print("| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0]), sep="\n")
+    for row in rows:
+        print("| " + " | ".join(f"{value:,}" for value in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
