@@ -183,6 +183,7 @@ def work(
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Condense photographs of a Run as one worker, beside any number of others.
 
@@ -191,23 +192,25 @@ def work(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
-    sink.result(idc_hub.work(run, rank=rank, world_size=world_size, progress=not quiet))
+    sink = Sink(as_json, quiet, progress)
+    sink.result(idc_hub.work(run, rank=rank, world_size=world_size, progress=sink.reporting))
     sink.hint(f"\nMake HR    idc condense {run} --run-dir {run}")
 
 
 @app.command(
     rich_help_panel="Make a set", epilog=examples("idc report runs/quickstart", "idc report runs/quickstart --json")
 )
-def report(run: RunArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+def report(
+    run: RunArgument, as_json: JsonOption = False, quiet: QuietOption = False, progress: ProgressOption = "text"
+) -> None:
     """Write a page to look at: patches beside real ones and HR versions, losses, quality figures, outliers first.
 
     The page is report.html in the Run. It needs no network, shows real photographs, and is never pushed.
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
-    result = idc_hub.report(run, progress=not quiet)
+    sink = Sink(as_json, quiet, progress)
+    result = idc_hub.report(run, progress=sink.reporting)
     sink.result(result)
     sink.hint(f"\nOpen {result.path} in a browser.")
 
@@ -227,6 +230,7 @@ def quality(
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Compare patches with random real patches of the same photographs.
 
@@ -235,8 +239,8 @@ def quality(
     import idc_hub
     from idc_hub.dataset.judgment import table
 
-    sink = Sink(as_json, quiet)
-    result = idc_hub.quality(run, hr_version=hr_version, teacher=teacher, progress=not quiet)
+    sink = Sink(as_json, quiet, progress)
+    result = idc_hub.quality(run, hr_version=hr_version, teacher=teacher, progress=sink.reporting)
     for warning in result.warnings:
         sink.warn(f"{warning}.")
     sink.result(result, leave_out=("warnings", "figures", "lr_digest", "spectra"))

@@ -11,6 +11,7 @@ from idc_cli.options import (
     DryRunOption,
     JsonOption,
     OverridesArgument,
+    ProgressOption,
     QuietOption,
     RecipeArgument,
     RunDirOption,
@@ -47,6 +48,7 @@ def slurm(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Submit an array of workers to SLURM, and a job that makes HR and the repository when they have ended.
 
@@ -57,14 +59,14 @@ def slurm(
     named = {"partition": partition, "time": time, "gpus": str(gpus) if gpus else None}
     options = {name: value for name, value in named.items() if value}
     options |= {name: value for name, _, value in (option.partition("=") for option in sbatch or ())}
-    sink = Sink(as_json, quiet)
+    sink = Sink(as_json, quiet, progress)
     result = idc_hub.launch_slurm(
         idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe),
         array=array,
         run_dir=run_dir,
         options=options,
         dry_run=dry_run,
-        progress=not quiet,
+        progress=sink.reporting,
     )
     sink.result(result, leave_out=("scripts",))
     if dry_run:
@@ -96,6 +98,7 @@ def ray(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Condense on a Ray cluster, then make HR and the repository on this machine, which must be one of its nodes.
 
@@ -103,6 +106,7 @@ def ray(
     """
     import idc_hub
 
+    sink = Sink(as_json, quiet, progress)
     checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result = idc_hub.launch_ray(
         checked,
@@ -111,9 +115,9 @@ def ray(
         address=address,
         gpus_per_worker=gpus_per_worker,
         dry_run=dry_run,
-        progress=not quiet,
+        progress=sink.reporting,
     )
-    show_condensed(Sink(as_json, quiet), result, checked.name, dry_run)
+    show_condensed(sink, result, checked.name, dry_run)
 
 
 @launch.command(
@@ -142,6 +146,7 @@ def hf_jobs(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Condense photographs of a Hub dataset on Hugging Face Jobs, then make HR and the repository on this machine.
 
@@ -150,7 +155,7 @@ def hf_jobs(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
+    sink = Sink(as_json, quiet, progress)
     checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result: Any = idc_hub.launch_hf_jobs(
         checked,

@@ -271,6 +271,7 @@ def diff(
     token: TokenOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Compare two sets: recipes, photographs, LR patches, and the PSNR between HR versions of the same LR patches.
 
@@ -279,8 +280,8 @@ def diff(
     """
     import idc_hub
 
-    sink = Sink(as_json, quiet)
-    result = idc_hub.diff(a, b, token=token, progress=not quiet)
+    sink = Sink(as_json, quiet, progress)
+    result = idc_hub.diff(a, b, token=token, progress=sink.reporting)
     sink.result(result, leave_out=("a", "b", "recipe", "hr"))
     sink.text()
     facts = [(key, value, getattr(result.b, key)) for key, value in vars(result.a).items()]
@@ -317,11 +318,12 @@ def export(
     run_dir: RunDirOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    progress: ProgressOption = "text",
 ) -> None:
     """Write an HR version as image files for other trainers; prints what to paste into their options."""
     import idc_hub
 
-    sink = Sink(as_json, quiet)
+    sink = Sink(as_json, quiet, progress)
     result = idc_hub.export(
         run_or_repo,
         out,
@@ -329,7 +331,7 @@ def export(
         hr_version=hr_version,
         lmdb=lmdb,
         run_dir=run_dir,
-        progress=not quiet,
+        progress=sink.reporting,
     )
     sink.result(result, leave_out=("options",))
     if "BasicSR" in result.options:

@@ -845,6 +845,11 @@ class TestSurroundings:
         assert code == 2
         assert "recipes show has no --json." in err
 
+    def test_every_command_that_can_be_quiet_has_progress_for_programs(self) -> None:
+        options = {" ".join(path): {p.name for p in command.params} for path, command in commands()}
+        quiet = {name for name, found in options.items() if "quiet" in found and "hf-jobs-worker" not in name}
+        assert quiet == {name for name, found in options.items() if "progress" in found}
+
     def test_env_without_a_token(self, tmp_path: Path) -> None:
         result = in_a_fresh_python(
             "import sys; sys.argv = ['idc', 'env']; from idc_cli.main import main; main()",
