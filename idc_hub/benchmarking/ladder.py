@@ -218,8 +218,10 @@ class Ladder:
         if cell.hr not in manifest.hr_versions:
             return state
         state["hr"] = DONE if cell.hr in measured else BEGUN
+        if (student / CHECKPOINT).is_file():
+            return state | {"student": BEGUN}
         if not (student / WEIGHTS).is_file():
-            return state | ({"student": BEGUN} if (student / CHECKPOINT).is_file() else {})
+            return state
         self._check_student(cell, manifest)
         state["student"] = DONE
         if cell.learning_rate is None:

@@ -235,6 +235,18 @@ def test_damaged_files_of_its_own_are_made_again_or_named(
     assert len(counted) == 1
 
 
+def test_a_checkpoint_that_a_kill_left_behind_is_removed(
+    small: Callable[..., Any], counted: list[str], tmp_path: Path
+) -> None:
+    small()
+    student = tmp_path / "ladder" / "students" / "random-0.1-s0" / "bicubic" / "edsr-small-s0"
+    weights = (student / "model.safetensors").read_bytes()
+    (student / "checkpoint.safetensors").write_bytes(b"")
+    small()
+    assert not (student / "checkpoint.safetensors").exists()
+    assert (student / "model.safetensors").read_bytes() == weights
+
+
 def test_a_version_that_a_kill_left_unmeasured_is_measured(small: Callable[..., Any], tmp_path: Path) -> None:
     small()
     condensed = CondensedSet.open(tmp_path / "ladder" / "sets" / "random-0.1-s0")
