@@ -18,6 +18,7 @@ _SECRETS = (
     (re.compile(r"(?i)(https?://)[^\s/?#@]*@"), r"\1"),  # user name and password
     (re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*"), r"\1"),  # the query of an address can be signed
 )
+_NOT_PLAIN = re.compile(r"[^\n\t -~]")  # long texts are nearly all plain
 _tokens: set[str] = set()
 
 
@@ -41,7 +42,7 @@ def printable(text: str) -> str:
 
     Line breaks and tabs stay. JSON stays JSON.
     """
-    return "".join(json.dumps(c)[1:-1] if c not in "\n\t" and _is_control(c) else c for c in text)
+    return _NOT_PLAIN.sub(lambda found: json.dumps(found[0])[1:-1] if _is_control(found[0]) else found[0], text)
 
 
 def _is_control(character: str) -> bool:

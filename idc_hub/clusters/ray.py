@@ -96,7 +96,7 @@ def condense_by_ray(
             f"{address} is the address of a Ray client, whose machine is no node of the cluster.",
             "Start the command on a node, for example with `ray job submit`.",
         )
-    left = deque(instance for instance in run.instances if not run.is_settled(instance))
+    left = deque(run.unsettled(run.instances))
     if not left:
         return
     source = open_source(**run.recipe.source.model_dump())

@@ -75,8 +75,9 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
             features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device
         ).network
         source = open_source(**recipe.source.model_dump())
-        begin = rank * len(run.instances) // world_size
-        left = run.instances[begin:] + run.instances[:begin]
+        left = run.unsettled(run.instances)
+        begin = rank * len(left) // world_size
+        left = left[begin:] + left[:begin]
         # Other workers get the time of two polls to take over what failed here.
         patience = 2 if world_size > 1 else 0
         idle = 0
@@ -85,7 +86,7 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
             took_any = False
             for instance in left:
                 stopping.raise_if_any()
-                if not run.is_settled(instance) and not run.was_tried(instance):
+                if not (run.is_settled(instance) or run.is_claimed(instance) or run.was_tried(instance)):
                     took_any |= _take(run, instance, source, network, stopping)
             alone = not took_any and idle >= patience and not any(map(run.is_claimed, left))
             for instance in [] if took_any else left:
