@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast test-low test-long test-spandrel quality bench release-check
+.PHONY: help install quickstart test test-fast test-low test-long test-spandrel quality docs bench release-check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ install: .venv/installed  ## Install idc-hub and its tools into .venv
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "idc-hub needs Python 3.11 or newer; say make PYTHON=python3.12 install")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 quickstart: install  ## Condense five photographs, make their HR side, load the dataset (CPU, offline)
@@ -53,6 +53,9 @@ quality: install  ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install  ## Build the documentation in site/; a warning or a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install  ## Measure the quickstart's patches beside random real ones
 	$(BIN)/idc quality runs/quickstart

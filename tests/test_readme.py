@@ -1,10 +1,15 @@
-"""Every command and every snippet of the README and of docs/, in order, as a newcomer would type them."""
+"""Every command and every snippet of the README and of docs/, in order, as a newcomer would type them.
+
+Blocks that are fenced as `bash` or `python` are run. Indented blocks and fences without a language are not.
+"""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +19,17 @@ import pytest
 from tests.hub_server import HubServer
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = [
-    "README.md",
-    *(f"docs/{name}.md" for name in ("cli", "publishing", "teachers", "training", "export", "python", "formats")),
-]
-OTHER_PAGES = ["docs/clusters.md", "recipes/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "AGENTS.md"]
-TAGS = {"README.md": ["v1.0.0", "v1.1.0"], "docs/publishing.md": ["v1.0.0", "v1.1.0"], "docs/training.md": ["v1.0.0"]}
+TUTORIAL = "docs/tutorial.md"
+DOCS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md"))
+PAGES = ["README.md", "recipes/README.md", *(page for page in DOCS if page != TUTORIAL)]
+"""Pages whose commands are run in a folder with the finished quickstart; the tutorial begins in an empty one."""
+OTHER_PAGES = [TUTORIAL, "benchmarks/README.md", "CONTRIBUTING.md", "AGENTS.md"]
+TAGS = {
+    "README.md": ["v1.0.0", "v1.1.0"],
+    TUTORIAL: ["v1.0.0", "v1.0.0"],
+    "docs/publishing.md": ["v1.0.0", "v1.1.0"],
+    "docs/training.md": ["v1.0.0"],
+}
 """The releases that the pushes of a page make, in order."""
 IDC = [sys.executable, "-m", "idc_cli.main"]
 
@@ -43,19 +53,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Callable[[list[str]], str]:
-    """Runs a command in a folder with three photographs and the finished quickstart, and returns what it says.
+Run = Callable[[list[str]], str]
 
-    The Hub that it reaches is the one on loopback.
-    """
-    folder = tmp_path_factory.mktemp("desk")
-    spec = find_spec("skimage")
-    assert spec is not None
-    assert spec.origin is not None
-    (folder / "photos").mkdir()
-    for name in ("astronaut.png", "coffee.png", "chelsea.png"):
-        shutil.copy(Path(spec.origin).parent / "data" / name, folder / "photos")
+
+def desk(folder: Path, hub: HubServer) -> Run:
+    """Runs a command in a folder and returns what it says; the Hub that it reaches is the one on loopback."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "IDC_"))}
     environment = inherited | hub.environment("hf_alice", folder / "home") | {"OMP_NUM_THREADS": "1"}
 
@@ -64,8 +66,41 @@ def run(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Callable[[l
         assert result.returncode == 0, f"{arguments}\n{result.stdout}\n{result.stderr}"
         return result.stdout + result.stderr
 
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Run:
+    """Runs a command in a folder with three photographs and the finished quickstart."""
+    folder = tmp_path_factory.mktemp("desk")
+    spec = find_spec("skimage")
+    assert spec is not None
+    assert spec.origin is not None
+    (folder / "photos").mkdir()
+    for name in ("astronaut.png", "coffee.png", "chelsea.png"):
+        shutil.copy(Path(spec.origin).parent / "data" / name, folder / "photos")
+    run = desk(folder, hub)
     run([*IDC, "condense", "quickstart"])
     return run
+
+
+def follow(page: str, run: Run) -> Iterator[tuple[str, str]]:
+    """Run what a page says, in order; yields each command or snippet, and what it printed."""
+    tags = []
+    for kind, block in blocks(page):
+        block = block.replace("your-name/", f"alice/{Path(page).stem}-")
+        if kind == "python":
+            yield block, run([sys.executable, "-c", block])
+            continue
+        for command in commands(block):
+            if command in ("make install", "source .venv/bin/activate"):
+                continue
+            assert command.startswith("idc "), f"{page} says {command!r}, which this test does not know"
+            said = run([*IDC, *shlex.split(command)[1:]])
+            if command.startswith("idc push ") and "--dry-run" not in command:
+                tags += re.findall(r"^tag\s+(\S+)$", said, re.MULTILINE)
+            yield command, said
+    assert tags == TAGS.get(page, [])
 
 
 def test_make_targets_that_the_pages_name_exist() -> None:
@@ -85,21 +120,29 @@ def test_make_targets_that_the_pages_name_exist() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_and_snippet_of_a_page_runs_in_order(page: str, run: Callable[[list[str]], str]) -> None:
-    tags = []
-    for kind, block in blocks(page):
-        block = block.replace("your-name/", f"alice/{Path(page).stem}-")
-        if kind == "python":
-            run([sys.executable, "-c", block])
-            continue
-        for command in commands(block):
-            if command in ("make install", "source .venv/bin/activate"):
-                continue
-            assert command.startswith("idc "), f"{page} says {command!r}, which this test does not know"
-            said = run([*IDC, *command.split()[1:]])
-            if command.startswith("idc push ") and "--dry-run" not in command:
-                tags += re.findall(r"^tag\s+(\S+)$", said, re.MULTILINE)
-    assert tags == TAGS.get(page, [])
+def test_every_command_and_snippet_of_a_page_runs_in_order(page: str, run: Run) -> None:
+    for _ in follow(page, run):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tutorial_leads_from_nothing_to_a_published_set_and_a_trained_student(
+    tmp_path: Path, hub: HubServer
+) -> None:
+    begun = last = time.monotonic()
+    said = {}
+    for step, output in follow(TUTORIAL, desk(tmp_path, hub)):
+        now = time.monotonic()
+        print(f"{now - last:6.1f} s  {step.strip().splitlines()[-1][:100]}")
+        said[step], last = output, now
+    print(f"{last - begun:6.1f} s  in all")
+    student, bicubic = (
+        float(re.findall(r"^mean\t([\d.]+) /", output, re.MULTILINE)[0])
+        for step, output in said.items()
+        if step.startswith("idc evaluate ")
+    )
+    assert student > bicubic
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
