@@ -4,6 +4,7 @@ Formulas become MathML when the site is built, and four reference pages are made
 """
 
 import html
+import posixpath
 import re
 import sys
 from collections.abc import Container, Iterator
@@ -30,6 +31,13 @@ REPOSITORY = Path(__file__).parents[1]
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 CODE = {".py": "python", ".yaml": "yaml"}
 """Files that are shown as a page of their own where a page links to them."""
+KEYS = "docs/reference/training-and-benchmarks.md"
+REFERENCES = {
+    "idc_hub/recipe.py": "docs/reference/recipe.md",
+    "idc_hub/training/recipe.py": KEYS,
+    "idc_hub/benchmarking/plan.py": KEYS,
+}
+"""Files whose place a page that is made from them takes."""
 BOUNDS = {"ge": "≥", "minimum": "≥", "gt": ">", "exclusiveMinimum": ">", "le": "≤", "maximum": "≤", "lt": "<"}
 BOUNDS["exclusiveMaximum"] = "<"
 NO_BOUND = 10**9
@@ -43,7 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.remove(file)
     generated = {
         "docs/reference/recipe.md": _recipe_reference(),
-        "docs/reference/training-and-benchmarks.md": _other_models(),
+        KEYS: _other_models(),
         "docs/reference/cli.md": _cli_reference(),
         "docs/reference/python.md": _python_reference(),
     }
@@ -52,9 +60,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in pages:
         files.append(File(page, str(REPOSITORY), config.site_dir, config.use_directory_urls))
         text = (REPOSITORY / page).read_text(encoding="utf-8")
-        targets = ((REPOSITORY / page).parent / target for target in LINK.findall(text))
-        linked |= {_relative(target) for target in targets if target.is_file()} - pages
-    for path in sorted(linked):
+        linked |= {target for link in LINK.findall(text) if (REPOSITORY / (target := _target(page, link))).is_file()}
+    for path in sorted(linked - pages - set(REFERENCES)):
         if Path(path).suffix in CODE:
             generated[f"{path}.md"] = _code_page(path)
         else:
@@ -64,9 +71,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Point links to code at the pages that show it."""
-    return LINK.sub(lambda link: f"{link[0]}.md" if Path(link[1]).suffix in CODE else link[0], markdown)
+    here = page.file.src_uri
+
+    def point(link: re.Match[str]) -> str:
+        if reference := REFERENCES.get(_target(here, link[1])):
+            return f"]({posixpath.relpath(reference, posixpath.dirname(here) or '.')}"
+        return f"{link[0]}.md" if Path(link[1]).suffix in CODE else link[0]
+
+    return LINK.sub(point, markdown)
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
@@ -90,8 +104,9 @@ def _paths(nav: Any) -> Iterator[str]:
             yield from _paths(entry)
 
 
-def _relative(path: Path) -> str:
-    return path.resolve().relative_to(REPOSITORY).as_posix()
+def _target(page: str, link: str) -> str:
+    """The path in the repository that a relative link of a page names."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
 
 
 def _code_page(path: str) -> str:

@@ -49,10 +49,21 @@ def regenerate(
             help="Make it the version that `load_dataset` gives without a config name.",
         ),
     ] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Diffusion teachers: denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Diffusion teachers: guidance scale.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Diffusion teachers: text prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Diffusion teachers: seed of the noise.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Diffusion teachers: denoising steps.", show_default="100 for LDM, 75 for Stable Diffusion"
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Diffusion teachers: scale of the guidance by the prompt; 1 turns it off.",
+            show_default="9 with a prompt, 1 without",
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Diffusion teachers: text prompt.", show_default="none")] = None,
+    seed: Annotated[int | None, typer.Option(help="Diffusion teachers: seed of the noise.", show_default="0")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     progress: ProgressOption = "text",
@@ -159,7 +170,8 @@ def push(
         bool, typer.Option("--replace-set", help="Replace a set on the Hub that has other LR patches.")
     ] = False,
     commit_message: Annotated[
-        str | None, typer.Option(help="First line of the commit message.", show_default=False)
+        str | None,
+        typer.Option(help="First line of the commit message.", show_default="a summary of the changes"),
     ] = None,
     token: TokenOption = None,
     dry_run: DryRunOption = False,

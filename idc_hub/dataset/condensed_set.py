@@ -132,7 +132,7 @@ class CondensedSet:
         return self.folder / "lr"
 
     def data(self, hr_version: str) -> Path:
-        """The folder of an HR version's parquet files."""
+        """The folder of the parquet files of the version `hr_version`."""
         return self.folder / "data" / hr_version
 
     def hr_version(self, name: str | None = None) -> str:
@@ -165,7 +165,11 @@ class CondensedSet:
                 yield LRPatch(instance_id, index, pixels, source_sha256, nearest)
 
     def rows(self, hr_version: str, instances: Collection[str] | None = None) -> Iterator[parquet.Row]:
-        """The rows of an HR version, as `parquet.read_rows` does; their images have the sizes that idc.json gives.
+        """The rows of an HR version; their images have the sizes that idc.json gives.
+
+        Args:
+            hr_version: Its name.
+            instances: Ids of the instances to read; None: all.
 
         Raises:
             RunError: A file is missing or damaged, or a row is invalid.
@@ -194,11 +198,11 @@ class CondensedSet:
             _checked.add(key)
 
     def is_checked(self, hr_version: str, how: str) -> bool:
-        """Whether this process has checked the HR version's present files; `how` names the check."""
+        """Whether this process has checked the present files of `hr_version`; `how` names the check."""
         return self._version(hr_version, how) in _checked
 
     def note_checked(self, hr_version: str, how: str) -> None:
-        """Remember that the HR version's present files were checked."""
+        """Remember that the present files of `hr_version` were checked; `how` names the check."""
         _checked.add(self._version(hr_version, how))
 
     def lock(self) -> Lock:

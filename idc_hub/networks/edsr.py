@@ -27,6 +27,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, c, h, w]` to the same shape."""
         return x + self.conv2(torch.relu(self.conv1(x))) * self.residual_scale
 
 
@@ -93,6 +94,7 @@ class EDSR(nn.Module):
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, lr: Tensor) -> Tensor:
+        """Upscale RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped."""
         x = self.upsample(self.features(lr, "body"))
         if self.direct:
             return x / PIXEL_RANGE + F.interpolate(lr, scale_factor=self.scale, mode="bicubic")

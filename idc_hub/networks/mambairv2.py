@@ -128,6 +128,7 @@ class Gate(nn.Module):
         self.conv = nn.Conv2d(dim, dim, KERNEL_SIZE, padding=KERNEL_SIZE // 2, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, h, w, 2 * dim]` to `[B, h, w, dim]`."""
         value, gate = x.chunk(2, dim=-1)
         return value * convolve(self.conv, self.norm(gate))
 
@@ -147,6 +148,7 @@ class GatedMLP(nn.Module):
         self.fc2 = nn.Linear(hidden // 2, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, h, w, dim]` to the same shape."""
         return self.fc2(self.sg(functional.gelu(self.fc1(x))))
 
 
@@ -166,6 +168,7 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, h, w, dim]` to the same shape."""
         x = functional.gelu(self.fc1(x))
         return self.fc2(x + convolve(self.dwconv, x))
 
@@ -259,4 +262,5 @@ class MambaIRv2(WindowedNetwork):
         self.register_buffer("noise", torch.tensor(noise, dtype=torch.float32), persistent=False)
 
     def constants(self) -> tuple[Tensor, ...]:
+        """The index of relative positions in a window, and the noise of the prompt scores."""
         return self.relative_position_index_SA, self.noise

@@ -85,6 +85,7 @@ class SwinIR(WindowedNetwork):
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
 
     def constants(self) -> tuple[Tensor, ...]:
+        """The index of relative positions in a window."""
         return (self.relative_position_index,)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -186,6 +186,7 @@ class WindowedNetwork(nn.Module, ABC):
         """What every block takes besides the feature map."""
 
     def forward(self, lr: Tensor) -> Tensor:
+        """Upscale RGB float `[B, 3, h, w]` in [0, 1] to `[B, 3, scale*h, scale*w]`, not clamped."""
         height, width = (self.scale * size for size in lr.shape[2:])
         x = self.conv_before_upsample(self._padded_features(lr, "body"))
         x = self.conv_last(self.upsample(x)) + self.mean
