@@ -25,6 +25,7 @@ from idc_cli.options import (
     RunDirOption,
     ScaleOption,
     SplitOption,
+    TrackerOption,
     TrustRecipeOption,
     examples,
 )
@@ -56,6 +57,7 @@ def condense(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the Run directory and start again.")] = False,
     trust_recipe: TrustRecipeOption = False,
+    tracker: TrackerOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -75,6 +77,7 @@ def condense(
         num_processes=num_processes,
         restart=restart,
         dry_run=dry_run,
+        trackers=tracker or (),
         progress=sink.reporting,
     )
     show_condensed(sink, result, checked.name, dry_run)

@@ -74,6 +74,10 @@ HRVersionOption = Annotated[
 TrustRecipeOption = Annotated[
     bool, typer.Option("--trust-recipe", help="Run the code that a recipe from the Hub names (package.module:build).")
 ]
+TrackerOption = Annotated[
+    list[str] | None,
+    typer.Option("--tracker", help="Also log to tensorboard, trackio or wandb; repeatable.", show_default=False),
+]
 TokenOption = Annotated[
     str | None,
     typer.Option("--token", help="Access token of the Hub.", show_default="HF_TOKEN, or the login of `hf auth login`"),

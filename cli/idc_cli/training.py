@@ -20,6 +20,7 @@ from idc_cli.options import (
     QuietOption,
     ScaleOption,
     SplitOption,
+    TrackerOption,
     examples,
 )
 from idc_cli.output import Sink
@@ -84,10 +85,7 @@ def train(
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Number of processes.", show_default="one per GPU, or 1 on the CPU")
     ] = None,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option(help="Also log to tensorboard, trackio or wandb; repeatable.", show_default=False),
-    ] = None,
+    tracker: TrackerOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     progress: ProgressOption = "text",

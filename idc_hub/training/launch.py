@@ -28,8 +28,9 @@ from idc_hub.networks import NETWORKS, create, load
 from idc_hub.runs.launch import run_processes
 from idc_hub.runs.progress import Progress, Reporting, counting
 from idc_hub.runs.run import whole_lines
+from idc_hub.runs.tracking import check_trackers
 from idc_hub.runs.worker import end_with_parent
-from idc_hub.training.loop import METRICS, check, check_settings, check_trackers, train
+from idc_hub.training.loop import METRICS, check, check_settings, train
 from idc_hub.training.pairs import Pairs
 from idc_hub.training.pixels import WORK, PixelFile, work_folder, write_pixels
 from idc_hub.training.recipe import TrainingRecipe

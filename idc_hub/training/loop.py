@@ -11,11 +11,11 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from idc_hub.errors import DivergedError, ImageError, Interrupted, NetworkError,
 from idc_hub.networks import load, save
 from idc_hub.networks.registry import WEIGHTS, Network
 from idc_hub.runs.run import tensors_sha256, whole_lines
+from idc_hub.runs.tracking import end_trackers, start_trackers, tracking_accelerator
 from idc_hub.runs.worker import Signals, stop_on_signal
 from idc_hub.training.crops import Batch, draw_batch, turned
 from idc_hub.training.pairs import Pair
@@ -43,7 +44,6 @@ from idc_hub.training.recipe import TrainingRecipe
 
 CHECKPOINT, METRICS, FACTS = "checkpoint.safetensors", "metrics.jsonl", "training.yaml"
 AGREEMENT_STEPS = 10
-TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def train(
@@ -73,7 +73,7 @@ def train(
         recipe: How to train.
         sha256: Digest of the pairs, `pixels_sha256`, if it is known already.
         data: What the pairs are, for `training.yaml`.
-        trackers: Which of `TRACKERS` to report to as well; tensorboard's files are written to `folder`.
+        trackers: Which of `tracking.TRACKERS` to report to as well; tensorboard's files are written to `folder`.
         progress: Called with the step and the loss whenever a line of metrics is written.
 
     Raises:
@@ -128,7 +128,7 @@ def train(
     if accelerator.is_main_process:
         state.finish(folder, {**(data or {}), "pairs": len(pairs)}, seconds, accelerator)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_trackers(accelerator)
     return state.average
 
 
@@ -201,25 +201,8 @@ def _occupied(folder: Path) -> NetworkError:
     return NetworkError(f"{folder} already contains a trained network.", hint="Choose another folder.")
 
 
-def check_trackers(trackers: Iterable[str]) -> None:
-    """Refuse trackers that are not installed; Accelerate would only warn, and track nothing.
-
-    Raises:
-        RecipeError: There is no such tracker, or it is not installed.
-    """
-    for name in trackers:
-        if name not in TRACKERS:
-            raise RecipeError(f"There is no tracker {name}.", hint=f"The trackers are {', '.join(TRACKERS)}.")
-        try:
-            version(name)
-        except PackageNotFoundError as error:
-            raise RecipeError(f"The tracker {name} is not installed: `pip install {name}`.") from error
-
-
 def _accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
-    check_trackers(trackers)
-    cpu = not torch.cuda.is_available()  # otherwise CPU processes do not find each other
-    accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+    accelerator = tracking_accelerator(folder, trackers)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes met"
     return accelerator
@@ -269,9 +252,7 @@ class _Reports:
                 self.path, "".join(json.dumps(line) + "\n" for line in lines if line.get("step", 0) <= start)
             )
         if trackers:
-            config = {key: str(value) for key, value in recipe.model_dump().items()}
-            name = {"name": folder.name}
-            accelerator.init_trackers("idc-hub", config, init_kwargs={"trackio": name, "wandb": name})
+            start_trackers(accelerator, folder.name, recipe.model_dump())
 
     def add(self, step: int, loss: Tensor, rate: float, seconds: float) -> None:
         """Record a step's loss; at every `log_every`th step, report the mean since the last report."""

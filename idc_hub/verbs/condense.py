@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from idc_hub.runs.forecast import predict_seconds
 from idc_hub.runs.launch import default_num_processes, launch
 from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run, default_run_dir
+from idc_hub.runs.tracking import check_trackers, track
 from idc_hub.runs.worker import find_photographs
 
 
@@ -198,6 +200,7 @@ def condense(
     restart: bool = False,
     dry_run: bool = False,
     trust_recipe: bool = False,
+    trackers: Sequence[str] = (),
     progress: Reporting = True,
 ) -> CondenseResult | CondensePlan:
     """Condense photographs: optimize LR patches, make their HR with the recipe's teacher, and prepare the repository.
@@ -214,13 +217,15 @@ def condense(
         restart: Delete the Run directory first.
         dry_run: Check the recipe, the photographs and the networks, and predict the time; write nothing.
         trust_recipe: Run the code that a recipe from a dataset repository names as `package.module:build`.
+        trackers: tensorboard, trackio or wandb: they get the held-out distances and the losses of each photograph.
         progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
         Counts, digest, quality figures and warnings; with `dry_run`, counts and the predicted time.
 
     Raises:
-        RecipeError: The recipe is invalid, or the Run directory belongs to another recipe or to other photographs.
+        RecipeError: The recipe is invalid, the Run directory belongs to another recipe or to other photographs, or a
+            tracker is not installed.
         ImageError: Photographs cannot be used; the message names all of them.
         NetworkError: The extractor or the teacher cannot be loaded, has another scale, or gives NaN or Inf.
         RunError: A file of the Run belongs to another recipe or photograph, or was damaged during this call; or
@@ -230,12 +235,13 @@ def condense(
         Interrupted: A signal stopped the work; the same call continues.
     """
     begun = time.monotonic()
+    check_trackers(trackers)
     prepared = prepare(recipe, run_dir=run_dir, trust_recipe=trust_recipe, progress=progress)
     processes = num_processes or default_num_processes(prepared.recipe, len(prepared.instances))
     if dry_run:
         return prepared.plan(processes)
     run = prepared.make_run(restart=restart)
-    with show_progress(run, progress):
+    with track(run, trackers), show_progress(run, progress):
         launch(run, processes)
     return finish(prepared, run, processes, begun, progress)
 

@@ -398,7 +398,7 @@ class TestVerbs:
     def test_condense(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc(
             *("condense", "quickstart", "seed=3", "optimizer.steps=1k", "--run-dir", "here"),
-            *("--num-processes", "4", "--restart", "--dry-run", "-q"),
+            *("--num-processes", "4", "--restart", "--dry-run", "-q", "--tracker", "trackio", "--tracker", "wandb"),
         )
         assert code == 0
         (recipe,), options = calls["condense"]
@@ -408,6 +408,7 @@ class TestVerbs:
             "num_processes": 4,
             "restart": True,
             "dry_run": True,
+            "trackers": ["trackio", "wandb"],
             "progress": False,
         }
         assert out.splitlines()[:4] == ["run\truns/x", "photographs\t3", "real_patches\t3", "patches\t3"]
@@ -447,6 +448,7 @@ class TestVerbs:
             "num_processes": None,
             "restart": False,
             "dry_run": False,
+            "trackers": (),
             "progress": True,
         }
         assert "idc push runs/x YOUR_NAME/quickstart --license LICENSE" in err

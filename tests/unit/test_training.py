@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ from idc_hub.training.pixels import PixelFile, pixels_sha256, write_pixels
 from idc_hub.training.prefetch import prefetch
 from idc_hub.training.recipe import TrainingRecipe
 from tests.unit.test_pieces import Asked
+from tests.unit.test_tracking import stand_in_for_trackio
 
 
 def tiny(seed: int = 0) -> EDSR:
@@ -479,20 +479,7 @@ def test_a_finished_training_is_finished_and_no_other_is_overwritten(
 def test_trackers_get_what_the_metrics_get(
     photograph: dict[str, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the interface that Accelerate uses of trackio, which need not be installed."""
-    from accelerate import tracking
-
-    said: list[Any] = []
-    run = SimpleNamespace(
-        log=lambda values, step: said.append(("log", step, values)), finish=lambda: said.append("finish")
-    )
-    stand_in = SimpleNamespace(
-        init=lambda **options: said.append(("init", options)) or run,
-        config=SimpleNamespace(update=lambda values, **_: said.append(("config", values))),
-    )
-    monkeypatch.setitem(sys.modules, "trackio", stand_in)
-    monkeypatch.setattr(training, "version", lambda package: "1.0")
-    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TRACKIO])
+    said = stand_in_for_trackio(monkeypatch)
     train(tiny(), photograph, tmp_path / "mine", recipe(steps=2), trackers=["trackio"])
 
     assert said[0] == ("init", {"project": "idc-hub", "name": "mine"})
