@@ -65,8 +65,12 @@ class Browser:
 
     def open(self, path: Path) -> float:
         """Open a file and wait until all of it is loaded and drawn; returns the seconds that took."""
+        return self.open_address(path.absolute().as_uri())
+
+    def open_address(self, url: str) -> float:
+        """Like `open`, for an address."""
         begun = time.monotonic()
-        self("Page.navigate", url=path.absolute().as_uri())
+        self("Page.navigate", url=url)
         self.evaluate(
             "new Promise(done => { const soon = () => requestAnimationFrame(() => setTimeout(done));"
             " document.readyState === 'complete' ? soon() : addEventListener('load', soon); })"

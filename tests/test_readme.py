@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.hub_server import HubServer
 
@@ -101,6 +102,12 @@ def follow(page: str, run: Run) -> Iterator[tuple[str, str]]:
                 tags += re.findall(r"^tag\s+(\S+)$", said, re.MULTILINE)
             yield command, said
     assert tags == TAGS.get(page, [])
+
+
+def test_the_site_has_every_page() -> None:
+    navigation = yaml.safe_load(text_of("mkdocs.yml"))["nav"]
+    pages = re.findall(r"'([^']+\.md)'", str(navigation))
+    assert set(pages) >= {*PAGES, *OTHER_PAGES}
 
 
 def test_make_targets_that_the_pages_name_exist() -> None:
