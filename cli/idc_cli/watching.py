@@ -31,7 +31,9 @@ _URGENT = ("failed", "damaged", "running", "interrupted")
 def status(
     run: RunArgument,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again until nothing is left to do.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")] = 5.0,
+    every: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two looks of --watch.")
+    ] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
     """Show which photographs of a Run are finished, running, interrupted, failed, waiting or damaged.
@@ -62,7 +64,9 @@ def status(
 )
 def logs(
     run: RunArgument,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, metavar="N", help="Most lines of each log.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, metavar="N", help="Number of lines of each log, at most.")
+    ] = 20,
     token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
