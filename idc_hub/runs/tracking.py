@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idc_hub.background import in_background
 from idc_hub.errors import RecipeError, one_line
-from idc_hub.runs.run import Run
+from idc_hub.runs.run import Run, stems
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,31 +92,28 @@ def track(run: Run, trackers: Sequence[str]) -> Iterator[None]:
         )
     accelerator = tracking_accelerator(run.path, trackers)
     start_trackers(accelerator, run.path.name, run.recipe.lr_keys())
-    finished = {instance.id for instance in run.instances if run.instance_file(instance.id).is_file()}
-    over = threading.Event()
-    reporter = threading.Thread(target=_report, args=(run, accelerator, finished, over), daemon=True)
-    reporter.start()
+    finished = stems(run.path / "instances", ".safetensors")
+
+    def report(over: threading.Event) -> None:
+        try:
+            _follow(run, accelerator, finished, over)
+        except Exception as error:  # a tracker's server may fail in any way, and must not stop the work
+            warnings.warn(f"The trackers get no more reports: {one_line(str(error))}", stacklevel=1)
+
     try:
-        yield
+        with in_background(report):
+            yield
     finally:
-        over.set()
-        reporter.join()
         end_trackers(accelerator)
-
-
-def _report(run: Run, accelerator: Accelerator, finished: set[str], over: threading.Event) -> None:
-    try:
-        _follow(run, accelerator, finished, over)
-    except Exception as error:  # a tracker's server may fail in any way, and must not stop the work
-        warnings.warn(f"The trackers get no more reports: {one_line(str(error))}", stacklevel=1)
 
 
 def _follow(run: Run, accelerator: Accelerator, finished: set[str], over: threading.Event) -> None:
     ending = False
     while not ending:
         ending = over.wait(REFRESH_SECONDS)
-        for instance in run.instances:
-            if instance.id not in finished and run.instance_file(instance.id).is_file():
+        new = stems(run.path / "instances", ".safetensors") - finished
+        for instance in run.instances if new else ():
+            if instance.id in new:
                 finished.add(instance.id)
                 facts = run.read_facts(instance)
                 values: dict[str, float] = {key: facts[key] for key in ("held_out", "held_out_random") if key in facts}
