@@ -3,9 +3,9 @@
     python benchmarks/size.py 1000 10000 85000 [--patches 15] [--json]
 
 Each photograph takes its patches at once from a fake network, so that what is left is the work of the Run directory:
-starting, claiming, recording, status, progress and packing. Every stage runs in a process of its own; seconds are wall
-time, `peak` is the largest resident memory of any stage. A late worker is one that starts when a single photograph is
-left, which another process has: what each of many workers does again and again at the end.
+starting, claiming, recording, status, progress and packing. Every stage runs in a process of its own; seconds are those
+of the processor, `peak` is the largest resident memory of any stage. Polls are what each of many workers does again and
+again at the end, when another process has the last photograph.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def work(path: Path) -> None:
     worker.work(Run.open(path), torch.device("cpu"))
 
 
-def wait_as_a_late_worker(path: Path) -> None:
+def poll(path: Path) -> float:
     """Ten polls while another process has the last photograph."""
     last = Run.open(path).instances[-1].id
     if not (holder := os.fork()):
@@ -68,41 +68,52 @@ def wait_as_a_late_worker(path: Path) -> None:
             time.sleep(3600)
     while not (path / "locks" / f"{last}.json").is_file():
         time.sleep(0.01)
-    polls = 0
+    begun: list[float] = []
 
-    def poll(_: float) -> None:
-        nonlocal polls
-        polls += 1
-        if polls == 10:
-            os.kill(holder, signal.SIGKILL)
-            os._exit(0)
+    def sleep(_: float) -> None:
+        begun.append(time.process_time())
+        if len(begun) > 10:
+            raise StopIteration
 
-    worker.time = SimpleNamespace(sleep=poll, time=time.time)  # type: ignore[assignment]
-    work(path)
+    worker.time = SimpleNamespace(sleep=sleep, time=time.time)  # type: ignore[assignment]
+    try:
+        work(path)
+    except StopIteration:
+        return begun[10] - begun[0]
+    finally:
+        os.kill(holder, signal.SIGKILL)
+    raise AssertionError("the last photograph was free")
 
 
-def follow(path: Path) -> None:
+def follow(path: Path) -> float:
     """Progress for ten seconds."""
-    with show_progress(Run.open(path), lambda event: None):
+    run = Run.open(path)
+    begun = time.process_time()
+    with show_progress(run, lambda event: None):
         time.sleep(10)
+    return time.process_time() - begun
 
 
-def in_a_process(stage: Callable[[], object]) -> tuple[float, float, float]:
-    """Wall seconds, processor seconds, and peak memory in MB of a stage."""
-    begun = time.monotonic()
+def in_a_process(stage: Callable[[], object]) -> tuple[float, float]:
+    """Processor seconds of a stage, or what it returns instead, and its peak memory in MB."""
+    reader, writer = os.pipe()
     if not (child := os.fork()):
         code = 1
         try:
-            stage()
+            found = stage()
+            os.write(writer, str(found if isinstance(found, float) else "").encode())
             code = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
+    os.close(writer)
     _, status, used = os.wait4(child, 0)
     if status:
         sys.exit("a stage failed")
-    return time.monotonic() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    with os.fdopen(reader) as returned:
+        seconds = returned.read()
+    return float(seconds or used.ru_utime + used.ru_stime), used.ru_maxrss / 1024
 
 
 def measure(photographs: int, patches: int) -> dict[str, Any]:
@@ -116,18 +127,18 @@ def measure(photographs: int, patches: int) -> dict[str, Any]:
         path = Path(folder) / "run"
         found, peak = {}, 0.0
 
-        def stage(name: str, action: Callable[[], object], *, cpu: bool = False) -> None:
+        def stage(name: str, action: Callable[[], object]) -> None:
             nonlocal peak
-            wall, processor, memory = in_a_process(action)
-            found[name], peak = round(processor if cpu else wall, 2), max(peak, memory)
+            seconds, memory = in_a_process(action)
+            found[name], peak = round(seconds, 2), max(peak, memory)
 
         stage("create", lambda: Run.create(path, recipe, instances, {}))
         stage("open", lambda: Run.open(path))
-        stage("all photographs", lambda: work(path))
-        stage("progress, 10 s (processor)", lambda: follow(path), cpu=True)
+        stage("work", lambda: work(path))
+        stage("progress, 10 s", lambda: follow(path))
         Run.open(path).instance_file(instances[-1].id).unlink()
-        stage("ten polls of a late worker", lambda: wait_as_a_late_worker(path))
-        stage("the last photograph", lambda: work(path))
+        stage("10 polls", lambda: poll(path))
+        stage("start, 1 left", lambda: work(path))
         stage("status", lambda: idc_hub.status(path))
         stage("pack", lambda: pack(Run.open(path), workers=2))
         return {"photographs": photographs, **found, "peak, MB": round(peak)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from idc_hub.dataset.check import check_repository, hr_version_of, repository_files
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import MANIFEST, Manifest
+from idc_hub.errors import RunError
 from idc_hub.runs.run import Run
 
 
@@ -62,6 +63,11 @@ def verify(path: str | Path) -> VerifyResult:
                 run.read_patches(instance)
         photographs, finished = len(run.instances), len(with_file)
         if not (run.repo / MANIFEST).is_file():
+            if any(path.is_file() for path in (run.repo / "data").rglob("*")):
+                raise RunError(
+                    f"{run.repo} has HR versions, but no {MANIFEST} that describes them.",
+                    f"Delete {run.repo}, and run the command that made this Run again.",
+                )
             return VerifyResult(photographs, finished)
     condensed = CondensedSet.open(path)
     one_color = check_repository(condensed, again=True, cached=True)

@@ -15,6 +15,7 @@ from idc_hub.dataset.pack import pack
 from idc_hub.dataset.parquet import read_rows
 from idc_hub.dataset.regenerate import regenerate
 from idc_hub.dataset.shards import Facts, read_facts
+from idc_hub.errors import RunError
 from idc_hub.images.files import decode_png, write_png
 from idc_hub.images.resize import imresize
 from idc_hub.networks.teachers import load_teacher
@@ -57,6 +58,10 @@ def test_condensed_patches_have_their_distance_to_the_nearest_real_one(run: Run,
         assert row.nearest_real == pytest.approx(expected, abs=5.1e-4)  # the index has three decimals
     assert any(row.nearest_real for row in rows), "no patch was optimized"
     assert idc_hub.verify(run.path).patches == len(rows)
+    described = (run.repo / "idc.json").rename(run.path / "idc.json")
+    with pytest.raises(RunError, match=r"has HR versions, but no idc\.json"):
+        idc_hub.verify(run.path)
+    described.rename(run.repo / "idc.json")
 
 
 def test_a_run_of_an_older_idc_hub_packs_without_the_distance(run: Run) -> None:
@@ -66,6 +71,7 @@ def test_a_run_of_an_older_idc_hub_packs_without_the_distance(run: Run) -> None:
     with safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["idc"])
     assert len(metadata.pop("nearest_real")) == len(tensors["coffee"])
+    del metadata["metadata_sha256"]
     save_file(tensors, path, metadata={"idc": json.dumps(metadata)})
     condensed = pack(run, workers=1)
     assert condensed.manifest.lr_digest == digest
