@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def _counted(files: Iterable[File], total: int, on_progress: Callable[[int, int]
 
 def _bare(file: File) -> File:
     """The file without its images, which need not stay in memory once they are written."""
-    return File(file.name, parquet.Row(file.row.instance_id, file.row.patch_index, b"", b""), file.sizes)
+    return File(file.name, replace(file.row, lr_png=b"", hr_png=b""), file.sizes)
 
 
 def _write_folders(folder: Path, files: Iterable[File], *, lr: str, hr: str) -> list[File]:
@@ -185,15 +185,15 @@ def _write_lmdb(folder: Path, files: Iterable[File], size: parquet.Size) -> list
 
 
 def _write_tars(folder: Path, files: Iterable[File]) -> list[File]:
-    """Shards `pairs-000000.tar`: for each pair `NAME.lr.png`, `NAME.hr.png` and `NAME.json` with its key."""
+    """Shards `pairs-000000.tar`: for each pair `NAME.lr.png`, `NAME.hr.png` and `NAME.json` with the other columns."""
     written: list[File] = []
     with ExitStack() as stack:
         shard, number = None, 0
         for file in files:
             if shard is None:
                 shard = stack.enter_context(tarfile.open(folder / f"pairs-{number:06}.tar", "w"))
-            key = json.dumps({"instance_id": file.row.instance_id, "patch_index": file.row.patch_index})
-            for suffix, content in (("lr.png", file.row.lr_png), ("hr.png", file.row.hr_png), ("json", key.encode())):
+            facts = json.dumps(file.row.facts).encode()
+            for suffix, content in (("lr.png", file.row.lr_png), ("hr.png", file.row.hr_png), ("json", facts)):
                 entry = tarfile.TarInfo(f"{file.name}.{suffix}")
                 entry.size = len(content)
                 shard.addfile(entry, io.BytesIO(content))
@@ -205,8 +205,8 @@ def _write_tars(folder: Path, files: Iterable[File]) -> list[File]:
 
 
 def _write_names(path: Path, files: Iterable[File]) -> None:
-    """Which patch each name is: a JSON object a line."""
-    entries = ({"name": f.name, "instance_id": f.row.instance_id, "patch_index": f.row.patch_index} for f in files)
+    """Which patch each name is, with its other columns: a JSON object a line."""
+    entries = ({"name": file.name, **file.row.facts} for file in files)
     path.write_text("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +62,11 @@ class Row:
     source_sha256: str | None = None
     nearest_real: float | None = None
     teacher_residual: float | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All columns but the images."""
+        return {key: value for key, value in vars(self).items() if not key.endswith("_png")}
 
     @property
     def name(self) -> str:

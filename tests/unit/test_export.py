@@ -152,6 +152,8 @@ def test_webdataset_groups_by_what_is_before_the_first_dot(
         for sample in samples.values():
             assert sample.keys() == {"lr.png", "hr.png", "json"}
             key = json.loads(sample["json"])
+            assert key.keys() == {"instance_id", "patch_index", "source_sha256", "nearest_real", "teacher_residual"}
+            assert isinstance(key["teacher_residual"], float)
             found[key["instance_id"], key["patch_index"]] = sample["lr.png"], sample["hr.png"]
     assert found == {key: tuple(map(encode_png, pair)) for key, pair in expected.items()}
 
