@@ -139,7 +139,6 @@ def measured_version(
         return measure_version(run, condensed, name, source, progress)
     if name not in condensed.manifest.condensation.get("quality", {}):  # a kill came between the two files
         record(run, condensed, name, found)
-        write_card(condensed)
     return found
 
 
@@ -150,12 +149,11 @@ def measure_version(
     with counting("quality: photographs", progress) as count:
         measured = measure(run, condensed, name, source, on_progress=count)
     record(run, condensed, name, measured)
-    write_card(condensed)
     return measured
 
 
 def record(run: Run, condensed: CondensedSet, name: str, measured: dict[str, Any]) -> None:
-    """Write a measurement to `quality.json` in the Run, and its figures to `idc.json`.
+    """Write a measurement to `quality.json` in the Run, and its figures to the card and, last, to `idc.json`.
 
     In `idc.json` the figures belong to `condensation`, not to the HR version: a new measurement does not change the
     pairs, so it must not become a new release of them.
@@ -169,6 +167,7 @@ def record(run: Run, condensed: CondensedSet, name: str, measured: dict[str, Any
         write_text_atomically(run.path / FILE_NAME, json.dumps(state, indent=2) + "\n")
         figures = {key: {"set": figure["set"], "real": figure["real"]} for key, figure in measured["figures"].items()}
         manifest.condensation["quality"] = manifest.condensation.get("quality", {}) | {name: figures}
+        write_card(CondensedSet(condensed.folder, manifest))
     run.forget_real()
 
 
