@@ -18,13 +18,14 @@ ABANDONED_SECONDS = 120.0
 """Age after which a temporary file belongs to a process that died."""
 
 _AGAIN = "Run the same command again: what is finished is kept."
-_HINTS = {
+HINTS = {
     errno.ENOSPC: f"Make room there. {_AGAIN}",
     errno.EDQUOT: f"Make room within your quota. {_AGAIN}",
     errno.EFBIG: f"Raise the largest size of a file (`ulimit -f`). {_AGAIN}",
     errno.EIO: f"The disk or the network file system does not work properly. {_AGAIN}",
     errno.EROFS: "Choose a folder that may be written.",
 }
+"""What to do about an error of the disk, by its number."""
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise IncompleteError(
-            f"{path} could not be written: {reason}.", _HINTS.get(error.errno or 0, f"Check this path. {_AGAIN}")
+            f"{path} could not be written: {reason}.", HINTS.get(error.errno or 0, f"Check this path. {_AGAIN}")
         ) from error
 
 
@@ -124,7 +125,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:
-            if error.errno not in _HINTS:
+            if error.errno not in HINTS:
                 raise  # the block failed to read something
             with writing(folder):
                 raise

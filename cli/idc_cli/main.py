@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from idc_cli import condensing, information, launching, output, publishing, training, watching
+from idc_hub.atomic import HINTS
 from idc_hub.errors import IDCError, IncompleteError, Interrupted, LeftOutWarning, lacks_memory, one_line
 
 EPILOG = """\
@@ -111,8 +112,9 @@ def _report(error: BaseException) -> int:
         )
         return IncompleteError.exit_code
     if isinstance(error, OSError) and error.strerror:
-        output.error(f"{error.filename or 'The system says'}: {error.strerror}.")
-        return 1
+        hint = HINTS.get(error.errno or 0, "")
+        output.error(f"{error.filename or 'The system says'}: {error.strerror}. {hint}".rstrip())
+        return IncompleteError.exit_code if hint else 1
     output.error(f"{type(error).__name__}: {error}\nThis is a bug. Set IDC_DEBUG=1 to see the traceback.")
     return 1
 

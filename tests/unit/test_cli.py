@@ -1,5 +1,6 @@
 """The command line: what it accepts, prints and ends with. What the verbs do is tested where they live."""
 
+import errno
 import json
 import logging
 import os
@@ -334,6 +335,8 @@ class TestEndings:
             (Interrupted(signal.SIGINT), 130, "error: interrupted (SIGINT)."),
             (Interrupted(signal.SIGTERM), 143, "error: interrupted (SIGTERM)."),
             (KeyboardInterrupt(), 130, ""),
+            (OSError(errno.EDQUOT, "Full", "a/b"), 3, "error: a/b: Full. Make room within your quota. Run the same"),
+            (FileNotFoundError(errno.ENOENT, "Gone", "a/b"), 1, "error: a/b: Gone.\n"),
             (MemoryError(), 3, "error: There is not enough memory (MemoryError). Free some"),
             (ImportError("a.so: failed to map segment"), 3, "error: There is not enough memory (a.so: failed"),
             (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero\n"),
