@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idc_hub.condensation.assignment import TileGrid
-from idc_hub.condensation.condense import State, condense_instance, initial_patches, update_assignment
+from idc_hub.condensation.condense import condense_instance, initial_patches, update_assignment
 from idc_hub.condensation.discrepancy import set_sums
 from idc_hub.condensation.objective import Objective, weighted
 from idc_hub.condensation.real_side import Draw, RealSide, extract
+from idc_hub.condensation.state import State
 from idc_hub.networks import create, load
 from idc_hub.networks.swinir import SwinIR
 from idc_hub.recipe import Recipe
@@ -226,9 +227,9 @@ class Bench:
         clock, objective = self.clock, self.objectives[precision]
         piece = objective.pieces[0]  # all patches, unless there are more than `pieces.WHOLE_PIXELS` holds
         leaf = self._leaf(precision)[: objective.piece_size].requires_grad_()
-        draw, targets = objective.at(number, self.real[precision].statistics)
-
         real = self.real[precision]
+        inputs = objective.inputs(number, real.statistics)
+        draw = inputs.draw
 
         def transform() -> Tensor:
             samples = real.samples(real.normalize(leaf), draw)
@@ -239,11 +240,11 @@ class Bench:
 
         def distributions() -> None:
             sums = set_sums(samples, draw.freqs, piece.members, real.recipe.loss)
-            terms = objective.distribution_terms(sums, targets)
+            terms = objective.distribution_terms(sums, inputs.targets)
             sum(weighted(terms, real.recipe).values()).backward()  # type: ignore[union-attr]
 
         clock.measure(f"{precision} instance and group", distributions)
-        partners = objective.partner_samples(number, draw, real.statistics, piece)
+        partners = objective.partner_samples(draw, real.statistics, piece)
         clock.measure(f"{precision} pair", lambda: objective.pair_term(samples, partners, piece).backward())
 
     def precompute(self, precision: str, number: int) -> None:

@@ -73,6 +73,16 @@ def _layers(value: object) -> int | str | tuple[int | str, ...]:
     return layers
 
 
+def _batch(value: object) -> int | str:
+    try:
+        size = 1 if value == "auto" else whole(value)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ValueError("should be auto or a whole number from 1")
+    return "auto" if value == "auto" else size
+
+
 def _version_name(value: str) -> str:
     if value in ("data", "default"):
         raise ValueError("should be another name: the Hub reserves this one")
@@ -198,6 +208,9 @@ class Loss(Section):
     """Number of frequencies t at which characteristic functions are compared (equation 3)."""
     frequency_scale: Annotated[Real, Field(gt=0)] = 1.0
     """Standard deviation of the frequencies."""
+    frequency_kind: Literal["iid", "orthogonal"] = "iid"
+    """Draw frequencies independently, or in blocks of orthogonal ones with the same distribution of each (Yu et al.,
+    arXiv 1610.09072): less noise at the same number."""
     draws: Literal["bank", "fresh"] = "bank"
     """Take filters and frequencies from a fixed bank of draws, or draw them afresh at every step."""
     bank_size: Count = 16
@@ -280,6 +293,14 @@ class Workers(Section):
 
     threads: Count = 1
     """CPU threads of a worker."""
+    batch: Annotated[int | Literal["auto"], BeforeValidator(_batch, json_schema_input_type=Count | Literal["auto"])] = (
+        "auto"
+    )
+    """Photographs that a worker condenses together: one pass through the network at each step for all of them. auto: 1
+    on a CPU, as many as the free memory holds on a GPU. Batches of other sizes differ by rounding."""
+    tf32: bool = False
+    """On a GPU, compute fp32 convolutions and matrix products in TF32: faster, with 10 bits of precision instead of 23.
+    run.json records it."""
     checkpoint_every: Count = 100
     """Steps between checkpoints of an unfinished photograph."""
     log_every: Count = 20
@@ -397,6 +418,8 @@ class Recipe(Section):
             keys |= {f"{section}.{key}": value for key, value in values[section].items()}
         if self.features.weights_sha256 is not None:
             del keys["features.network"]
+        if self.loss.frequency_kind == "iid":
+            del keys["loss.frequency_kind"]  # so that Runs from before this key keep their hash
         return keys
 
     @property

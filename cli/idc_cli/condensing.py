@@ -44,7 +44,7 @@ Selection = Literal["whole", "random", "herding", "herding-deepcore", "k-center"
         "idc condense quickstart",
         "idc condense small-x4 source.path=photos patches.ratio=0.05",
         "idc condense my.yaml --num-processes 4 --run-dir /scratch/mine",
-        "idc condense org/condensed-div2k-x4 source.path=DIV2K_train_HR --dry-run",
+        "idc condense org/condensed-div2k-x4 source.path=DIV2K_train_HR --dry-run --price-per-hour 2.50",
     ),
 )
 def condense(
@@ -59,6 +59,10 @@ def condense(
     trust_recipe: TrustRecipeOption = False,
     tracker: TrackerOption = None,
     dry_run: DryRunOption = False,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="What a worker costs an hour; --dry-run adds the price.", show_default="no price"),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     progress: ProgressOption = "text",
@@ -69,6 +73,8 @@ def condense(
     """
     import idc_hub
 
+    if price_per_hour is not None and not dry_run:
+        raise typer.BadParameter("only --dry-run predicts a price.", param_hint="--price-per-hour")
     sink = Sink(as_json, quiet, progress)
     checked = idc_hub.Recipe.load(recipe, overrides or (), trust_recipe=trust_recipe)
     result = idc_hub.condense(
@@ -78,6 +84,7 @@ def condense(
         restart=restart,
         dry_run=dry_run,
         trackers=tracker or (),
+        price_per_hour=price_per_hour,
         progress=sink.reporting,
     )
     show_condensed(sink, result, checked.name, dry_run)

@@ -16,7 +16,7 @@ from idc_hub.errors import ClusterError, IncompleteError, one_line
 from idc_hub.images.sources import Entry, Instance, Source, open_source
 from idc_hub.runs.launch import worker_device
 from idc_hub.runs.run import Run
-from idc_hub.runs.worker import condense_claimed, stop_on_signal
+from idc_hub.runs.worker import condense_claimed, set_up_torch, stop_on_signal
 
 if TYPE_CHECKING:
     import torch
@@ -58,14 +58,11 @@ def _condense(
     actor: Any, recipe: Recipe, instance: Instance, sampled: bool, content: bytes, network: torch.nn.Module
 ) -> None:
     """The task: condense one photograph, whose file has this content."""
-    import torch
-
-    torch.set_num_threads(recipe.workers.threads)
-    torch.backends.cudnn.benchmark = False
+    set_up_torch(recipe)
     run: Any = _RunElsewhere(actor, recipe, (instance.id,) if sampled else ())
     source = Source(recipe.source.path, (Entry(instance.id, instance.name),), lambda name: content)
     with stop_on_signal() as stopping:
-        condense_claimed(run, instance, source, network.to(worker_device(0)), stopping)
+        condense_claimed(run, [instance], source, network.to(worker_device(0)), stopping)
 
 
 def condense_by_ray(

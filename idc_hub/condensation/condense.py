@@ -1,128 +1,42 @@
-"""Condense one photograph: the optimization loop of the paper (Algorithm 1).
+"""Condense photographs: the optimization loop of the paper (Algorithm 1).
 
 `condense_instance` optimizes a few LR patches until their local features are distributed like those of all the
-photograph's real patches. The loss is a sum of three terms: the instance term matches the whole distribution (Eq. 6),
-the group term matches it within clusters of local patches (Eq. 7), and the pair term pulls single local patches toward
-real ones (Eq. 8). Local patches ("tiles") join groups and pairs progressively (appendix B).
+photograph's real patches; `condense_batch` does so for several photographs at a time. The loss is a sum of three
+terms: the instance term matches the whole distribution (Eq. 6), the group term matches it within clusters of local
+patches (Eq. 7), and the pair term pulls single local patches toward real ones (Eq. 8). Local patches ("tiles") join
+groups and pairs progressively (appendix B).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, proportional_quotas
-from idc_hub.condensation.objective import Objective, weighted
+from idc_hub.condensation.objective import Objective
 from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator, non_finite_features
-from idc_hub.errors import DivergedError
+from idc_hub.condensation.state import State, Watch
+from idc_hub.condensation.step import TERMS, Step
+from idc_hub.errors import one_line
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
 
-TERMS = ("instance", "group", "pair")
 RANDOM_SUBSETS = 4
 """Random real subsets that finished patches are compared with."""
 
 
 class Stopped(Exception):
-    """The caller asked to stop; `checkpoint` has received the state."""
-
-
-@dataclass
-class State:
-    """Everything that the optimization carries from step to step, and what a checkpoint holds.
-
-    Attributes:
-        step: Steps done.
-        patches: float32 `[n, 3, h, w]` in [0, 1], a leaf.
-        adam: Adam's state of `patches` (`step`, `exp_avg`, `exp_avg_sq`); Adam updates it in place.
-        assignment: Group and partner of every tile.
-    """
-
-    step: int
-    patches: Tensor
-    adam: dict[str, Tensor]
-    assignment: Assignment
-
-    @classmethod
-    def start(cls, patches: Tensor, tiles: int) -> State:
-        """The state before the first step."""
-        moments = {name: torch.zeros_like(patches) for name in ("exp_avg", "exp_avg_sq")}
-        return cls(0, patches, {"step": torch.zeros(()), **moments}, Assignment.empty(tiles, patches.device))
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors, for a safetensors file."""
-        return {
-            "step": torch.tensor(self.step),
-            "patches": self.patches.detach(),
-            "group": self.assignment.group,
-            "partner": self.assignment.partner,
-            **{f"adam.{name}": tensor for name, tensor in self.adam.items()},
-        }
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> State:
-        """The state that `to_tensors` returned, on a device."""
-        # Adam keeps its step count on the CPU.
-        own = {name: tensor.clone().to("cpu" if name == "adam.step" else device) for name, tensor in tensors.items()}
-        adam = {name.removeprefix("adam."): tensor for name, tensor in own.items() if name.startswith("adam.")}
-        return cls(int(own["step"]), own["patches"], adam, Assignment(own["group"], own["partner"]))
-
-
-class Watch:
-    """Whether an optimization still consists of numbers: noted at every step on the device, asked for now and then.
-
-    Asking at every step would make the host wait for a GPU.
-
-    Args:
-        state: The state, before the next step.
-        recipe: The recipe.
-        instance_id: The photograph's id, for the sentence.
-    """
-
-    def __init__(self, state: State, recipe: Recipe, instance_id: str) -> None:
-        self.state, self.recipe, self.instance_id = state, recipe, instance_id
-        self.start = state.step
-        self.sound = torch.ones((), dtype=torch.bool, device=state.patches.device)
-        self.sound_steps = torch.zeros((), dtype=torch.int64, device=state.patches.device)
-
-    def note(self, loss: Tensor) -> None:
-        """Take in a step's loss and gradients, before the step is made of them."""
-        assert self.state.patches.grad is not None
-        for value in (loss.detach(), self.state.patches.grad):
-            self.sound &= value.isfinite().all()
-        self.sound_steps += self.sound
-
-    def check(self) -> None:
-        """Read what was noted, and look at the state itself: nothing that is not sound may be saved.
-
-        Raises:
-            DivergedError: Something is NaN or Inf.
-        """
-        state = self.state
-        moments = [state.adam[name] for name in ("exp_avg", "exp_avg_sq")]
-        sound = [tensor.detach().isfinite().all() for tensor in (state.patches, *moments)]
-        if not bool(torch.stack([self.sound, *sound]).all()):
-            # Adam's moments overflow without a gradient that does: then it is the last step that is known.
-            raise self.diverged(min(self.start + int(self.sound_steps) + 1, max(state.step, 1)))
-
-    def diverged(self, step: int) -> DivergedError:
-        """The sentence for a step, counted from 1."""
-        optimizer, every = self.recipe.optimizer, self.recipe.workers.checkpoint_every
-        fp32 = {"features": self.recipe.features.precision, "transform": self.recipe.transform.precision}
-        exact = [f"{section}.precision=fp32" for section, precision in fp32.items() if precision != "fp32"]
-        saved = max((step - 1) // every * every, self.start)
-        return DivergedError(
-            f"The optimization of {self.instance_id} has NaN or Inf from step {step} of {optimizer.steps} on.",
-            f"Nothing of it was saved after step {saved}; finished photographs stay. Condense into another --run-dir "
-            f"with {' and '.join([*exact, 'a lower optimizer.learning_rate'])} (it is {optimizer.learning_rate:g}).",
-        )
+    """The caller asked to stop; `checkpoint` has received the state of every photograph."""
 
 
 @dataclass
@@ -135,7 +49,8 @@ class Condensed:
         held_out_random: The same for random real subsets of the same size, mean over `RANDOM_SUBSETS`.
         losses: Unweighted terms at the last logged step.
         gradient_norms: Gradient norms of the weighted terms at every logged step, by term.
-        seconds: Time that this process spent on this photograph, including setup.
+        seconds: Time that this process spent on this photograph, including setup; an equal share of a batch's time.
+        batch: Photographs in its batch.
     """
 
     patches: Tensor
@@ -144,6 +59,31 @@ class Condensed:
     losses: dict[str, float]
     gradient_norms: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    batch: int = 1
+
+
+@dataclass(eq=False)
+class Photograph:
+    """A photograph to condense.
+
+    Attributes:
+        lr: uint8 `[N, 3, h, w]`, all real LR patches of the photograph.
+        count: Synthetic patches `n`, at least 1.
+        instance_id: The photograph's id, which seeds its own random draws.
+        resume: The state to continue from.
+        checkpoint: Called with the state every `workers.checkpoint_every` steps and when stopping.
+        log: Called every `workers.log_every` steps with the step, the terms and their gradient norms.
+    """
+
+    lr: Tensor
+    count: int
+    instance_id: str
+    resume: State | None = None
+    checkpoint: Callable[[State], None] = lambda state: None
+    log: Callable[[dict[str, float]], None] = lambda line: None
+
+
+Outcomes = Iterator[tuple[Photograph, Condensed | Exception]]
 
 
 def condense_instance(
@@ -164,14 +104,14 @@ def condense_instance(
     bytes as an uninterrupted one.
 
     Args:
-        lr: uint8 `[N, 3, h, w]`, all real LR patches of the photograph.
+        lr: uint8 `[N, 3, h, w]`, as in `Photograph`.
         count: Synthetic patches `n`, at least 1.
         network: The extractor, frozen and in eval mode, on the device to use.
         recipe: The recipe.
-        instance_id: The photograph's id, which seeds its own random draws.
+        instance_id: The photograph's id.
         resume: The state to continue from.
-        checkpoint: Called with the state every `workers.checkpoint_every` steps and when stopping.
-        log: Called every `workers.log_every` steps with the step, the terms and their gradient norms.
+        checkpoint: As in `Photograph`.
+        log: As in `Photograph`.
         should_stop: Called before every step.
 
     Returns:
@@ -182,60 +122,198 @@ def condense_instance(
         DivergedError: If the loss, a gradient or the state is NaN or Inf; `checkpoint` never receives such a state.
         NetworkError: If the extractor returns NaN or Inf for the real patches or for the finished ones.
     """
-    begun = time.monotonic()
-    device = next(network.parameters()).device
-    real = RealSide(lr.to(device), network, recipe, instance_id)
-    grid = replace(real.grid, patches=count)
-    state = resume or State.start(initial_patches(real, count), len(grid))
-    optimizer = _adam(state, recipe)
-    objective = Objective(real, grid, recipe)
-    objective.take_partners(state.assignment)
-    events = assignment_events(recipe)
-    watch = Watch(state, recipe, instance_id)
-    norms: dict[str, list[float]] = {term: [] for term in TERMS}
-    last: dict[str, float] = {}
+    photograph = Photograph(lr, count, instance_id, resume, checkpoint, log)
+    ((_, found),) = condense_batch([photograph], network, recipe, should_stop=should_stop)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
-    while state.step < recipe.optimizer.steps:
+
+def condense_batch(
+    photographs: Sequence[Photograph],
+    network: torch.nn.Module,
+    recipe: Recipe,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcomes:
+    """Condense several photographs together: at each step, one pass through the network for all of their patches.
+
+    Except for rounding, a photograph's result does not depend on the others. A photograph that fails leaves the batch.
+    If the common step fails, for example for lack of memory, the two halves of the batch continue one after the other,
+    and so on until the photograph that cannot continue is alone.
+
+    Args:
+        photographs: The photographs, all at the same step.
+        network: The extractor, frozen and in eval mode, on the device to use.
+        recipe: The recipe.
+        should_stop: Called before every step.
+
+    Yields:
+        Each photograph with its result, or with the error that ended it, as soon as either is known.
+
+    Raises:
+        Stopped: When `should_stop` returned True, after `checkpoint` received the state of every photograph.
+        ValueError: The photographs are at different steps.
+    """
+    if len({photograph.resume.step if photograph.resume else 0 for photograph in photographs}) > 1:
+        raise ValueError("Photographs of one batch must be at the same step.")
+    left = list(photographs)
+    members: list[Member] = []
+    try:
+        for photograph, outcome in _together(photographs, members, network, recipe, should_stop):
+            left.remove(photograph)
+            yield photograph, outcome
+        return
+    except Stopped:
+        raise
+    except Exception as error:
+        if len(left) == 1:
+            yield left[0], error
+            return
+        reason = f"{type(error).__name__}: {one_line(error)}"
+    # Outside of the except clause, since the error keeps alive what filled the memory.
+    warnings.warn(f"{len(left)} photographs failed together ({reason}); they continue in two halves.", stacklevel=1)
+    for photograph, failure in _each(members, Member.leave):
+        left.remove(photograph)
+        yield photograph, failure
+    members.clear()
+    middle = len(left) // 2
+    for half in (left[:middle], left[middle:]):
+        yield from condense_batch(half, network, recipe, should_stop=should_stop)
+
+
+class Member:
+    """A photograph in a batch: its real side, its state, and what was measured of it.
+
+    Args:
+        photograph: The photograph.
+        network: The extractor.
+        recipe: The recipe.
+        batch: Photographs in the batch.
+    """
+
+    def __init__(self, photograph: Photograph, network: torch.nn.Module, recipe: Recipe, batch: int) -> None:
+        self.begun = time.monotonic()
+        self.photograph, self.network, self.recipe, self.batch = photograph, network, recipe, batch
+        device = next(network.parameters()).device
+        self.real = RealSide(photograph.lr.to(device), network, recipe, photograph.instance_id)
+        self.grid = replace(self.real.grid, patches=photograph.count)
+        self.state = photograph.resume or State.start(initial_patches(self.real, photograph.count), len(self.grid))
+        self.event: tuple[int, Assignment] | None = None
+        self.objective = Objective(self.real, self.grid, recipe)
+        self.objective.take_partners(self.state.assignment)
+        self.watch = Watch(self.state, recipe, photograph.instance_id)
+        self.norms: dict[str, list[float]] = {term: [] for term in TERMS}
+        self.measured: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def check(self) -> None:
+        """Raise a DivergedError unless the optimization consists of numbers."""
+        self.watch.check()
+
+    def assign(self, event: int) -> None:
+        """Make an assignment event."""
+        self.check()
+        self.event = self.state.step, deepcopy(self.state.assignment)
+        update_assignment(self.state, self.real, self.grid, self.network, self.recipe, event)
+        self.objective.take_partners(self.state.assignment)
+
+    def log(self) -> None:
+        """Log what the last step measured."""
+        if not all(map(math.isfinite, self.measured.values())):
+            raise self.watch.diverged(self.state.step)
+        for term in TERMS:
+            self.norms[term] += [value for name, value in self.measured.items() if name == f"gradient_{term}"]
+        assignment = self.state.assignment
+        done = {"grouped": assignment.group, "paired": assignment.partner}
+        shares = {name: int((tiles >= 0).sum()) / len(tiles) for name, tiles in done.items()}
+        self.last = {**self.measured, **shares}
+        self.photograph.log({"step": self.state.step, **self.last, "seconds": time.monotonic() - self.begun})
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.check()
+        self.photograph.checkpoint(self.state)
+
+    def leave(self) -> None:
+        """Leave a batch whose step failed, to continue from the same step in another one."""
+        if self.event and self.event[0] == self.state.step:
+            self.state.assignment = self.event[1]  # the event is repeated with its step
+        if self.state.step > self.watch.start:
+            self.save()
+        self.photograph.resume = self.state
+
+    def finish(self) -> Condensed:
+        """The result, after the last step."""
+        self.check()
+        finished = (self.state.patches.detach() * 255).round().to(torch.uint8)
+        held_out, held_out_random = held_out_discrepancies(self.real, finished, self.network)
+        return Condensed(
+            patches=finished.cpu(),
+            held_out=held_out,
+            held_out_random=held_out_random,
+            losses={term: self.last[term] for term in TERMS if term in self.last},
+            gradient_norms=self.norms,
+            seconds=(time.monotonic() - self.begun) / self.batch,
+            batch=self.batch,
+        )
+
+
+def _together(
+    photographs: Sequence[Photograph],
+    members: list[Member],
+    network: torch.nn.Module,
+    recipe: Recipe,
+    should_stop: Callable[[], bool],
+) -> Outcomes:
+    """The loop of `condense_batch`; `members` are those under way. What it raises concerns all of them."""
+    for photograph in photographs:
+        try:
+            members.append(Member(photograph, network, recipe, len(photographs)))
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            yield photograph, error
+    events, workers, steps = assignment_events(recipe), recipe.workers, recipe.optimizer.steps
+    advance: Step | None = None
+    while members and (step := members[0].state.step) < steps:
         if should_stop():
-            watch.check()
-            checkpoint(state)
+            yield from _each(members, Member.save)
             raise Stopped
-        step = state.step
+        measured = (step + 1) % workers.log_every == 0 or step + 1 == steps
         if step in events:
-            watch.check()
-            update_assignment(state, real, grid, network, recipe, events[step])
-            objective.take_partners(state.assignment)
-        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
-        optimizer.zero_grad()
-        raw = extract(network, state.patches, recipe)
-        terms = objective(raw, step)
-        if (step + 1) % recipe.workers.log_every == 0 or step + 1 == recipe.optimizer.steps:
-            watch.check()
-            last = _measure(terms, state, recipe, norms)
-            if not all(map(math.isfinite, last.values())):
-                raise watch.diverged(step + 1)
-            log({"step": step + 1, **last, "seconds": time.monotonic() - begun})
-        loss: Tensor = sum(weighted(terms, recipe).values())  # type: ignore[assignment]
-        loss.backward()
-        watch.note(loss)
-        optimizer.step()
-        state.patches.data.clamp_(0, 1)
-        state.step = step + 1
-        if state.step % recipe.workers.checkpoint_every == 0 and state.step < recipe.optimizer.steps:
-            watch.check()
-            checkpoint(state)
+            yield from _each(members, partial(Member.assign, event=events[step]))
+            advance = None
+        elif measured:
+            yield from _each(members, Member.check)
+        if not members:
+            return
+        if advance is None or len(advance.members) != len(members):
+            advance = Step([(member.state, member.objective, member.watch) for member in members], network, recipe)
+        lines = advance(step, learning_rate(recipe, step), measured=measured)
+        for member in members:
+            member.state.step = step + 1
+        if measured:
+            for member, line in zip(members, lines, strict=True):
+                member.measured = line
+            yield from _each(members, Member.log)
+        if (step + 1) % workers.checkpoint_every == 0 and step + 1 < steps:
+            yield from _each(members, Member.save)
+    yield from _each(members, Member.finish)
 
-    watch.check()
-    finished = (state.patches.detach() * 255).round().to(torch.uint8)
-    held_out, held_out_random = held_out_discrepancies(real, finished, network)
-    return Condensed(
-        patches=finished.cpu(),
-        held_out=held_out,
-        held_out_random=held_out_random,
-        losses={term: last[term] for term in TERMS if term in last},
-        gradient_norms=norms,
-        seconds=time.monotonic() - begun,
-    )
+
+def _each(members: list[Member], action: Callable[[Member], Condensed | None]) -> Outcomes:
+    """Do something for each member; those that fail or return a result leave. Lack of memory concerns all of them."""
+    for member in list(members):
+        try:
+            outcome: Condensed | Exception | None = action(member)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            outcome = error
+        if outcome is not None:
+            members.remove(member)
+            yield member.photograph, outcome
 
 
 def assignment_events(recipe: Recipe) -> dict[int, int]:
@@ -316,26 +394,3 @@ def update_assignment(
     if event <= events:
         room = event_share(proportional_quotas(real.sizes.cpu(), len(grid)), event, events)
         state.assignment.add_to_groups(real.descriptors(raw, statistics), real.centroids, room)
-
-
-def _adam(state: State, recipe: Recipe) -> torch.optim.Adam:
-    """Adam on the patches, with the moments of the state."""
-    optimizer = torch.optim.Adam([state.patches.requires_grad_()], lr=recipe.optimizer.learning_rate, foreach=False)
-    optimizer.state[state.patches] = state.adam
-    return optimizer
-
-
-def _measure(terms: dict[str, Tensor], state: State, recipe: Recipe, norms: dict[str, list[float]]) -> dict[str, float]:
-    """Values of the terms, and norms of the weighted terms' gradients in the pixels; one backward pass per term."""
-    line = {term: float(value.detach()) for term, value in terms.items()}
-    values = weighted(terms, recipe)
-    for term in values:
-        # The other terms get weight 0, so that the whole graph is walked and recomputed tensors are freed.
-        grad_outputs = [torch.full_like(value, float(name == term)) for name, value in values.items()]
-        gradient = torch.autograd.grad(list(values.values()), state.patches, grad_outputs, retain_graph=True)[0]
-        norms[term].append(float(gradient.norm()))
-        line[f"gradient_{term}"] = norms[term][-1]
-    tiles = len(state.assignment.group)
-    line["grouped"] = int((state.assignment.group >= 0).sum()) / tiles
-    line["paired"] = int((state.assignment.partner >= 0).sum()) / tiles
-    return line

@@ -40,6 +40,33 @@ class Piece:
     weights: Tensor
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the real side contributes to one step; its shapes stay the same between two assignment events.
+
+    Attributes:
+        draw: Filters and frequencies.
+        targets: The real side's characteristic functions at this draw.
+        partners: `[s, C]`, samples of the real partners in the order of `Piece.paired`; None if there are none, or if
+            the patches are split into pieces, where every piece computes its own.
+    """
+
+    draw: Draw
+    targets: Targets
+    partners: Tensor | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, always in the same order."""
+        found = [self.draw.filters, self.draw.freqs, self.targets.instance, self.targets.groups]
+        return found if self.partners is None else [*found, self.partners]
+
+    def copy(self) -> Inputs:
+        """The same values in tensors of their own."""
+        filters, freqs, instance, groups, *partners = (tensor.clone() for tensor in self.tensors)
+        return Inputs(Draw(filters, freqs), Targets(instance, groups), partners[0] if partners else None)
+
+
 class Objective:
     """The three terms of the loss, given raw features of the synthetic patches.
 
@@ -88,22 +115,25 @@ class Objective:
             pieces.append(Piece(here, pairs, paired - start * samples, order, weights))
         return pieces
 
-    def __call__(self, raw: Tensor, step: int) -> dict[str, Tensor]:
+    def __call__(self, raw: Tensor, step: int, inputs: Inputs | None = None) -> dict[str, Tensor]:
         """The unweighted terms: `instance`, `group` once a tile is grouped, `pair` once a tile is paired.
 
         Args:
             raw: float `[n, c, h, w]`, raw features of the synthetic patches.
             step: The step, which selects the draw.
+            inputs: What `inputs` returned for the step, if the caller keeps it in tensors of its own.
         """
         real_statistics, syn_statistics = self.real.statistics_for(raw)
-        draw, targets = self.at(step, real_statistics)
+        given = inputs or self.inputs(step, real_statistics)
 
         def sums_and_pair_term(maps: Tensor, piece: Piece) -> tuple[Tensor, ...]:
-            samples = self.real.samples(self.real.normalize(maps, syn_statistics), draw)
-            sums = set_sums(samples, draw.freqs, piece.members, self.recipe.loss)
+            samples = self.real.samples(self.real.normalize(maps, syn_statistics), given.draw)
+            sums = set_sums(samples, given.draw.freqs, piece.members, self.recipe.loss)
             if self.neighborhoods is None:
                 return (sums,)
-            partners = self.partner_samples(step, draw, real_statistics, piece)
+            partners = given.partners
+            if partners is None:
+                partners = self.partner_samples(given.draw, real_statistics, piece)
             return sums, self.pair_term(samples, partners, piece)
 
         if len(self.pieces) == 1:
@@ -112,7 +142,7 @@ class Objective:
             pieces = zip(raw.split(self.piece_size), self.pieces, strict=True)
             parts = [recomputed(sums_and_pair_term, *piece) for piece in pieces]
             found = tuple(torch.stack(part).sum(0) for part in zip(*parts, strict=True))
-        terms = self.distribution_terms(found[0], targets)
+        terms = self.distribution_terms(found[0], given.targets)
         if self.neighborhoods is not None:
             terms["pair"] = found[1]
         return terms
@@ -127,13 +157,29 @@ class Objective:
         order: list[int] = torch.randperm(loss.bank_size, generator=rng).tolist()
         return order[place]
 
-    def at(self, step: int, statistics: Statistics) -> tuple[Draw, Targets]:
-        """The draw of a step and the real side's targets for it."""
+    def inputs(self, step: int, statistics: Statistics) -> Inputs:
+        """The draw of a step, and the real side at this draw.
+
+        Args:
+            step: The step.
+            statistics: Statistics that normalize the real maps: those of the real side, or `joint` ones.
+        """
         name = self.draw_name(step)
         if self.recipe.features.statistics == "joint":
             draw = self.real.draw(name, statistics)
-            return draw, self.real.targets(draw, statistics)
-        return self.real.at(name, keep=self.recipe.loss.draws == "bank")
+            targets = self.real.targets(draw, statistics)
+        else:
+            draw, targets = self.real.at(name, keep=self.recipe.loss.draws == "bank")
+        # If the samples do not fit into one piece, they are too large to keep as well.
+        if self.neighborhoods is None or len(self.pieces) > 1:
+            return Inputs(draw, targets, None)
+        if name in self.kept:
+            return Inputs(draw, targets, self.kept[name])
+        partners = self.partner_samples(draw, statistics, self.pieces[0])
+        keep = self.recipe.loss.draws == "bank" and self.recipe.features.statistics != "joint"
+        if keep and (len(self.kept) + 1) * partners.nbytes <= PARTNER_BYTES:
+            self.kept[name] = partners
+        return Inputs(draw, targets, partners)
 
     def distribution_terms(self, sums: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The instance term (Eq. 6), and the group term (Eq. 7) once a tile is grouped.
@@ -156,25 +202,13 @@ class Objective:
         distances = torch.linalg.vector_norm(paired - partners, ord=1, dim=1, dtype=torch.float32)
         return distances @ piece.weights
 
-    def partner_samples(self, step: int, draw: Draw, statistics: Statistics, piece: Piece) -> Tensor:
+    def partner_samples(self, draw: Draw, statistics: Statistics, piece: Piece) -> Tensor:
         """Samples of a piece's real partners, in the order of `piece.paired`."""
         if self.recipe.features.statistics == "joint":
             neighborhoods = self.real.neighborhoods(self.partners[piece.pairs], statistics)
-            return self._local_samples(neighborhoods, draw, piece)
-        assert self.neighborhoods is not None
-        neighborhoods = self.neighborhoods[piece.pairs]
-        # If the samples do not fit into one piece, they are too large to keep as well.
-        if self.recipe.loss.draws == "fresh" or len(self.pieces) > 1:
-            return self._local_samples(neighborhoods, draw, piece)
-        name = self.draw_name(step)
-        if name in self.kept:
-            return self.kept[name]
-        samples = self._local_samples(neighborhoods, draw, piece)
-        if (len(self.kept) + 1) * samples.nbytes <= PARTNER_BYTES:
-            self.kept[name] = samples
-        return samples
-
-    def _local_samples(self, neighborhoods: Tensor, draw: Draw, piece: Piece) -> Tensor:
+        else:
+            assert self.neighborhoods is not None
+            neighborhoods = self.neighborhoods[piece.pairs]
         samples = self.grid.to_samples(convolve(neighborhoods, draw.filters))
         return self.real.normalize_samples(samples)[piece.order]
 

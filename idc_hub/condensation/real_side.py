@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HELD_OUT_DRAWS = 4
 """Draws that no optimization uses, on which a finished set is measured."""
 
-_CHUNK = 8
+CHUNK = 8
 """Real patches transformed at a time, to bound memory."""
 
 SUBSET_DRAWS = 4
@@ -72,7 +72,7 @@ class Draw:
 
     Attributes:
         filters: Convolution filters of the transform, `[C_out, c, k, k]`.
-        freqs: `[T, C]`, from N(0, frequency_scale^2); `C` is `C_out` times the pixels per sample
+        freqs: `[T, C]`, each row from N(0, frequency_scale^2); `C` is `C_out` times the pixels per sample
             (`transform.unfold`).
     """
 
@@ -92,13 +92,31 @@ class Draw:
         """
         rng = generator(recipe.seed, "draw", name)
         filters = draw_filters(recipe.transform, channels, rng)
-        freqs = torch.randn((recipe.loss.frequencies, len(filters) * pixels), generator=rng)
+        frequencies = {"iid": _independent_rows, "orthogonal": _orthogonal_rows}[recipe.loss.frequency_kind]
+        freqs = frequencies(recipe.loss.frequencies, len(filters) * pixels, rng)
         return cls(filters.to(device), freqs.to(device) * recipe.loss.frequency_scale)
 
     def prepared(self, norm: Tensor | float, dtype: torch.dtype) -> Draw:
         """This draw with its filters divided by `norm`, in `dtype`, and in the memory layout that `convolve` uses."""
         filters = (self.filters / norm).to(dtype, memory_format=torch.channels_last)
         return Draw(filters, self.freqs.to(dtype))
+
+
+def _independent_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    return torch.randn((rows, columns), generator=rng)
+
+
+def _orthogonal_rows(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    """Rows from N(0, 1), orthogonal within each block of `columns` rows (Yu et al., arXiv 1610.09072, section 3)."""
+    blocks = []
+    for start in range(0, rows, columns):
+        size = min(columns, rows - start)
+        directions, triangle = torch.linalg.qr(torch.randn((columns, size), generator=rng))
+        directions = directions * triangle.diagonal().sign()  # uniform over all orthonormal sets (Mezzadri 2007)
+        # The length of a normal vector, which has a chi distribution, is independent of its direction.
+        lengths = _independent_rows(size, columns, rng).norm(dim=1, keepdim=True)
+        blocks.append(directions.T * lengths)
+    return torch.cat(blocks)
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,7 @@ class Statistics:
     def of(cls, *maps: Tensor) -> Statistics:
         """Statistics over all positions of all maps `[B, c, h, w]` together; biased variance, as in batch norm."""
         count = sum(m.numel() // m.shape[1] for m in maps)
-        pieces = [piece for m in maps for piece in m.split(_CHUNK)]
+        pieces = [piece for m in maps for piece in m.split(CHUNK)]
         total = torch.stack([piece.float().sum((0, 2, 3)) for piece in pieces]).sum(0)
         mean = (total / count).view(1, -1, 1, 1)
         spread = torch.stack([(piece - mean).square().sum((0, 2, 3)) for piece in pieces]).sum(0)
@@ -179,17 +197,17 @@ class RealSide:
     @torch.no_grad()
     def _extract_all(self, network: torch.nn.Module) -> Tensor:
         """Raw features of all real patches, written in chunks into one tensor, since they are large."""
-        pieces = self.lr.split(_CHUNK)
+        pieces = self.lr.split(CHUNK)
         first = extract(network, pieces[0], self.recipe)
         features = first.new_empty((len(self.lr), *first.shape[1:]), dtype=PRECISIONS[self.recipe.features.precision])
         features[: len(first)] = first
         for number, piece in enumerate(pieces[1:], start=1):
-            features[number * _CHUNK : (number + 1) * _CHUNK] = extract(network, piece, self.recipe)
+            features[number * CHUNK : (number + 1) * CHUNK] = extract(network, piece, self.recipe)
         return features
 
     def _refuse_non_finite(self) -> None:
         """Features that are no numbers, or too large to be normalized, would make everything after them nothing."""
-        bad = torch.nonzero(torch.cat([~piece.isfinite().flatten(1).all(1) for piece in self.features.split(_CHUNK)]))
+        bad = torch.nonzero(torch.cat([~piece.isfinite().flatten(1).all(1) for piece in self.features.split(CHUNK)]))
         if len(bad):
             first = int(self.represented[int(bad[0])])
             what = f"{len(bad)} of the {len(self.lr)} real patches, number {first} first"
@@ -237,7 +255,7 @@ class RealSide:
     def descriptors(self, raw: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Mean normalized feature of every tile of raw maps `[B, c, h, w]`: `[tiles, c]` (paper appendix B)."""
         tile = self.recipe.assignment.tile
-        maps = (self.crop(self.normalize(piece, statistics)) for piece in raw.split(_CHUNK))
+        maps = (self.crop(self.normalize(piece, statistics)) for piece in raw.split(CHUNK))
         return torch.cat([unfold_pixels(torch.nn.functional.avg_pool2d(piece, tile)) for piece in maps])
 
     def tiles(self, chosen: Tensor) -> Tensor:
@@ -271,8 +289,8 @@ class RealSide:
         labels = self.sample_groups
         total: Tensor | int = 0
         grouped: Tensor | int = 0
-        for start in range(0, len(self.features), _CHUNK):
-            here = slice(start, start + _CHUNK)
+        for start in range(0, len(self.features), CHUNK):
+            here = slice(start, start + CHUNK)
             samples = self.samples(self.normalize(self.features[here], statistics), draw)
             sums = set_sums(samples, draw.freqs, membership(labels[here].flatten(), groups + 1), self.recipe.loss)
             total = total + sums.sum(0)
@@ -311,9 +329,9 @@ class RealSide:
         side = tile + transform.neighborhood - 1
         patch, down, across = self._place(tiles)
         found = self.features.new_empty((len(tiles), self.features.shape[1], side, side), dtype=torch.float32)
-        for start in range(0, len(self.features), _CHUNK):
-            wanted = torch.nonzero((patch >= start) & (patch < start + _CHUNK)).flatten()
-            maps = self.normalize(self.features[start : start + _CHUNK], statistics)
+        for start in range(0, len(self.features), CHUNK):
+            wanted = torch.nonzero((patch >= start) & (patch < start + CHUNK)).flatten()
+            maps = self.normalize(self.features[start : start + CHUNK], statistics)
             maps = pad(maps, transform.neighborhood, transform.padding)
             maps = maps.unfold(2, side, tile).unfold(3, side, tile)
             found[wanted] = maps[patch[wanted] - start, :, down[wanted], across[wanted]].float()
@@ -354,7 +372,7 @@ class RealSide:
     def _patch_functions(self, draw: Draw) -> Tensor:
         """`Targets.instance` of every real patch alone: `[N, T]`."""
         pieces = []
-        for piece in self.features.split(_CHUNK):
+        for piece in self.features.split(CHUNK):
             samples = self.samples(self.normalize(piece), draw)
             labels = torch.arange(len(piece), device=samples.device).repeat_interleave(len(samples) // len(piece))
             sums = set_sums(samples, draw.freqs, membership(labels, len(piece)), self.recipe.loss)
@@ -371,7 +389,7 @@ class RealSide:
     def _rms_norm(self, draw: Draw, statistics: Statistics) -> Tensor:
         """Root mean square length of the real samples, a float64 scalar that stays on the device."""
         total, count = torch.zeros((), dtype=torch.float64, device=self.features.device), 0
-        for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(_CHUNK):
+        for piece in self.features[:: -(-len(self.features) // _RMS_PATCHES)].split(CHUNK):
             samples = self.grid.to_samples(self._local(self.normalize(piece, statistics), draw.filters))
             total += samples.double().square().sum()
             count += len(samples)
@@ -396,15 +414,20 @@ def represented_patches(lr: Tensor, recipe: Recipe) -> Tensor:
     return torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
 
 
-def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe) -> Tensor:
-    """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1], computed in `features.precision`."""
+def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe, *, whole: bool = False) -> Tensor:
+    """Raw features of LR patches `[B, 3, h, w]`, uint8 or float in [0, 1], computed in `features.precision`.
+
+    Patches that together exceed `pieces.WHOLE_PIXELS` are processed in pieces unless `whole`.
+    """
     pixels = lr.float() / 255 if lr.dtype == torch.uint8 else lr
 
     def features(piece: Tensor) -> Tensor:
-        with torch.autocast(piece.device.type, torch.bfloat16, enabled=recipe.features.precision == "bf16"):
+        if recipe.features.precision == "fp32":
+            return feature_maps(network, piece, recipe.features.layer)
+        with torch.autocast(piece.device.type, torch.bfloat16):
             return feature_maps(network, piece, recipe.features.layer)
 
     size = piece_size(len(pixels), pixels[0, 0].numel())
-    if size == len(pixels):
+    if whole or size == len(pixels):
         return features(pixels)
     return torch.cat([recomputed(features, piece) for piece in pixels.split(size)])

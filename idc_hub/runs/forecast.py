@@ -1,4 +1,4 @@
-"""Forecast the time of a condensation: run the real loop for a few steps on a few patches and extrapolate."""
+"""Forecast time and memory of a condensation: run the real loop for a few steps on a few patches and extrapolate."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from idc_hub.condensation.condense import RANDOM_SUBSETS, Stopped, assignment_events, condense_instance
+from idc_hub.condensation.condense import RANDOM_SUBSETS, Photograph, Stopped, assignment_events, condense_batch
 from idc_hub.condensation.pieces import piece_size
 from idc_hub.condensation.real_side import HELD_OUT_DRAWS, SUBSET_DRAWS, represented_patches
 from idc_hub.images.sources import open_source
+from idc_hub.runs.memory import Memory, batch_size
 from idc_hub.runs.worker import real_patches
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ Samples = dict[tuple[int, int], list["Sample"]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds that each part of one short condensation took.
+    """Seconds that each part of one short condensation took, a photograph.
 
     Attributes:
         fixed: Work done once before the first step, without draws: features, groups.
@@ -56,14 +57,18 @@ class Sample:
     paired: float
 
     @classmethod
-    def take(cls, lr: torch.Tensor, count: int, network: torch.nn.Module, recipe: Recipe) -> Sample:
-        """Condense `count` patches and read the clock before every step.
+    def take(cls, lr: torch.Tensor, count: int, network: torch.nn.Module, recipe: Recipe, batch: int) -> Sample:
+        """Condense `count` patches of each of `batch` photographs and read the clock before every step.
 
         Args:
             lr: uint8 `[N, 3, h, w]`, real LR patches.
             count: Number of synthetic patches.
             network: The extractor.
             recipe: A recipe made by `shortened`.
+            batch: Photographs in a step.
+
+        Raises:
+            NetworkError: The extractor gives NaN or Inf for `lr`.
         """
         times = [time.monotonic()]
 
@@ -71,11 +76,16 @@ class Sample:
             times.append(time.monotonic())
             return len(times) == STEPS + 2
 
+        photographs = [Photograph(lr, count, f"forecast-{number}") for number in range(batch)]
         with suppress(Stopped):
-            condense_instance(lr, count, network, recipe, "forecast", should_stop=tick)
+            for _, outcome in condense_batch(photographs, network, recipe, should_stop=tick):
+                if isinstance(outcome, Exception):
+                    raise outcome
         # Steps 0 and 1 are plain and use a new draw each. Step 3 groups all tiles, step 4 pairs them and computes the
         # partners' features for one draw, step 5 for the other.
-        fixed, first, second, plain, groups, pairs, partners, *rest = (late - early for early, late in pairwise(times))
+        fixed, first, second, plain, groups, pairs, partners, *rest = (
+            (late - early) / batch for early, late in pairwise(times)
+        )
         paired = min(rest)
         return cls(
             fixed=fixed,
@@ -87,10 +97,25 @@ class Sample:
         )
 
 
-def predict_seconds(
+@dataclass(frozen=True)
+class Forecast:
+    """What a condensation will take.
+
+    Attributes:
+        seconds: Seconds until the last worker has ended, at least those of the slowest photographs.
+        batch: Photographs that a worker condenses together.
+        peak_bytes: Peak memory of a worker's tensors, with the largest photographs in one batch.
+    """
+
+    seconds: float
+    batch: int
+    peak_bytes: float
+
+
+def predict(
     recipe: Recipe, instances: list[Instance], network: torch.nn.Module, processes: int, device: torch.device
-) -> float:
-    """Predict the seconds that the workers need for all photographs; calibrates for about ten seconds on this device.
+) -> Forecast:
+    """Predict time and memory of the workers for all photographs; calibrates for about ten seconds on this device.
 
     The time before the first step grows with the real patches of a photograph, the time of a step with its synthetic
     patches. The prediction leaves out reading the photographs and making HR, and assumes that workers do not slow each
@@ -102,9 +127,6 @@ def predict_seconds(
         network: The extractor.
         processes: Number of workers.
         device: Where they compute.
-
-    Returns:
-        Seconds, at least those of the slowest photograph.
 
     Raises:
         ImageError: The photograph used for calibration is gone or has changed.
@@ -120,16 +142,21 @@ def predict_seconds(
     lr, _ = real_patches(typical, open_source(**recipe.source.model_dump()), recipe)
     represented = lr[represented_patches(lr, recipe)]
     fraction = len(represented) / len(lr)  # assumed to be the same for all photographs
-    samples, scale = _calibrate(represented, network, shortened(recipe))
+    batch = batch_size(recipe, work, network, processes)
+    samples, scale = _calibrate(represented, network, shortened(recipe), batch)
+    memory = Memory.measure(network, recipe)
     torch.set_num_threads(threads)
     reals = [max(round(fraction * instance.patches), 1) for instance in work]
-    seconds = [
-        scale * _seconds(real, instance.count, samples, recipe) for real, instance in zip(reals, work, strict=True)
-    ]
-    return max(sum(seconds) / processes, max(seconds))
+    counts = [instance.count for instance in work]
+    seconds = [scale * _seconds(real, count, samples, recipe) for real, count in zip(reals, counts, strict=True)]
+    return Forecast(
+        seconds=max(sum(seconds) / processes, batch * max(seconds)),
+        batch=batch,
+        peak_bytes=memory.peak(recipe, max(reals), max(counts), batch, on_gpu=device.type == "cuda"),
+    )
 
 
-def _calibrate(lr: torch.Tensor, network: torch.nn.Module, recipe: Recipe) -> tuple[Samples, float]:
+def _calibrate(lr: torch.Tensor, network: torch.nn.Module, recipe: Recipe, batch: int) -> tuple[Samples, float]:
     """Take samples of both sizes in turn; returns them and the factor for their seconds.
 
     A first sample on a quarter of the pixels warms up the libraries. If it is already slow, the other samples use a
@@ -139,12 +166,12 @@ def _calibrate(lr: torch.Tensor, network: torch.nn.Module, recipe: Recipe) -> tu
     cut = lr[..., :half, :half]
     sizes = sorted({(min(real, len(lr)), count) for real, count in SIZES})
     begun = time.monotonic()
-    Sample.take(cut[: sizes[0][0]], sizes[0][1], network, recipe)
+    Sample.take(cut[: sizes[0][0]], sizes[0][1], network, recipe, batch)
     small = cut if time.monotonic() - begun > SLOW else lr
     samples: Samples = {size: [] for size in sizes}
     for _ in range(ROUNDS):
         for (real, count), found in samples.items():
-            found.append(Sample.take(small[:real], count, network, recipe))
+            found.append(Sample.take(small[:real], count, network, recipe, batch))
         if time.monotonic() - begun > CALIBRATION_SECONDS:
             break
     return samples, lr[0].numel() / small[0].numel()

@@ -12,16 +12,19 @@ import socket
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from idc_hub.condensation.condense import Condensed, State, Stopped, condense_instance
+from idc_hub.condensation.condense import Condensed, Photograph, Stopped, condense_batch
+from idc_hub.condensation.state import State
 from idc_hub.errors import IncompleteError, Interrupted, RunError, one_line
 from idc_hub.images.sources import Instance
 from idc_hub.runs.claims import process_exists, this_process
+from idc_hub.runs.memory import batch_size
 from idc_hub.runs.progress import Reporting, counting
 from idc_hub.runs.run import Run
 
@@ -55,18 +58,15 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
         world_size: How many workers were started together.
 
     Raises:
-        Interrupted: On SIGINT, SIGTERM, SIGHUP or SIGUSR1, after writing a checkpoint of the current photograph.
+        Interrupted: On SIGINT, SIGTERM, SIGHUP or SIGUSR1, after writing a checkpoint of each photograph under way.
         NetworkError: The extractor cannot be loaded.
         ImageError: The source is gone.
         IncompleteError: The Run cannot be written, for example since the disk is full.
     """
-    import torch
-
     from idc_hub.images.sources import open_source
     from idc_hub.networks.extractors import load_extractor
 
-    torch.set_num_threads(run.recipe.workers.threads)
-    torch.backends.cudnn.benchmark = False
+    set_up_torch(run.recipe)
     recipe = run.recipe
     features = recipe.features
     with stop_on_signal() as stopping:
@@ -78,21 +78,21 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
         left = run.unsettled(run.instances)
         begin = rank * len(left) // world_size
         left = left[begin:] + left[:begin]
+        size = batch_size(recipe, left, network, world_size)
         # Other workers get the time of two polls to take over what failed here.
         patience = 2 if world_size > 1 else 0
         idle = 0
         stopping.at_once = False
         while left := run.unsettled(left):
             took_any = False
-            for instance in left:
-                stopping.raise_if_any()
-                if not (run.is_settled(instance) or run.is_claimed(instance) or run.was_tried(instance)):
-                    took_any |= _take(run, instance, source, network, stopping)
+            untried = deque(left)
+            while untried:
+                took_any |= _take(run, untried, size, source, network, stopping)
             alone = not took_any and idle >= patience and not any(map(run.is_claimed, left))
             for instance in [] if took_any else left:
-                stopping.raise_if_any()
                 if alone or not _failed_here(run, instance):
-                    took_any |= _take(run, instance, source, network, stopping)
+                    # Alone: if its process dies again, no other photograph is blamed for it.
+                    took_any |= _take(run, deque([instance]), 1, source, network, stopping, again=True)
             idle = 0 if took_any else idle + 1
             if not took_any:
                 # Many idle workers must not keep a file system busy with many photographs that others have.
@@ -103,70 +103,139 @@ def work(run: Run, device: torch.device, *, rank: int = 0, world_size: int = 1) 
         stopping.raise_if_any()
 
 
+def set_up_torch(recipe: Recipe) -> None:
+    """Set PyTorch's options for this process as the recipe says."""
+    import torch
+
+    torch.set_num_threads(recipe.workers.threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.workers.tf32
+
+
 def _failed_here(run: Run, instance: Instance) -> bool:
     failure = run.read_failure(instance)
     return failure is not None and {key: failure[key] for key in ("host", "pid")} == this_process()
 
 
-def _take(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals) -> bool:
-    """Condense one photograph if no other process has it; returns whether it was free."""
-    with run.claim(instance.id) as free:
-        if free and not run.is_settled(instance):
-            condense_claimed(run, instance, source, network, stopping)
-        return free
+def _take(
+    run: Run,
+    queue: deque[Instance],
+    size: int,
+    source: Source,
+    network: torch.nn.Module,
+    stopping: Signals,
+    *,
+    again: bool = False,
+) -> bool:
+    """Condense up to `size` photographs of a queue that no other process has, together.
+
+    They begin and end together, since all take the same number of steps: a batch that runs down keeps a GPU full.
+
+    Args:
+        run: The Run.
+        queue: The photographs; those that were looked at are removed.
+        size: Photographs to claim.
+        source: The photographs' source.
+        network: The extractor.
+        stopping: The signals received.
+        again: Also take those that were tried before.
+
+    Returns:
+        Whether one was free.
+    """
+    free = False
+    with ExitStack() as claims:
+        claimed: list[Instance] = []
+        while queue and sum(instance.count > 0 for instance in claimed) < size:
+            stopping.raise_if_any()
+            instance = queue.popleft()
+            if not again and (run.is_settled(instance) or run.is_claimed(instance) or run.was_tried(instance)):
+                continue
+            with ExitStack() as claim:
+                if claim.enter_context(run.claim(instance.id)):
+                    free = True
+                    if not run.is_settled(instance):
+                        claims.push(claim.pop_all())
+                        claimed.append(instance)
+        if claimed:
+            condense_claimed(run, claimed, source, network, stopping)
+    return free
 
 
-def condense_claimed(run: Run, instance: Instance, source: Source, network: torch.nn.Module, stopping: Signals) -> None:
-    """Condense one claimed photograph; write its patches, or the reason why it failed."""
+def condense_claimed(
+    run: Run, instances: list[Instance], source: Source, network: torch.nn.Module, stopping: Signals
+) -> None:
+    """Condense claimed photographs together; write the patches of each, or the reason why it failed."""
     import torch
-
-    recipe = run.recipe
 
     def should_stop() -> bool:
         stopping.at_once = False  # from the first step on there is something to save
         return bool(stopping.received)
 
+    def fail(instance: Instance, error: Exception) -> None:
+        # A photograph that fails (out of memory, changed file, an error in a foreign network) must not stop the others.
+        if isinstance(error, IncompleteError):
+            raise error  # the Run cannot be written: every other photograph would fail too
+        stopping.at_once = False
+        sentence = f"{type(error).__name__}: {error}"
+        run.record_failure(instance, sentence)
+        warnings.warn(f"{instance.id} failed: {one_line(sentence)}", stacklevel=1)
+
+    under_way = {instance.id: instance for instance in instances}
+    batches: dict[int, list[Photograph]] = {}  # by step: checkpoints may have been written at different ones
     try:
         stopping.at_once = True
         stopping.raise_if_any()
-        if instance.count == 0:
-            side = recipe.patches.size
-            run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
-            return
-        lr, _ = real_patches(instance, source, recipe)
-        if instance.id in run.sample:
-            run.write_real(instance, lr)
-        resume = _resume(run, instance, next(network.parameters()).device)
-        started = resume.step if resume else 0
-        run.append_metrics(instance.id, {"event": "start", "step": started, **this_process(), "time": time.time()})
-        condensed = condense_instance(
-            lr,
-            instance.count,
-            network,
-            recipe,
-            instance.id,
-            resume=resume,
-            checkpoint=lambda state: run.write_partial(instance, state.to_tensors()),
-            log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
-            should_stop=should_stop,
-        )
-        facts = _facts(run, condensed, lr)
+        for instance in instances:
+            try:
+                if instance.count == 0:
+                    side = run.recipe.patches.size
+                    run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"steps": 0})
+                    continue
+                photograph = _photograph(run, instance, source, next(network.parameters()).device)
+            except Exception as error:
+                fail(instance, error)
+            else:
+                step = photograph.resume.step if photograph.resume else 0
+                batches.setdefault(step, []).append(photograph)
+        for step, batch in batches.items():
+            for photograph in batch:
+                start = {"event": "start", "step": step, "batch": len(batch), **this_process(), "time": time.time()}
+                run.append_metrics(photograph.instance_id, start)
+            for photograph, outcome in condense_batch(batch, network, run.recipe, should_stop=should_stop):
+                instance = under_way.pop(photograph.instance_id)
+                try:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    facts = _facts(run, outcome, photograph.lr)
+                except Exception as error:
+                    fail(instance, error)
+                else:
+                    run.write_patches(instance, outcome.patches, facts)
+                    end = {"event": "end", "seconds": outcome.seconds, "batch": outcome.batch, "time": time.time()}
+                    run.append_metrics(instance.id, end)
     except Stopped:
-        run.append_metrics(instance.id, {"event": "stop", "time": time.time()})
-    except IncompleteError:
-        raise  # the Run cannot be written: every other photograph would fail too
-    except Exception as error:
-        # A photograph that fails (out of memory, changed file, an error in a foreign network) must not stop the others.
-        sentence = f"{type(error).__name__}: {error}"
-        stopping.at_once = False
-        run.record_failure(instance, sentence)
-        warnings.warn(f"{instance.id} failed: {one_line(sentence)}", stacklevel=1)
-    else:
-        run.write_patches(instance, condensed.patches, facts)
-        run.append_metrics(instance.id, {"event": "end", "seconds": condensed.seconds, "time": time.time()})
+        for photograph in batch:
+            if photograph.instance_id in under_way:
+                run.append_metrics(photograph.instance_id, {"event": "stop", "time": time.time()})
     finally:
         stopping.at_once = False
         torch.cuda.empty_cache()  # what a photograph that ran out of memory had
+
+
+def _photograph(run: Run, instance: Instance, source: Source, device: torch.device) -> Photograph:
+    """A claimed photograph, with the state of its checkpoint."""
+    lr, _ = real_patches(instance, source, run.recipe)
+    if instance.id in run.sample:
+        run.write_real(instance, lr)
+    return Photograph(
+        lr,
+        instance.count,
+        instance.id,
+        resume=_resume(run, instance, device),
+        checkpoint=lambda state: run.write_partial(instance, state.to_tensors()),
+        log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
+    )
 
 
 def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:

@@ -20,7 +20,7 @@ from idc_hub.machine import device, machine, packages
 from idc_hub.networks.extractors import load_extractor
 from idc_hub.networks.teachers import Teacher, load_teacher
 from idc_hub.recipe import Recipe
-from idc_hub.runs.forecast import predict_seconds
+from idc_hub.runs.forecast import predict
 from idc_hub.runs.launch import default_num_processes, launch
 from idc_hub.runs.progress import Reporting, show_progress
 from idc_hub.runs.run import Run, default_run_dir
@@ -39,6 +39,10 @@ class CondensePlan:
         patches: Number of synthetic LR patches that would be made.
         lr_recipe_hash: Hash of the recipe keys that determine the LR patches.
         predicted_seconds: Predicted seconds of the workers, from a calibration of about ten seconds on this device.
+        worker_hours: The same in hours, times the number of workers: GPU-hours, if each has a GPU.
+        price: Money for these hours at `price_per_hour`; None if none was given.
+        batch: Photographs that a worker condenses together (`workers.batch`).
+        peak_memory_gb: Predicted peak memory of a worker's tensors, in GB.
         counts: Synthetic patches of each photograph, by instance id.
         conversions: Number of photographs that take each conversion, such as "gray converted to RGB".
         left_out: Names of the files of the source that are no photographs.
@@ -50,6 +54,10 @@ class CondensePlan:
     patches: int
     lr_recipe_hash: str
     predicted_seconds: float
+    worker_hours: float
+    price: float | None
+    batch: int
+    peak_memory_gb: float
     counts: dict[str, int]
     conversions: dict[str, int]
     left_out: list[str]
@@ -115,16 +123,21 @@ class Prepared:
         """Number of real LR patches of all photographs."""
         return sum(instance.patches for instance in self.instances)
 
-    def plan(self, processes: int) -> CondensePlan:
+    def plan(self, processes: int, price_per_hour: float | None = None) -> CondensePlan:
         """What `make_run` and `processes` workers would do; calibrates for about ten seconds on this device."""
-        seconds = predict_seconds(self.recipe, self.instances, self.network, processes, torch.device(device()))
+        forecast = predict(self.recipe, self.instances, self.network, processes, torch.device(device()))
+        hours = processes * forecast.seconds / 3600
         return CondensePlan(
             run=str(self.path),
             photographs=len(self.instances),
             real_patches=self.real_patches,
             patches=sum(instance.count for instance in self.instances),
             lr_recipe_hash=self.recipe.lr_recipe_hash,
-            predicted_seconds=round(seconds, 1),
+            predicted_seconds=round(forecast.seconds, 1),
+            worker_hours=round(hours, 3),
+            price=None if price_per_hour is None else round(hours * price_per_hour, 2),
+            batch=forecast.batch,
+            peak_memory_gb=round(forecast.peak_bytes / 1e9, 3),
             counts={instance.id: instance.count for instance in self.instances},
             conversions=count_conversions(self.instances),
             left_out=self.left_out,
@@ -143,7 +156,9 @@ class Prepared:
         """
         if restart:
             Run.discard(self.path)
-        run = Run.create(self.path, self.recipe, self.instances, {"packages": packages(), "machine": machine()})
+        workers = {key: getattr(self.recipe.workers, key) for key in ("batch", "tf32")}
+        facts = {"packages": packages(), "machine": machine(), "workers": workers}
+        run = Run.create(self.path, self.recipe, self.instances, facts)
         run.clear_failures()
         if abandoned := run.abandoned():
             warnings.warn(
@@ -199,6 +214,7 @@ def condense(
     num_processes: int | None = None,
     restart: bool = False,
     dry_run: bool = False,
+    price_per_hour: float | None = None,
     trust_recipe: bool = False,
     trackers: Sequence[str] = (),
     progress: Reporting = True,
@@ -215,7 +231,8 @@ def condense(
         num_processes: Number of workers; None: one per visible GPU, or as many as the CPU cores allow at the recipe's
             `workers.threads`.
         restart: Delete the Run directory first.
-        dry_run: Check the recipe, the photographs and the networks, and predict the time; write nothing.
+        dry_run: Check the recipe, the photographs and the networks, and predict time and memory; write nothing.
+        price_per_hour: What a worker costs, in any currency: `dry_run` then predicts the price.
         trust_recipe: Run the code that a recipe from a dataset repository names as `package.module:build`.
         trackers: tensorboard, trackio or wandb: they get the held-out distances and the losses of each photograph.
         progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
@@ -239,7 +256,7 @@ def condense(
     prepared = prepare(recipe, run_dir=run_dir, trust_recipe=trust_recipe, progress=progress)
     processes = num_processes or default_num_processes(prepared.recipe, len(prepared.instances))
     if dry_run:
-        return prepared.plan(processes)
+        return prepared.plan(processes, price_per_hour)
     run = prepared.make_run(restart=restart)
     with track(run, trackers), show_progress(run, progress):
         launch(run, processes)

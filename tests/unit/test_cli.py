@@ -401,7 +401,8 @@ class TestVerbs:
     def test_condense(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, out, err = idc(
             *("condense", "quickstart", "seed=3", "optimizer.steps=1k", "--run-dir", "here"),
-            *("--num-processes", "4", "--restart", "--dry-run", "-q", "--tracker", "trackio", "--tracker", "wandb"),
+            *("--num-processes", "4", "--restart", "--dry-run", "--price-per-hour", "2.5", "-q"),
+            *("--tracker", "trackio", "--tracker", "wandb"),
         )
         assert code == 0
         (recipe,), options = calls["condense"]
@@ -412,6 +413,7 @@ class TestVerbs:
             "restart": True,
             "dry_run": True,
             "trackers": ["trackio", "wandb"],
+            "price_per_hour": 2.5,
             "progress": False,
         }
         assert out.splitlines()[:4] == ["run\truns/x", "photographs\t3", "real_patches\t3", "patches\t3"]
@@ -443,6 +445,12 @@ class TestVerbs:
         assert code == 2
         assert "'cf-greedy'" in err
 
+    def test_a_price_is_only_predicted(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
+        code, _, err = idc("condense", "quickstart", "--price-per-hour", "2.5")
+        assert code == 2
+        assert "only --dry-run predicts a price" in " ".join(err.split())
+        assert not calls
+
     def test_condense_as_usual(self, idc: Callable[..., Result], calls: dict[str, Any]) -> None:
         code, _, err = idc("condense", "quickstart")
         assert code == 0
@@ -452,6 +460,7 @@ class TestVerbs:
             "restart": False,
             "dry_run": False,
             "trackers": (),
+            "price_per_hour": None,
             "progress": True,
         }
         assert "idc push runs/x YOUR_NAME/quickstart --license LICENSE" in err

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from idc_hub.condensation.assignment import Assignment, TileGrid
 from idc_hub.condensation.condense import (
-    State,
     Stopped,
     condense_instance,
     initial_patches,
@@ -19,7 +18,8 @@ from idc_hub.condensation.condense import (
     random_subset,
 )
 from idc_hub.condensation.objective import Objective, weighted
-from idc_hub.condensation.real_side import RealSide, Statistics, extract
+from idc_hub.condensation.real_side import Draw, RealSide, Statistics, extract
+from idc_hub.condensation.state import State
 from idc_hub.errors import DivergedError
 from idc_hub.recipe import Recipe
 
@@ -122,7 +122,7 @@ def test_the_three_terms_are_the_papers_equations(padding: str, reduction: str) 
     real, grid = objective.real, objective.grid
     terms = objective(extract(network, state.patches, spec), step=0)
 
-    draw, _ = objective.at(0, real.statistics)
+    draw = objective.inputs(0, real.statistics).draw
     normalize = real.statistics.normalize
     syn_features, real_features = (
         slow_local_features(
@@ -204,7 +204,7 @@ def test_the_three_terms_of_every_transform_and_distance(kind: str, distance: st
     real = objective.real
     terms = objective(extract(network, state.patches, spec), step=0)
 
-    draw, _ = objective.at(0, real.statistics)
+    draw = objective.inputs(0, real.statistics).draw
     syn_tiles, real_tiles = (
         tiles_by_hand(
             slow_local_features(
@@ -336,12 +336,35 @@ SWITCHES = [
     ("loss__row_norm", "global"),
     ("loss__row_norm", "none"),
     ("loss__frequency_scale", 0.3),
+    ("loss__frequency_kind", "orthogonal"),
     ("loss__draws", "fresh"),
     ("loss__group_reduction", "mean"),
     ("loss__pair_reduction", "literal"),
     ("optimizer__initial", "real"),
     ("optimizer__initial", "cf-greedy"),
 ]
+
+
+@pytest.mark.parametrize("frequencies", [5, 12, 30])
+def test_orthogonal_frequencies_are_orthogonal_in_blocks_and_each_is_normal(frequencies: int) -> None:
+    spec = recipe(loss__frequency_kind="orthogonal", loss__frequencies=frequencies, loss__frequency_scale=0.5)
+    channels = spec.transform.channels  # 12: the largest block
+    made = [Draw.make(spec, 4, 1, name, torch.device("cpu")).freqs for name in range(400)]
+    for block in made[0].split(channels):
+        products = block @ block.T
+        assert torch.allclose(products, products.diagonal().diag(), atol=1e-5)
+    rows = torch.cat(made)
+    assert rows.shape == (400 * frequencies, channels)
+    # Moments of N(0, 1/4), whose fourth is 3/16, and of the squared length, 12/4 with variance 2 * 12 / 16.
+    assert float(rows.mean()) == pytest.approx(0, abs=0.02)
+    assert torch.allclose(rows.T @ rows / len(rows), torch.eye(channels) / 4, atol=0.04)
+    assert float(rows.pow(4).mean()) == pytest.approx(3 / 16, rel=0.1)
+    lengths = rows.square().sum(1)
+    assert float(lengths.mean()) == pytest.approx(3, rel=0.03)
+    assert float(lengths.var()) == pytest.approx(1.5, rel=0.15)
+    # Of independent ones, the lengths of different rows are uncorrelated, and so they are here.
+    pairs = torch.stack([each[:2].square().sum(1) for each in made])
+    assert abs(float(torch.corrcoef(pairs.T)[0, 1])) < 0.2
 
 
 @pytest.mark.parametrize(("key", "value"), SWITCHES, ids=[f"{k.replace('__', '.')}={v}" for k, v in SWITCHES])

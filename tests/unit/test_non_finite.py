@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import idc_hub
 from idc_hub import networks
-from idc_hub.condensation.condense import State, Watch, condense_instance
+from idc_hub.condensation.condense import condense_instance
 from idc_hub.condensation.real_side import RealSide
+from idc_hub.condensation.state import State, Watch
 from idc_hub.dataset import gate
 from idc_hub.dataset.card import write_card
 from idc_hub.dataset.condensed_set import CondensedSet

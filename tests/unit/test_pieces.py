@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idc_hub.condensation import condense, pieces
-from idc_hub.condensation.condense import State, assignment_events, condense_instance
+from idc_hub.condensation import pieces
+from idc_hub.condensation import step as step_module
+from idc_hub.condensation.condense import assignment_events, condense_instance
 from idc_hub.condensation.objective import Objective, weighted
 from idc_hub.condensation.pieces import piece_size
 from idc_hub.condensation.real_side import RealSide, extract
+from idc_hub.condensation.state import State
 from idc_hub.recipe import Recipe
 
 SIZE = 12
@@ -161,17 +163,18 @@ def test_a_logged_step_keeps_nothing_that_it_made_again() -> None:
         gc.collect()
         held.append(sum(each.numel() for each in gc.get_objects() if type(each) is Tensor))
 
-    measure = condense._measure
+    measure = step_module._gradients_of_terms
 
-    def counted(*arguments: Any) -> dict[str, float]:
+    def counted(*arguments: Any) -> dict[str, Tensor]:
         count()
-        line = measure(*arguments)
+        gradients = measure(*arguments)
         count()
-        return line
+        held[-1] -= sum(gradient.numel() for gradient in gradients.values())
+        return gradients
 
     patches = photograph()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condense, "_measure", counted)
+        patch.setattr(step_module, "_gradients_of_terms", counted)
         condense_instance(patches, COUNT, Network(), recipe(), "photo")
     # The samples of a piece alone are 2 * 12 * 12 * 8 numbers.
     assert held[1] - held[0] < 1000

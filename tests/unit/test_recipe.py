@@ -155,6 +155,17 @@ class TestSpellings:
     assert stacked.lr_recipe_hash != make(features={"layer": ["pixels", 3]}).lr_recipe_hash
 
 
+class TestBatch:
+    @pytest.mark.parametrize(("given", "batch"), [(1, 1), ("8", 8), ("1e1", 10), ("auto", "auto")])
+    def test_a_number_or_auto(self, given: object, batch: object) -> None:
+        assert make(workers={"batch": given}).workers.batch == batch
+
+    @pytest.mark.parametrize("given", [0, -1, 1.5, "all", True, None])
+    def test_nothing_else(self, given: object) -> None:
+        with pytest.raises(RecipeError, match=r"workers\.batch .*should be auto or a whole number from 1"):
+            make(workers={"batch": given})
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("section", "key", "value", "sentence"),
@@ -296,7 +307,8 @@ featurs: {}
     def test_sections_that_are_none(self, tmp_path: Path) -> None:
         (line,) = problems("name: mine\nsource: {path: p}\nworkers: 5", tmp_path)
         assert line == (
-            "my.yaml:3  workers is 5; it should be a section with the keys threads, checkpoint_every, log_every."
+            "my.yaml:3  workers is 5; it should be a section with the keys threads, batch, tf32, "
+            "checkpoint_every, log_every."
         )
 
     def test_keys_of_another_section_and_of_none(self, tmp_path: Path) -> None:
@@ -421,7 +433,9 @@ class TestHash:
         values = make().model_dump()
         expected = {f"{section}.{key}" for section in LR_SECTIONS for key in values[section]}
         expected |= {"method", "scale", "seed"}
-        assert make().lr_keys().keys() == expected
+        assert make(loss={"frequency_kind": "orthogonal"}).lr_keys().keys() == expected
+        # Runs from before this key keep their hash.
+        assert make().lr_keys().keys() == expected - {"loss.frequency_kind"}
 
     @pytest.mark.parametrize(
         "change",
@@ -429,7 +443,7 @@ class TestHash:
             {"name": "other"},
             {"source": {"path": "elsewhere", "limit": 3}},
             {"teacher": {"network": "bicubic", "hr_version": "b"}},
-            {"workers": {"threads": 7, "checkpoint_every": 1, "log_every": 1}},
+            {"workers": {"threads": 7, "batch": 4, "tf32": True, "checkpoint_every": 1, "log_every": 1}},
         ],
     )
     def test_what_does_not_count(self, change: dict[str, Any]) -> None:
