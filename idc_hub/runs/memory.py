@@ -67,7 +67,7 @@ class Memory:
         members: list[Member] = []
         before, between, during = [], [0.0], []
         with _counting(device) as meter:
-            for name in ("first", "second"):
+            for name in ("noise-1", "noise-2"):
                 meter.reset()
                 members.append(Member(Photograph(lr, 1, name), network, recipe, 1))
                 members[-1].real.at("memory", keep=False)
