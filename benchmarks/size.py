@@ -35,8 +35,9 @@ from idc_hub.runs.run import Run
 SIDE = 48
 
 
-def fake(run: Run, instance: Instance, *_: object) -> None:
+def fake(run: Run, instances: list[Instance], *_: object) -> None:
     """Instead of condensing: patches and metrics of the usual size."""
+    (instance,) = instances
     run.append_metrics(instance.id, {"event": "start", "step": 0, **this_process(), "time": time.time()})
     for step in range(20):
         run.append_metrics(instance.id, {"event": "log", "step": step, "instance": 0.1, "group": 0.2, "pair": 0.3})
@@ -119,6 +120,7 @@ def in_a_process(stage: Callable[[], object]) -> tuple[float, float]:
 def measure(photographs: int, patches: int) -> dict[str, Any]:
     """All stages for one number of photographs."""
     changes = {"name": "size", "source": {"path": "/nowhere"}, "patches": {"size": SIDE, "stride": SIDE}}
+    changes["workers"] = {"batch": 1}
     recipe = Recipe.from_dict(changes)
     instances = [
         Instance(f"{n:06d}", f"{n:06d}.png", "0" * 64, 2040, 1356, 10 * patches, patches) for n in range(photographs)

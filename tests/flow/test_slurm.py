@@ -115,7 +115,7 @@ def test_a_requeued_array_makes_the_bytes_of_one_worker_and_the_last_job_makes_h
     spec = recipe(tmp_path, photographs, steps=250)
     jobs = launch(run, spec, slurm, "--array", 2)
     first = f"{jobs['workers']}_0"
-    wait_for(lambda: under_way(run))
+    wait_for(lambda: len(under_way(run)) == 2, seconds=400)  # one for each of them
     subprocess.run(["scontrol", "requeue", first], env=slurm, check=True)
     wait_for(lambda: state_of(first, slurm).get("Restarts") == "1")
     wait_for(lambda: any(line["event"] == "stop" for line in metrics(run)))

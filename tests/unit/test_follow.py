@@ -38,12 +38,12 @@ def photographs(number: int) -> list[Instance]:
 
 def make_run(path: Path, number: int, **workers: int) -> Run:
     recipe = Recipe.from_dict(
-        {"name": "far", "source": {"path": "/nowhere"}, "optimizer": {"steps": 1000}, "workers": workers}
+        {"name": "far", "source": {"path": "/nowhere"}, "optimizer": {"steps": 1000}, "workers": {"batch": 1} | workers}
     )
     return Run.create(path, recipe, photographs(number), {})
 
 
-def finish(run: Run, instance: Instance, *_: object) -> None:
+def finish(run: Run, instance: Instance) -> None:
     run.append_metrics(instance.id, {"event": "start", "step": 0, **this_process()})
     run.write_patches(
         instance, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {"steps": 1000, "held_out": 1.0, "held_out_random": 1.0}
@@ -135,7 +135,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
 
     monkeypatch.setattr(idc_hub.networks.extractors, "load_extractor", lambda *_, **__: Nothing())
     monkeypatch.setattr(idc_hub.images.sources, "open_source", lambda **_: None)
-    monkeypatch.setattr(worker, "condense_claimed", finish)
+    monkeypatch.setattr(worker, "condense_claimed", lambda run, taken, *_: finish(run, *taken))
     return lambda run: worker.work(run, torch.device("cpu"))
 
 
