@@ -298,6 +298,9 @@ class Workers(Section):
     )
     """Photographs that a worker condenses together: one pass through the network at each step for all of them. auto: 1
     on a CPU, as many as the free memory holds on a GPU. Batches of other sizes differ by rounding."""
+    cuda_graph: bool = True
+    """On a GPU, run each step as one CUDA graph: faster. A network that cannot be captured runs without, and a warning
+    says so."""
     tf32: bool = False
     """On a GPU, compute fp32 convolutions and matrix products in TF32: faster, with 10 bits of precision instead of 23.
     run.json records it."""

@@ -67,7 +67,7 @@ def scripts(path: Path, recipe: Recipe, array: int, options: Mapping[str, str]) 
     return Scripts(
         workers=_script(
             {**common, "array": f"0-{array - 1}", "output": f"{folder}/worker-%a.log", **options},
-            f"{idc} work {run} --rank $SLURM_ARRAY_TASK_ID --world-size {array}",
+            f"{idc} work {run} --quiet --rank $SLURM_ARRAY_TASK_ID --world-size {array}",
             "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
         ),
         finish=_script({**common, "output": f"{folder}/finish.log", **options}, f"{idc} {condense}", "$SLURM_JOB_ID"),

@@ -33,7 +33,8 @@ class Step:
         members: State, objective and watch of each photograph. The states are updated in place, except `State.step`.
         network: The extractor.
         recipe: The recipe.
-        fixed: Copy each step's inputs to the same tensors, as a CUDA graph needs; by default on a GPU.
+        fixed: Copy each step's inputs to the same tensors, as a CUDA graph needs; None: on a GPU, if
+            `workers.cuda_graph` is set.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Step:
         self.device = self.patches[0].device
         on_gpu = self.device.type == "cuda"
         # Joint statistics make the real side depend on the features, so that nothing can be copied in advance.
-        self.fixed = (on_gpu if fixed is None else fixed) and recipe.features.statistics != "joint"
+        wanted = on_gpu and recipe.workers.cuda_graph if fixed is None else fixed
+        self.fixed = wanted and recipe.features.statistics != "joint"
         self.optimizer = _adam([state for state, _, _ in members], capturable=on_gpu)
         self.buffers: list[Inputs] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None

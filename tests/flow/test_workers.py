@@ -235,6 +235,22 @@ def test_a_photograph_that_kills_its_process_ends_neither_the_run_nor_all_worker
     assert status_of(tmp_path / "run")["failed"] == 1
 
 
+def test_a_run_is_watched_from_outside_until_it_is_finished_or_nobody_wants_to_know(
+    begun: tuple[Path, tuple[object, ...]],
+) -> None:
+    run, command = begun
+    watch = [sys.executable, "-m", "idc_cli.main", "status", str(run), "--watch"]
+    patient, impatient = (subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    for process in (patient, impatient):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0/3 finished, 1 interrupted, 2 waiting\n"
+    impatient.send_signal(signal.SIGINT)
+    assert impatient.wait(timeout=60) == 0
+    idc(*command)
+    *_, last = patient.communicate(timeout=120)[0].splitlines()
+    assert (patient.returncode, last) == (0, "3/3 finished")
+
+
 def test_a_suspended_worker_does_not_hold_up_the_others(begun: tuple[Path, tuple[object, ...]]) -> None:
     run, _ = begun
     held = subprocess.Popen([sys.executable, "-m", "idc_cli.main", "work", str(run), "--quiet"])

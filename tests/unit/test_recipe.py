@@ -307,7 +307,7 @@ featurs: {}
     def test_sections_that_are_none(self, tmp_path: Path) -> None:
         (line,) = problems("name: mine\nsource: {path: p}\nworkers: 5", tmp_path)
         assert line == (
-            "my.yaml:3  workers is 5; it should be a section with the keys threads, batch, tf32, "
+            "my.yaml:3  workers is 5; it should be a section with the keys threads, batch, cuda_graph, tf32, "
             "checkpoint_every, log_every."
         )
 
