@@ -56,7 +56,7 @@ quality: install  ## Check format, lint and types
 	$(BIN)/mypy
 
 docs: install  ## Build the documentation in site/; a warning or a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install  ## Measure the quickstart's patches beside random real ones
 	$(BIN)/idc quality runs/quickstart
