@@ -10,8 +10,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and the processes that tests start would inherit that
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# In the background, or under nohup, these are ignored, and the processes that tests start would inherit that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def _import_spandrel() -> None:
