@@ -105,7 +105,7 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as from `apt install chromium`")
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_every_page_fits_the_window_and_follows_the_color_scheme(
     width: int, dark: bool, site: Path, address: str, tmp_path: Path

@@ -181,7 +181,7 @@ def hf_jobs(
     if result.specifications:
         sink.text(json.dumps(result.specifications, indent=2))
     elif not dry_run:
-        sink.hint("\nCollect  the same command again\nLogs     hf jobs logs ID\nStop     hf jobs cancel ID")
+        sink.hint(f"\nCollect  the same command again\nLogs     idc logs {result.run}\nStop     hf jobs cancel ID")
 
 
 @launch.command(

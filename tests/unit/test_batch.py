@@ -26,24 +26,21 @@ from idc_hub.networks import create, load
 from idc_hub.networks.swinir import SwinIR
 from idc_hub.recipe import Recipe
 from idc_hub.recipe_reader import bundled_recipes
+from tests.unit import test_condense
 
 SIZE = 16
 
 
-class SmallNetwork(nn.Module):
-    """Two fixed convolutions; remembers how many patches it was given at a time."""
+class SmallNetwork(test_condense.SmallNetwork):
+    """Remembers how many patches it was given at a time."""
 
     def __init__(self) -> None:
         super().__init__()
-        rng = torch.Generator().manual_seed(0)
-        self.first = nn.Parameter(torch.randn(6, 3, 3, 3, generator=rng) * 0.4, requires_grad=False)
-        self.second = nn.Parameter(torch.randn(4, 6, 3, 3, generator=rng) * 0.3, requires_grad=False)
         self.given: list[int] = []
 
     def features(self, lr: Tensor, layer: int | str) -> Tensor:
         self.given.append(len(lr))
-        hidden = torch.tanh(nn.functional.conv2d(lr, self.first, padding=1))
-        return nn.functional.conv2d(hidden, self.second, padding=1)
+        return super().features(lr, layer)
 
 
 def recipe(**sections: Any) -> Recipe:

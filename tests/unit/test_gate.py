@@ -16,7 +16,7 @@ from idc_hub.dataset.card import write_card
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.judgment import FIGURES
 from idc_hub.dataset.manifest import Manifest
-from idc_hub.errors import ImageError, RunError
+from idc_hub.errors import ImageError, IncompleteError, RunError
 from idc_hub.images.files import write_png
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
@@ -95,6 +95,22 @@ def test_steps_that_were_logged_twice_count_once(bad: tuple[Path, CondenseResult
         for line in 3 * lines[-1:]:
             run.append_metrics(instance.id, line)
     assert gate._gradient_norms(run) == whole
+
+
+def test_a_full_disk_is_no_measurement_that_can_be_left_out(
+    bad: tuple[Path, CondenseResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise IncompleteError("quality.json could not be written: No space left on device.")
+
+    shutil.copytree(bad[0], tmp_path / "run")
+    again = {"teacher": "bicubic", "name": "again", "progress": False}
+    with monkeypatch.context() as full:
+        full.setattr(gate, "measure", fill)
+        with pytest.raises(IncompleteError, match="No space left"):
+            idc_hub.regenerate(tmp_path / "run", **again)
+    idc_hub.regenerate(tmp_path / "run", **again)
+    assert "again" in Manifest.load(tmp_path / "run" / "repo").condensation["quality"]
 
 
 def test_condensing_again_measures_nothing_again(

@@ -241,7 +241,7 @@ def test_large_runs_keep_to_the_budgets(finished: Run, monkeypatch: pytest.Monke
     assert result.notes == ["Photographs without a picture on this page: 6."]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as from `apt install chromium`")
 def test_in_a_browser(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OUTLIERS", 5)
     page = Path(report(finished.path, progress=False).path)
