@@ -433,12 +433,12 @@ class Run:
         shutil.rmtree(self.path / "real", ignore_errors=True)
 
     def require_finished(self) -> None:
-        """Check that no photograph failed.
+        """Check that no photograph failed; one that another process finished meanwhile did not.
 
         Raises:
             IncompleteError: Some failed; the message names each of them and the reason.
         """
-        recorded = stems(self.path / "failed", ".json")
+        recorded = stems(self.path / "failed", ".json") - stems(self.path / "instances", ".safetensors")
         failures = {instance.id: self.failure(instance) for instance in self.instances if instance.id in recorded}
         lines = [f"  {instance_id}: {error}" for instance_id, error in failures.items() if error]
         if lines:

@@ -279,6 +279,15 @@ def test_what_died_after_the_file_was_written_is_no_failure(run: Run, dead_pid: 
         run.require_finished()
 
 
+def test_a_failure_that_is_written_after_another_process_has_finished_is_none(run: Run) -> None:
+    run.write_patches(PHOTOGRAPHS[0], patches(0), {"steps": 1})
+    run.record_failure(PHOTOGRAPHS[0], "The process that condensed it was killed.")
+    run.require_finished()
+    run.record_failure(PHOTOGRAPHS[1], "KeyError: 'x'")
+    with pytest.raises(IncompleteError, match="1 of 2 photographs failed:\n  b: KeyError: 'x'"):
+        run.require_finished()
+
+
 def test_who_comes_late_clears_no_failures_and_restarts_nothing(run: Run) -> None:
     run.record_failure(PHOTOGRAPHS[1], "KeyError: 'x'")
     path = held(run.path / "locks", host="another-node", pid=1, age=0)
