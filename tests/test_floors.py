@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from idc_hub.images.sources import Instance
+from idc_hub.recipe import Recipe
+from idc_hub.runs.run import Run
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "idc_hub"
@@ -97,12 +102,21 @@ def test_importing_costs_no_heavy_package(command: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_idc_help_imports_neither_torch_nor_datasets() -> None:
+def heavy_packages_of(*arguments: object) -> list[str]:
+    """torch, datasets and scipy, as far as a command imports them."""
     code = (
-        "import sys\nfrom idc_cli.main import main\nsys.argv = ['idc', '--help']\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'datasets') if m in sys.modules], file=sys.stderr)"
+        f"import sys\nfrom idc_cli.main import main\nsys.argv = {['idc', *map(str, arguments)]}\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([m for m in ('torch', 'datasets', 'scipy') if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "condense" in result.stdout
-    assert result.stderr.strip() == "[]"
+    return ast.literal_eval(result.stderr.splitlines()[-1])
+
+
+def test_help_and_a_look_at_a_run_import_no_heavy_package(tmp_path: Path) -> None:
+    photograph = Instance("a", "a.png", "0" * 64, 256, 256, patches=1, count=1)
+    recipe = Recipe.from_dict({"name": "far", "source": {"path": "away"}})
+    run = Run.create(tmp_path / "run", recipe, [photograph], {})
+    run.write_patches(photograph, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), {"steps": 200})
+    assert heavy_packages_of("--help") == []
+    assert heavy_packages_of("status", run.path) == []

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import forked
 from tests.hub_server import HubServer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -32,7 +33,6 @@ TAGS = {
     "docs/training.md": ["v1.0.0"],
 }
 """The releases that the pushes of a page make, in order."""
-IDC = [sys.executable, "-m", "idc_cli.main"]
 
 
 def text_of(page: str) -> str:
@@ -63,7 +63,10 @@ def desk(folder: Path, hub: HubServer) -> Run:
     environment = inherited | hub.environment("hf_alice", folder / "home") | {"OMP_NUM_THREADS": "1"}
 
     def run(arguments: list[str]) -> str:
-        result = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if arguments[0] == "idc":
+            result = forked.run(arguments[1:], cwd=folder, env=environment)
+        else:
+            result = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{arguments}\n{result.stdout}\n{result.stderr}"
         return result.stdout + result.stderr
 
@@ -81,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Run:
     for name in ("astronaut.png", "coffee.png", "chelsea.png"):
         shutil.copy(Path(spec.origin).parent / "data" / name, folder / "photos")
     run = desk(folder, hub)
-    run([*IDC, "condense", "quickstart"])
+    run(["idc", "condense", "quickstart"])
     return run
 
 
@@ -97,7 +100,7 @@ def follow(page: str, run: Run) -> Iterator[tuple[str, str]]:
             if command in ("make install", "source .venv/bin/activate"):
                 continue
             assert command.startswith("idc "), f"{page} says {command!r}, which this test does not know"
-            said = run([*IDC, *shlex.split(command)[1:]])
+            said = run(shlex.split(command))
             if command.startswith("idc push ") and "--dry-run" not in command:
                 tags += re.findall(r"^tag\s+(\S+)$", said, re.MULTILINE)
             yield command, said

@@ -9,7 +9,6 @@ from itertools import accumulate, pairwise
 from math import floor
 
 import numpy as np
-from scipy.ndimage import correlate1d
 
 from idc_hub.images.resize import imresize
 
@@ -108,6 +107,8 @@ def complexity(patches: np.ndarray) -> np.ndarray:
     Returns:
         float64 `[n]`, for luma from 0 to 255.
     """
+    from scipy.ndimage import correlate1d  # slow to import
+
     strength = np.zeros(len(patches))
     for across, along in ((1, 2), (2, 1)):
         smooth = correlate1d(luma(patches), [1, 2, 1], axis=along, mode="mirror")

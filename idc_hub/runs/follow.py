@@ -184,7 +184,7 @@ class Follower:
         """What is wrong with a finished file, which is read once."""
         if instance.id not in self._damage:
             try:
-                self.run.read_patches(instance)
+                self.run.check_patches(instance)
                 self._damage[instance.id] = None
             except RunError as damaged:
                 self._damage[instance.id] = damaged.message

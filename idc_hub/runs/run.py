@@ -32,10 +32,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from idc_hub.atomic import append_line, remove_abandoned, write_bytes_atomically, write_text_atomically, writing
-from idc_hub.condensation.real_side import generator
 from idc_hub.errors import IDCError, IncompleteError, RecipeError, RunError, enumerated, first_few, one_line
 from idc_hub.images.sources import Instance, is_instance_id
 from idc_hub.recipe import Recipe
@@ -276,6 +275,10 @@ class Run:
     @cached_property
     def sample(self) -> dict[str, Instance]:
         """The photographs that the quality gate looks at, by id: at most `SAMPLE`, drawn by the recipe's seed."""
+        import torch
+
+        from idc_hub.condensation.real_side import generator
+
         instances = [instance for instance in self.instances if instance.count]
         order = torch.randperm(len(instances), generator=generator(self.recipe.seed, "quality"))[:SAMPLE]
         return {instances[number].id: instances[number] for number in sorted(order.tolist())}
@@ -326,7 +329,7 @@ class Run:
                 raise RunError(f"{path} is not a file.", "Move it away, and run the same command again.")
             return None
         try:
-            self.read_patches(instance)
+            self.check_patches(instance)
         except DamagedError as damaged:
             path.unlink(missing_ok=True)
             self.append_metrics(instance.id, {"event": "damaged", "error": damaged.message, "time": time.time()})
@@ -341,7 +344,7 @@ class Run:
         Raises:
             RunError: The file is missing, damaged, or belongs to another recipe or photograph.
         """
-        return self._read(self.instance_file(instance.id), instance, with_tensors=False)[1]
+        return self._read(self.instance_file(instance.id), instance, "np", with_tensors=False)[1]
 
     def read_patches(self, instance: Instance) -> Tensor:
         """Finished LR patches of a photograph, uint8 `[n, 3, h, w]`, checked against their digest in the header.
@@ -349,9 +352,15 @@ class Run:
         Raises:
             RunError: The file is missing, damaged, or belongs to another recipe or photograph.
         """
+        import torch
+
+        return torch.from_numpy(self.check_patches(instance))
+
+    def check_patches(self, instance: Instance) -> np.ndarray:
+        """`read_patches` as a NumPy array: looking at a Run does not take the time to import torch."""
         path = self.instance_file(instance.id)
-        tensors, facts = self._read(path, instance)
-        patches = tensors.get(instance.id)
+        arrays, facts = self._read(path, instance, "np")
+        patches = arrays.get(instance.id)
         if patches is None or patches_sha256(patches) != facts.get("patches_sha256"):
             raise DamagedError(
                 f"{path} is damaged: its pixels do not have the digest it names.",
@@ -373,7 +382,7 @@ class Run:
             "format": "idc-instance",
             "format_version": FORMAT_VERSION,
             "lr_recipe_hash": self.recipe.lr_recipe_hash,
-            "patches_sha256": patches_sha256(patches),
+            "patches_sha256": patches_sha256(patches.cpu().numpy()),
             "scale": self.recipe.scale,
             "source_sha256": instance.sha256,
             **facts,
@@ -522,12 +531,12 @@ class Run:
         return self.path / "metrics" / f"{instance_id}.jsonl"
 
     def _read(
-        self, path: Path, instance: Instance, *, with_tensors: bool = True
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        self, path: Path, instance: Instance, framework: str = "pt", *, with_tensors: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework=framework) as file:
                 facts = json.loads(file.metadata()["idc"])
                 digest = facts.pop("metadata_sha256", None)  # older files have none
                 if digest is not None and digest != _metadata_sha256(facts):
@@ -584,14 +593,16 @@ def _metadata_sha256(metadata: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def patches_sha256(patches: Tensor) -> str:
+def patches_sha256(patches: np.ndarray) -> str:
     """SHA-256 of the shape and the pixels of uint8 patches `[n, 3, h, w]`, in hexadecimal."""
     shape = ",".join(map(str, patches.shape))
-    return hashlib.sha256(shape.encode() + b"\0" + patches.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(shape.encode() + b"\0" + patches.tobytes()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names, types, shapes and values of tensors, in hexadecimal."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from skimage import data
 
 from idc_hub.images.files import write_png
+from tests import forked
 
 IDC = [sys.executable, "-m", "idc_cli.main"]
 
@@ -48,7 +49,7 @@ workers: {{checkpoint_every: 5, log_every: 5}}
 
 
 def idc(*arguments: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([*IDC, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+    result = forked.run([*map(str, arguments)], **options)
     assert not check or result.returncode == 0, result.stderr
     return result
 

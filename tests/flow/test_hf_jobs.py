@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.flow.hub_tools import REPOSITORY, Client, files_below
-from tests.flow.test_condense_flow import IDC, lr_bytes, photographs, wait_for
+from tests.flow.test_condense_flow import lr_bytes, photographs, wait_for
 from tests.hub_server import Account, HubServer, Job
 
 __all__ = ["photographs"]
@@ -56,8 +57,7 @@ class Desk:
     def idc(self, *arguments: object, token: str = TOKEN, check: bool = True) -> subprocess.CompletedProcess[str]:
         paths = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "cli")]), "OMP_NUM_THREADS": "1"}
         environment = self.inherited | paths | self.hub.environment(token, self.folder / "home")
-        command = [*IDC, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = forked.run([*map(str, arguments)], env=environment)
         assert not check or done.returncode == 0, done.stderr
         self.printed += done.stdout + done.stderr
         return done

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from PIL import Image
 from idc_hub.dataset.parquet import read_rows
 from idc_hub.images.files import decode_png, encode_png
 from idc_hub.images.resize import imresize
+from tests import forked
 from tests.flow.hub_tools import Client
 from tests.hub_server import HubServer
 
@@ -51,13 +50,7 @@ def condense(folder: Path, *overrides: str, **environment: str) -> dict[str, Any
     path = folder / "sources.yaml"
     path.write_text(RECIPE)
     command = ["condense", path, *overrides, "--run-dir", folder / "run", "--num-processes", 1, "--json", "--quiet"]
-    result = subprocess.run(
-        [sys.executable, "-m", "idc_cli.main", *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
-    )
+    result = forked.run([*map(str, command)], env=os.environ | environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -107,13 +100,7 @@ def test_a_zip_in_a_dataset_on_the_hub(
 
 def test_a_folder_that_does_not_exist_is_said_without_retries(hub: HubServer, tmp_path: Path) -> None:
     environment = hub.environment("hf_alice", tmp_path / "home")
-    result = subprocess.run(
-        [sys.executable, "-m", "idc_cli.main", "evaluate", "bicubic", "--testset", "photos/validation"],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
-    )
+    result = forked.run(["evaluate", "bicubic", "--testset", "photos/validation"], env=os.environ | environment)
     assert result.returncode == 1
     assert result.stderr.startswith("error: There is no folder or zip photos/validation here, and on the Hub no such")
     assert len([line for line in hub.log if "photos/validation" in str(line)]) == 1

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from skimage import data
 
 from idc_hub.images.files import write_png
+from tests import forked
 from tests.flow.hub_tools import REPOSITORY, Client, make_repository
 from tests.hub_server import HubServer
 
@@ -54,9 +55,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def train(network: object, source: object, out: Path, *options: object, **more: str) -> dict[str, Any]:
-    line = [*IDC, "train", network, "--data", source, "--out", out, "--scale", 2, "--json", *SMALL, *options]
-    command = list(map(str, line))
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**more))
+    line = ["train", network, "--data", source, "--out", out, "--scale", 2, "--json", *SMALL, *options]
+    result = forked.run(list(map(str, line)), env=environment(**more))
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout) | {"stderr": result.stderr}
 
@@ -92,7 +92,7 @@ def test_two_processes_train_the_network_that_one_trains(photographs: Path, star
 
 
 def test_two_processes_that_are_stopped_continue(photographs: Path, start: Path, tmp_path: Path) -> None:
-    out, options = tmp_path / "out", ["steps=400", "checkpoint_every=300", "--num-processes", 2]
+    out, options = tmp_path / "out", ["steps=120", "checkpoint_every=100", "--num-processes", 2]
     line = [*IDC, "train", start, "--data", photographs, "--out", out, "--scale", 2, *SMALL, *options]
     process = subprocess.Popen(list(map(str, line)), stderr=subprocess.PIPE, text=True, env=environment())
     try:
@@ -113,20 +113,19 @@ def test_two_processes_that_are_stopped_continue(photographs: Path, start: Path,
 
     with safe_open(out / "checkpoint.safetensors", "pt") as file:
         saved = json.loads(json.loads(file.metadata()["idc"])["facts"])["step"]
-    assert saved == metrics(out)[-1]["step"] < 300, "saved at the signal, long before the next checkpoint"
+    assert saved == metrics(out)[-1]["step"] < 100, "saved at the signal, long before the next checkpoint"
     told = train(start, photographs, out, *options)["stderr"]
-    assert "step 1/400" not in told
-    assert "step 400/400" in told
-    assert [line["step"] for line in metrics(out)] == list(range(1, 401))
+    assert "step 1/120" not in told
+    assert "step 120/120" in told
+    assert [line["step"] for line in metrics(out)] == list(range(1, 121))
 
 
 def test_what_goes_wrong_in_the_processes_is_the_sentence_that_one_would_say(
     photographs: Path, start: Path, tmp_path: Path
 ) -> None:
-    line = [*IDC, "train", start, "--data", photographs, "--out", tmp_path / "out", "--scale", 2, *SMALL]
+    line = ["train", start, "--data", photographs, "--out", tmp_path / "out", "--scale", 2, *SMALL]
     options = ["--num-processes", 2, "learning_rate=1e30", "log_every=50", "steps=20", "checkpoint_every=1"]
-    command = list(map(str, [*line, *options]))
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    result = forked.run(list(map(str, [*line, *options])), env=environment())
     assert result.returncode == 1
     said = " ".join(result.stderr.split())
     # The first step is one of finite numbers, if of large ones.

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image
 
 from idc_hub.dataset.parquet import read_rows
 from idc_hub.images.files import decode_png, write_png
+from tests import forked
 from tests.flow.hub_tools import Client
 from tests.hub_server import HubServer
 
@@ -50,14 +49,8 @@ def test_a_life(hub: HubServer, make_client: Callable[..., Client], tmp_path: Pa
     (tmp_path / "life.yaml").write_text(RECIPE)
 
     def idc(token: str, *arguments: str) -> Any:
-        result = subprocess.run(
-            [sys.executable, "-m", "idc_cli.main", *arguments, "--json"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | hub.environment(token, tmp_path / f"home-{token}"),
-            check=False,
-        )
+        environment = os.environ | hub.environment(token, tmp_path / f"home-{token}")
+        result = forked.run([*arguments, "--json"], env=environment, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
@@ -223,15 +224,25 @@ def test_a_batch_that_runs_out_of_memory_continues_in_halves_and_one_photograph_
 
 
 @pytest.mark.filterwarnings("ignore:.*photographs failed together .OutOfMemoryError")
-def test_real_sides_that_do_not_fit_together_are_made_in_halves() -> None:
+def test_real_sides_that_do_not_fit_together_are_made_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[RealSide] = weakref.WeakSet()
+    make = RealSide.__init__
+
+    def counted(self: RealSide, *arguments: Any, **options: Any) -> None:
+        alive.add(self)
+        make(self, *arguments, **options)
+
     class Crowded(SmallNetwork):
         """Has memory for the real sides of two photographs, but not of three."""
 
         def features(self, lr: Tensor, layer: int | str) -> Tensor:
-            gc.collect()
-            if sum(isinstance(each, RealSide) for each in gc.get_objects()) > 2:
+            if len(alive) > 2:
+                gc.collect()
+            if len(alive) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().features(lr, layer)
+
+    monkeypatch.setattr(RealSide, "__init__", counted)
 
     found = together([named(number) for number in range(4)], recipe(), Crowded())
     assert [each.batch for each in found.values()] == [2, 2, 2, 2]

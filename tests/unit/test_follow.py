@@ -105,7 +105,7 @@ def test_a_look_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Monke
     finish(run, run.instances[290])
     opened.clear()
     checked: list[Instance] = []
-    monkeypatch.setattr(run, "read_patches", checked.append)
+    monkeypatch.setattr(run, "check_patches", checked.append)
     assert follower.status()["finished"] == 291
     assert checked == [run.instances[290]]
     assert opened["metrics"] == 1
