@@ -45,6 +45,7 @@ from idc_hub.recipe_reader import (
     format_value,
     is_strangers,
     label_of,
+    real,
     sections_of,
     whole,
 )
@@ -73,6 +74,15 @@ def _layers(value: object) -> int | str | tuple[int | str, ...]:
     return layers
 
 
+def _scale(value: object) -> float | tuple[float, float]:
+    if not isinstance(value, list | tuple):
+        value = [value]
+    ends = [real(end) for end in value]
+    if len(ends) not in (1, 2) or not all(0 < end < math.inf for end in ends) or ends != sorted(set(ends)):
+        raise ValueError("should be a number above 0, or two in ascending order")
+    return ends[0] if len(ends) == 1 else (ends[0], ends[1])
+
+
 def _batch(value: object) -> int | str:
     try:
         size = 1 if value == "auto" else whole(value)
@@ -91,6 +101,10 @@ def _version_name(value: str) -> str:
 
 _Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=f"^{_MODULE_PATH}$")] | Numeral
 _Layers = _Layer | Annotated[list[_Layer], Field(min_length=1)]
+
+
+_Scale = Annotated[float, Field(gt=0)] | Numeral
+_Scales = _Scale | Annotated[list[_Scale], Field(min_length=1, max_length=2)]
 
 
 class Section(BaseModel):
@@ -202,12 +216,19 @@ class Loss(Section):
     """Weight of the amplitude in the distance of characteristic functions (equation 3, appendix C.1)."""
     beta: Weight = 0.8
     """Weight of the phase (equation 3, appendix C.1)."""
+    phase_penalty: Weight = 0.0
+    """Weight of the squared difference of phases, which is added to the distance of characteristic functions (FAST,
+    arXiv 2511.19476: 0.3). Unlike the phase in equation 3 it does not fade where the functions are small; it fades
+    below 0.05, where phases of so few samples are random. 0: off."""
     row_norm: Literal["row", "global", "none"] = "global"
     """Divide each sample by its own L2 norm, all samples by one norm of the real side, or none."""
     frequencies: Count = 1024
     """Number of frequencies t at which characteristic functions are compared (equation 3)."""
-    frequency_scale: Annotated[Real, Field(gt=0)] = 1.0
-    """Standard deviation of the frequencies."""
+    frequency_scale: Annotated[float | tuple[float, float], BeforeValidator(_scale, json_schema_input_type=_Scales)] = (
+        1.0
+    )
+    """Standard deviation of the frequencies; a range, such as [0.02, 1]: one deviation for each frequency, log-uniform
+    between the two. Small ones compare means and contrast, large ones detail; noise shows only at small ones."""
     frequency_kind: Literal["iid", "orthogonal"] = "iid"
     """Draw frequencies independently, or in blocks of orthogonal ones with the same distribution of each (Yu et al.,
     arXiv 1610.09072): less noise at the same number."""
@@ -319,6 +340,10 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 """What `preset: paper` fills in where a key is not given; all other values are the same in both presets."""
 
+LATER_KEYS: dict[str, Any] = {"loss.frequency_kind": "iid", "loss.phase_penalty": 0.0}
+"""Keys that are newer than some Runs. With these values, which is how such Runs were made, `lr_keys` leaves them out,
+so that the Runs keep their hash."""
+
 
 class Recipe(Section):
     """Everything that defines a condensation.
@@ -421,8 +446,9 @@ class Recipe(Section):
             keys |= {f"{section}.{key}": value for key, value in values[section].items()}
         if self.features.weights_sha256 is not None:
             del keys["features.network"]
-        if self.loss.frequency_kind == "iid":
-            del keys["loss.frequency_kind"]  # so that Runs from before this key keep their hash
+        for key, value in LATER_KEYS.items():
+            if keys[key] == value:
+                del keys[key]
         return keys
 
     @property
@@ -533,6 +559,9 @@ def _contradictions(
         yield keys, f"assignment.tile {tile} does not fit into a feature map of {usable} x {usable} pixels."
     if loss.alpha == loss.beta == 0:
         yield ["loss.alpha", "loss.beta"], "loss.alpha and loss.beta are both 0: nothing would be compared."
+    if loss.phase_penalty and loss.distance != "ncfd":
+        keys = ["loss.phase_penalty", "loss.distance"]
+        yield keys, f"loss.phase_penalty is part of loss.distance ncfd, not of {loss.distance}."
     if loss.instance_weight == loss.group_weight == loss.pair_weight == 0:
         keys = ["loss.instance_weight", "loss.group_weight", "loss.pair_weight"]
         yield keys, "loss.instance_weight, group_weight and pair_weight are 0: nothing would be optimized."

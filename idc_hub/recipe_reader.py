@@ -49,7 +49,7 @@ def whole(value: object) -> int:
     return int(exact)
 
 
-def _real(value: object) -> float:
+def real(value: object) -> float:
     """Read a number in any spelling: 0.01, 1e-2, "1e-2"."""
     return float(_number(value))
 
@@ -91,7 +91,7 @@ Numeral = Annotated[str, Field(pattern=f"^{_NUMERAL}$")]
 Whole = Annotated[int, BeforeValidator(whole, json_schema_input_type=int | Numeral)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 Odd = Annotated[Count, AfterValidator(_odd)]
-Real = Annotated[float, BeforeValidator(_real, json_schema_input_type=float | Numeral)]
+Real = Annotated[float, BeforeValidator(real, json_schema_input_type=float | Numeral)]
 Weight = Annotated[Real, Field(ge=0)]
 Fraction = Annotated[Real, Field(gt=0, lt=1)]
 Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str), Field(min_length=1)]

@@ -7,6 +7,7 @@ With a fixed bank of draws it is a table that is filled when a draw is first use
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -72,8 +73,8 @@ class Draw:
 
     Attributes:
         filters: Convolution filters of the transform, `[C_out, c, k, k]`.
-        freqs: `[T, C]`, each row from N(0, frequency_scale^2); `C` is `C_out` times the pixels per sample
-            (`transform.unfold`).
+        freqs: `[T, C]`, each row from N(0, s^2) with `s` from `loss.frequency_scale`; `C` is `C_out` times the pixels
+            per sample (`transform.unfold`).
     """
 
     filters: Tensor
@@ -94,7 +95,12 @@ class Draw:
         filters = draw_filters(recipe.transform, channels, rng)
         frequencies = {"iid": _independent_rows, "orthogonal": _orthogonal_rows}[recipe.loss.frequency_kind]
         freqs = frequencies(recipe.loss.frequencies, len(filters) * pixels, rng)
-        return cls(filters.to(device), freqs.to(device) * recipe.loss.frequency_scale)
+        scale = recipe.loss.frequency_scale
+        if isinstance(scale, tuple):
+            low, high = map(math.log, scale)
+            freqs = freqs * torch.empty(len(freqs), 1).uniform_(low, high, generator=rng).exp()
+            scale = 1.0
+        return cls(filters.to(device), freqs.to(device) * scale)
 
     def prepared(self, norm: Tensor | float, dtype: torch.dtype) -> Draw:
         """This draw with its filters divided by `norm`, in `dtype`, and in the memory layout that `convolve` uses."""

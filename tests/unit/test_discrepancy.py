@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from idc_hub.condensation import discrepancy
-from idc_hub.condensation.discrepancy import cf_distance, membership, segment_sums, set_distance, set_sums
+from idc_hub.condensation.discrepancy import (
+    cf_distance,
+    membership,
+    phase_penalty,
+    segment_sums,
+    set_distance,
+    set_sums,
+)
 from idc_hub.recipe import Loss
 
 
@@ -153,3 +160,50 @@ def test_every_distance_has_the_right_slope_and_none_at_equal_sets(kind: str) ->
     assert torch.isfinite(same.grad).all()
     if kind != "ncfd":  # a square root, whose slope jumps there
         assert float(same.grad.abs().max()) < 1e-12
+
+
+def test_the_phase_penalty_is_the_squared_angle_where_phases_are_defined() -> None:
+    real, syn, freqs = samples()
+    total, plain = 0.0, slow_ncfd(real.numpy(), syn.numpy(), freqs.numpy(), 0.2, 0.8)
+    for t in freqs.numpy():
+        a, b = (sum(cmath.exp(1j * float(t @ row)) for row in rows.numpy()) / len(rows) for rows in (real, syn))
+        angle = math.remainder(cmath.phase(a) - cmath.phase(b), 2 * math.pi)
+        total += angle**2 * abs(a * b) / (abs(a * b) + 0.05**2) / len(freqs)
+    assert total > 0.1
+    assert float(between("ncfd", real, syn, freqs, phase_penalty=0.3)) == pytest.approx(plain + 0.3 * total, rel=1e-9)
+    single = between("ncfd", real.float(), syn.float(), freqs.float(), phase_penalty=0.3)
+    assert float(single) == pytest.approx(plain + 0.3 * total, rel=1e-4)
+
+
+def test_the_phase_penalty_tells_small_functions_apart_that_the_distance_hardly_does() -> None:
+    """The distance of functions with opposite phases is proportional to their amplitude, the penalty is pi^2 w."""
+    for amplitude, share in [(0.5, 0.99), (0.05, 0.5), (0.005, 0.0099)]:
+        a = torch.tensor([amplitude + 0j], dtype=torch.complex128)
+        assert float(phase_penalty(a, -a)) == pytest.approx(share * math.pi**2, rel=1e-3)
+        assert float(phase_penalty(a, 3 * a)) == 0
+
+
+def test_the_phase_penalty_has_the_slope_of_the_angle_and_none_of_its_weight() -> None:
+    rng = torch.Generator().manual_seed(2)
+    real, syn = (torch.randn(12, 2, generator=rng, dtype=torch.float64) * 0.3 for _ in range(2))
+    syn.requires_grad_()
+    a, b = torch.view_as_complex(real), torch.view_as_complex(syn)
+    phase_penalty(a, b).backward()
+    assert syn.grad is not None
+    product = (a * b.conj()).abs().detach()
+    angle = (a * b.conj()).angle()
+    (slope,) = torch.autograd.grad((product / (product + 0.05**2) * angle.square()).mean(), syn)
+    assert torch.allclose(syn.grad, slope)
+    # An angle does not change along its ray: the penalty cannot be lowered by a smaller amplitude.
+    assert torch.allclose((syn.grad * syn.detach()).sum(1), torch.zeros(12, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 1e-30, 1e-10, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_slope_of_the_phase_penalty_is_bounded_where_functions_vanish(amplitude: float, dtype: torch.dtype) -> None:
+    real = torch.tensor([[0.3, 0.4], [0.0, 0.0], [-0.5, 0.0]], dtype=dtype)
+    syn = (amplitude * torch.tensor([[-0.6, 0.8], [1.0, 0.0], [1.0, 0.0]], dtype=dtype)).requires_grad_()
+    phase_penalty(torch.view_as_complex(real), torch.view_as_complex(syn)).backward()
+    assert syn.grad is not None
+    # The slope of the squared angle is at most 2 pi / |b|, that of the weight |a||b| / 0.05^2, and T is 3.
+    assert float(syn.grad.norm(dim=1).max()) <= 1.001 * 2 * math.pi * 0.5 / 0.05**2 / 3

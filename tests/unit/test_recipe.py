@@ -155,6 +155,26 @@ class TestSpellings:
     assert stacked.lr_recipe_hash != make(features={"layer": ["pixels", 3]}).lr_recipe_hash
 
 
+class TestFrequencyScale:
+    @pytest.mark.parametrize(
+        ("given", "scale"), [(1, 1.0), ("2e-2", 0.02), ([0.5], 0.5), (["0.02", 1], (0.02, 1.0)), ((0.1, 3), (0.1, 3.0))]
+    )
+    def test_a_number_or_a_range(self, given: object, scale: object) -> None:
+        recipe = make(loss={"frequency_scale": given})
+        assert recipe.loss.frequency_scale == scale
+        assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+        assert jsonschema.Draft202012Validator(recipe_schema()).is_valid(yaml.safe_load(recipe.to_yaml()))
+
+    @pytest.mark.parametrize(
+        "given", [0, -1, [], [1, 0.5], [1, 1], [0, 1], [0.1, 0.2, 0.3], [0.1, "1e999"], float("nan")]
+    )
+    def test_nothing_else(self, given: object) -> None:
+        with pytest.raises(
+            RecipeError, match=r"loss\.frequency_scale .*should be a number above 0, or two in ascending"
+        ):
+            make(loss={"frequency_scale": given})
+
+
 class TestBatch:
     @pytest.mark.parametrize(("given", "batch"), [(1, 1), ("8", 8), ("1e1", 10), ("auto", "auto")])
     def test_a_number_or_auto(self, given: object, batch: object) -> None:
@@ -218,6 +238,7 @@ class TestRefusals:
                 {"loss": dict.fromkeys(("instance_weight", "group_weight", "pair_weight"), 0)},
                 "nothing would be optimized",
             ),
+            ({"loss": {"phase_penalty": 0.3, "distance": "mmd"}}, "loss.phase_penalty is part of loss.distance ncfd"),
             ({"transform": {"unfold": "patches"}}, "leaves no tiles to group and pair"),
         ],
     )
@@ -433,9 +454,10 @@ class TestHash:
         values = make().model_dump()
         expected = {f"{section}.{key}" for section in LR_SECTIONS for key in values[section]}
         expected |= {"method", "scale", "seed"}
-        assert make(loss={"frequency_kind": "orthogonal"}).lr_keys().keys() == expected
-        # Runs from before this key keep their hash.
-        assert make().lr_keys().keys() == expected - {"loss.frequency_kind"}
+        later = {"loss": {"frequency_kind": "orthogonal", "phase_penalty": 0.3}}
+        assert make(**later).lr_keys().keys() == expected
+        # Runs from before these keys keep their hash.
+        assert make().lr_keys().keys() == expected - {f"{s}.{key}" for s, keys in later.items() for key in keys}
 
     @pytest.mark.parametrize(
         "change",
