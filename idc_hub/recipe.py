@@ -277,13 +277,13 @@ class AssignmentSettings(Section):
 
 
 class Optimizer(Section):
-    """Adam on the pixels of the synthetic patches, which are clamped to [0, 1] after every step (appendix C.1)."""
+    """Adam on the synthetic patches, which are clamped to [0, 1] after every step (appendix C.1)."""
 
     steps: Count = 200
     """Optimization steps per photograph (appendix C.1: 20k). Few small steps keep patches that start as real ones
     natural."""
     learning_rate: Annotated[Real, Field(gt=0)] = 1e-3
-    """Adam's step size, in pixel values of [0, 1] (appendix C.1: 1e-2)."""
+    """Adam's step size, in pixel values of [0, 1] (appendix C.1: 1e-2); for parametrization maco in radians."""
     milestones: Annotated[
         tuple[Fraction, ...], BeforeValidator(as_list, json_schema_input_type=list[Fraction] | Fraction)
     ] = (0.75, 0.85, 0.95)
@@ -293,6 +293,10 @@ class Optimizer(Section):
     initial: Literal["noise", "real", "cf-greedy"] = "cf-greedy"
     """Synthetic patches at the start: noise, random real patches, or the real patches whose joint characteristic
     function is closest to the whole photograph's."""
+    parametrization: Literal["pixels", "fourier", "maco"] = "pixels"
+    """What Adam changes: pixels, the Fourier spectrum in decorrelated colors, divided by 1/f so that coarse structures
+    change more than fine ones, or only the phases of that spectrum, with the photograph's mean magnitudes (MACO, arXiv
+    2306.06805). With the last two, initial noise has a natural spectrum and the photograph's colors."""
 
     def milestone_steps(self) -> tuple[int, ...]:
         """Steps, counted from 0, at which the learning rate is multiplied by gamma."""
@@ -340,7 +344,11 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 """What `preset: paper` fills in where a key is not given; all other values are the same in both presets."""
 
-LATER_KEYS: dict[str, Any] = {"loss.frequency_kind": "iid", "loss.phase_penalty": 0.0}
+LATER_KEYS: dict[str, Any] = {
+    "loss.frequency_kind": "iid",
+    "loss.phase_penalty": 0.0,
+    "optimizer.parametrization": "pixels",
+}
 """Keys that are newer than some Runs. With these values, which is how such Runs were made, `lr_keys` leaves them out,
 so that the Runs keep their hash."""
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, proportional_quotas
 from idc_hub.condensation.objective import Objective
+from idc_hub.condensation.parametrization import Spectrum
 from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator, non_finite_features
 from idc_hub.condensation.state import State, Watch
 from idc_hub.condensation.step import TERMS, Step
@@ -198,7 +199,7 @@ class Member:
         device = next(network.parameters()).device
         self.real = RealSide(photograph.lr.to(device), network, recipe, photograph.instance_id)
         self.grid = replace(self.real.grid, patches=photograph.count)
-        self.state = photograph.resume or State.start(initial_patches(self.real, photograph.count), len(self.grid))
+        self.state = photograph.resume or initial_state(self.real, self.grid)
         self.event: tuple[int, Assignment] | None = None
         self.objective = Objective(self.real, self.grid, recipe)
         self.objective.take_partners(self.state.assignment)
@@ -353,17 +354,24 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.optimizer.learning_rate * recipe.optimizer.gamma**passed
 
 
-def initial_patches(real: RealSide, count: int) -> Tensor:
+def initial_state(real: RealSide, grid: TileGrid) -> State:
+    """The state before the first step: the initial patches in their parametrization (`optimizer.parametrization`)."""
+    spectrum = Spectrum.of(real.lr, real.recipe.optimizer.parametrization)
+    return State.start(initial_patches(real, grid.patches, spectrum), len(grid), spectrum)
+
+
+def initial_patches(real: RealSide, count: int, spectrum: Spectrum | None = None) -> Tensor:
     """The patches before the first step, float32 `[count, 3, h, w]` in [0, 1] (`optimizer.initial`).
 
-    `noise` is N(0.5, 0.25) clamped, as in the released code of NCFM, which introduced the distance; `real` is a random
-    subset of the real patches; `cf-greedy` is `RealSide.greedy_subset`.
+    `noise` is N(0.5, 0.25) clamped, as in the released code of NCFM, which introduced the distance, or such noise with
+    a spectrum (`Spectrum.shaped`); `real` is a random subset of the real patches; `cf-greedy` is
+    `RealSide.greedy_subset`.
     """
     recipe = real.recipe
     if recipe.optimizer.initial == "noise":
         rng = generator(recipe.seed, real.instance_id, "initial")
-        noise = torch.randn((count, *real.lr.shape[1:]), generator=rng)
-        return (noise * 0.25 + 0.5).clamp(0, 1).to(real.features.device)
+        noise = 0.25 * torch.randn((count, *real.lr.shape[1:]), generator=rng)
+        return (spectrum.shaped(noise) if spectrum else noise + 0.5).clamp(0, 1).to(real.features.device)
     if recipe.optimizer.initial == "cf-greedy":
         chosen = real.greedy_subset(count)
     else:

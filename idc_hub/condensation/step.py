@@ -23,7 +23,7 @@ TERMS = ("instance", "group", "pair")
 class Step:
     """A step of Adam for photographs that are all at the same step.
 
-    The network treats every patch alone, every photograph has its own loss, and Adam works on every pixel alone: a
+    The network treats every patch alone, every photograph has its own loss, and Adam works on every parameter alone: a
     photograph's result does not depend on its neighbors, except for rounding. Shapes change only at assignment events
     and when photographs join or leave; make a new `Step` then.
 
@@ -46,8 +46,8 @@ class Step:
         fixed: bool | None = None,
     ) -> None:
         self.members, self.network, self.recipe = members, network, recipe
-        self.patches = [state.patches.requires_grad_() for state, _, _ in members]
-        self.device = self.patches[0].device
+        self.parameters = [state.parameters.requires_grad_() for state, _, _ in members]
+        self.device = self.parameters[0].device
         on_gpu = self.device.type == "cuda"
         # Joint statistics make the real side depend on the features, so that nothing can be copied in advance.
         wanted = on_gpu and recipe.workers.cuda_graph if fixed is None else fixed
@@ -116,9 +116,10 @@ class Step:
 
     def _advance(self, step: int, inputs: list[Inputs | None], measured: bool) -> list[dict[str, float]]:
         self.optimizer.zero_grad()
-        raw = extract(self.network, torch.cat(self.patches), self.recipe, whole=len(self.members) > 1)
+        patches = [state.patches for state, _, _ in self.members]
+        raw = extract(self.network, torch.cat(patches), self.recipe, whole=len(self.members) > 1)
         losses, gradients, measurements = [], [], []
-        pieces = raw.split([len(patches) for patches in self.patches])
+        pieces = raw.split([len(each) for each in patches])
         for (_, objective, _), piece, given in zip(self.members, pieces, inputs, strict=True):
             # Ending each photograph's graph at its features frees it before the next one's is made.
             maps = piece.detach().requires_grad_()
@@ -129,31 +130,32 @@ class Step:
             loss: Tensor = sum(values.values())  # type: ignore[assignment]
             losses.append(loss.detach())
             gradients.append(torch.autograd.grad(loss, maps)[0])
-        lines = self._measure(raw, measurements) if measured else []
+        lines = _measure(raw, patches, measurements) if measured else []
         raw.backward(_joined(gradients))
         for (_, _, watch), loss in zip(self.members, losses, strict=True):
             watch.note(loss)
         self.optimizer.step()
-        for patches in self.patches:
-            patches.data.clamp_(0, 1)
+        for state, _, _ in self.members:
+            state.clamp()
         return lines
 
-    def _measure(
-        self, raw: Tensor, measurements: list[tuple[dict[str, Tensor], dict[str, Tensor]]]
-    ) -> list[dict[str, float]]:
-        """Values of the terms, and norms of the weighted terms' gradients in the pixels; one backward pass per term."""
-        lines = [{term: float(value.detach()) for term, value in terms.items()} for terms, _ in measurements]
-        for term in TERMS:
-            found = [gradients.get(term) for _, gradients in measurements]
-            if all(gradient is None for gradient in found):
-                continue
-            pieces = raw.detach().split([len(patches) for patches in self.patches])
-            full = [torch.zeros_like(p) if g is None else g for p, g in zip(pieces, found, strict=True)]
-            in_pixels = torch.autograd.grad(raw, self.patches, _joined(full), retain_graph=True)
-            for line, gradient, known in zip(lines, in_pixels, found, strict=True):
-                if known is not None:
-                    line[f"gradient_{term}"] = float(gradient.norm())
-        return lines
+
+def _measure(
+    raw: Tensor, patches: list[Tensor], measurements: list[tuple[dict[str, Tensor], dict[str, Tensor]]]
+) -> list[dict[str, float]]:
+    """Values of the terms, and norms of the weighted terms' gradients in the pixels; one backward pass per term."""
+    lines = [{term: float(value.detach()) for term, value in terms.items()} for terms, _ in measurements]
+    for term in TERMS:
+        found = [gradients.get(term) for _, gradients in measurements]
+        if all(gradient is None for gradient in found):
+            continue
+        pieces = raw.detach().split([len(each) for each in patches])
+        full = [torch.zeros_like(p) if g is None else g for p, g in zip(pieces, found, strict=True)]
+        in_pixels = torch.autograd.grad(raw, patches, _joined(full), retain_graph=True)
+        for line, gradient, known in zip(lines, in_pixels, found, strict=True):
+            if known is not None:
+                line[f"gradient_{term}"] = float(gradient.norm())
+    return lines
 
 
 def _gradients_of_terms(values: dict[str, Tensor], maps: Tensor) -> dict[str, Tensor]:
@@ -172,12 +174,12 @@ def _joined(gradients: list[Tensor]) -> Tensor:
 
 
 def _adam(states: list[State], *, capturable: bool) -> torch.optim.Adam:
-    """Adam on the patches of all photographs, with the moments of their states."""
-    rate = torch.zeros((), device=states[0].patches.device) if capturable else 0.0
-    patches = [state.patches for state in states]
-    optimizer = torch.optim.Adam(patches, lr=rate, foreach=False, capturable=capturable, fused=capturable)
+    """Adam on the parameters of all photographs, with the moments of their states."""
+    rate = torch.zeros((), device=states[0].parameters.device) if capturable else 0.0
+    parameters = [state.parameters for state in states]
+    optimizer = torch.optim.Adam(parameters, lr=rate, foreach=False, capturable=capturable, fused=capturable)
     for state in states:
         if capturable:
-            state.adam["step"] = state.adam["step"].to(state.patches.device)
-        optimizer.state[state.patches] = state.adam
+            state.adam["step"] = state.adam["step"].to(state.parameters.device)
+        optimizer.state[state.parameters] = state.adam
     return optimizer

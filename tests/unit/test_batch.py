@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from idc_hub.condensation.condense import Condensed, Photograph, Stopped, condense_batch, learning_rate
 from idc_hub.condensation.objective import Objective
+from idc_hub.condensation.parametrization import Spectrum
 from idc_hub.condensation.real_side import RealSide
 from idc_hub.condensation.state import State, Watch
 from idc_hub.condensation.step import Step
@@ -103,8 +104,10 @@ def agree(found: Condensed, alone: Condensed, share: float = 1.0) -> None:
         recipe(features={"statistics": "joint"}),
         recipe(transform={"unfold": "tiles", "padding": "valid"}),
         recipe(loss={"group_weight": 0, "pair_weight": 0, "distance": "mse"}),
+        recipe(optimizer={"parametrization": "fourier"}, loss={"phase_penalty": 0.3, "frequency_scale": [0.02, 1]}),
+        recipe(optimizer={"parametrization": "maco"}),
     ],
-    ids=["default", "paper", "own", "joint", "tiles", "mse"],
+    ids=["default", "paper", "own", "joint", "tiles", "mse", "fourier", "maco"],
 )
 def test_batches_of_one_three_and_eight_give_the_same_patches(spec: Recipe) -> None:
     photographs = [named(number) for number in range(8)]
@@ -271,7 +274,8 @@ def members(numbers: Sequence[int], network: nn.Module, spec: Recipe) -> list[tu
         real = RealSide(each.lr.to(device), network, spec, each.instance_id)
         grid = replace(real.grid, patches=each.count)
         noise = torch.rand(each.count, *each.lr.shape[1:], generator=torch.Generator().manual_seed(number))
-        state = State.start(noise.to(device), len(grid))
+        spectrum = Spectrum.of(real.lr, spec.optimizer.parametrization)
+        state = State.start(noise.to(device), len(grid), spectrum)
         if spec.loss.group_weight or spec.loss.pair_weight:
             state.assignment.group[::2] = torch.arange(len(state.assignment.group[::2])) % len(real.centroids)
             state.assignment.partner[::4] = torch.arange(len(state.assignment.partner[::4])) % len(real.grid)
@@ -393,7 +397,7 @@ def refuse_surprises(network: nn.Module, spec: Recipe, *, fixed: bool) -> None:
     inputs = [[objective.inputs(n, objective.real.statistics) for _, objective, _ in prepared] for n in range(3)]
     seen: dict[int, Any] = {}
     step = Step(moved(prepared, "meta", seen), deepcopy(network).to("meta"), spec, fixed=fixed)
-    step.optimizer = PlainAdam(step.patches)  # type: ignore[assignment]
+    step.optimizer = PlainAdam(step.parameters)  # type: ignore[assignment]
     shapes = []
     for number, given in enumerate(inputs):
         for (_, objective, _), own in zip(step.members, moved(given, "meta", seen), strict=True):
@@ -424,8 +428,10 @@ def test_a_step_through_every_extractor_stays_on_its_device(name: str, fixed: bo
         recipe(features={"statistics": "own"}, loss={"frequency_kind": "orthogonal"}),
         recipe(transform={"unfold": "tiles", "padding": "valid"}),
         recipe(transform={"kind": "dwt"}, loss={"distance": "mmd", "draws": "fresh"}),
+        recipe(optimizer={"parametrization": "fourier"}, loss={"phase_penalty": 0.3, "frequency_scale": [0.02, 1]}),
+        recipe(optimizer={"parametrization": "maco"}),
     ],
-    ids=["bf16", "orthogonal", "tiles", "dwt"],
+    ids=["bf16", "orthogonal", "tiles", "dwt", "fourier", "maco"],
 )
 def test_a_step_of_every_kind_stays_on_its_device(spec: Recipe) -> None:
     refuse_surprises(SmallNetwork(), spec, fixed=True)

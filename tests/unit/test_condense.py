@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -287,13 +288,17 @@ def test_condensing_beats_random_real_patches_on_draws_it_never_saw() -> None:
     assert condensed.held_out < 0.7 * condensed.held_out_random
 
 
-@pytest.mark.parametrize("initial", ["noise", "real", "cf-greedy"])
-def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(initial: str) -> None:
-    spec = recipe(optimizer__initial=initial, loss__draws="bank")
-    saved: list[dict[str, Tensor]] = []
-    whole = condense(spec, checkpoint=lambda state: saved.append({k: v.clone() for k, v in state.to_tensors().items()}))
-    assert [int(state["step"]) for state in saved] == [7, 14]
-    for state in saved:
+@pytest.mark.parametrize(
+    ("initial", "parametrization"),
+    [("noise", "pixels"), ("real", "pixels"), ("cf-greedy", "pixels"), ("noise", "fourier"), ("real", "maco")],
+)
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(initial: str, parametrization: str) -> None:
+    spec = recipe(optimizer__initial=initial, optimizer__parametrization=parametrization, loss__draws="bank")
+    saved: list[bytes] = []
+    whole = condense(spec, checkpoint=lambda state: saved.append(safetensors.torch.save(state.to_tensors())))
+    states = [safetensors.torch.load(file) for file in saved]
+    assert [int(state["step"]) for state in states] == [7, 14]
+    for state in states:
         resumed = condense(spec, resume=State.from_tensors(state))
         assert torch.equal(resumed.patches, whole.patches)
         assert resumed.held_out == whole.held_out
@@ -344,6 +349,8 @@ SWITCHES = [
     ("loss__pair_reduction", "literal"),
     ("optimizer__initial", "real"),
     ("optimizer__initial", "cf-greedy"),
+    ("optimizer__parametrization", "fourier"),
+    ("optimizer__parametrization", "maco"),
 ]
 
 

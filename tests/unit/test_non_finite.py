@@ -363,7 +363,7 @@ def test_moments_that_overflow_are_noticed() -> None:
 def test_watching_asks_the_device_for_nothing_between_two_looks() -> None:
     state = State.start(torch.rand(2, 3, 8, 8), 4)
     watch = Watch(state, recipe(), "photo")
-    state.patches.grad = torch.ones_like(state.patches)
+    state.parameters.grad = torch.ones_like(state.parameters)
     with Asked() as asked:
         watch.note(torch.zeros(()))
     assert asked.found == []

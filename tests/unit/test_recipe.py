@@ -454,7 +454,10 @@ class TestHash:
         values = make().model_dump()
         expected = {f"{section}.{key}" for section in LR_SECTIONS for key in values[section]}
         expected |= {"method", "scale", "seed"}
-        later = {"loss": {"frequency_kind": "orthogonal", "phase_penalty": 0.3}}
+        later: dict[str, Any] = {
+            "loss": {"frequency_kind": "orthogonal", "phase_penalty": 0.3},
+            "optimizer": {"parametrization": "maco"},
+        }
         assert make(**later).lr_keys().keys() == expected
         # Runs from before these keys keep their hash.
         assert make().lr_keys().keys() == expected - {f"{s}.{key}" for s, keys in later.items() for key in keys}
