@@ -290,9 +290,10 @@ class Optimizer(Section):
     """When gamma is applied, as fractions of the steps (appendix C.1: 15k, 17k and 19k of 20k)."""
     gamma: Annotated[Real, Field(gt=0, le=1)] = 0.1
     """Factor on the learning rate at each milestone (appendix C.1: 0.1)."""
-    initial: Literal["noise", "real", "cf-greedy"] = "cf-greedy"
-    """Synthetic patches at the start: noise, random real patches, or the real patches whose joint characteristic
-    function is closest to the whole photograph's."""
+    initial: Literal["noise", "leaves", "real", "cf-greedy"] = "cf-greedy"
+    """Synthetic patches at the start: noise, dead leaves (random disks that hide one another: natural edges and
+    spectrum without a photograph), random real patches, or the real patches whose joint characteristic function is
+    closest to the whole photograph's."""
     parametrization: Literal["pixels", "fourier", "maco"] = "pixels"
     """What Adam changes: pixels, the Fourier spectrum in decorrelated colors, divided by 1/f so that coarse structures
     change more than fine ones, or only the phases of that spectrum, with the photograph's mean magnitudes (MACO, arXiv

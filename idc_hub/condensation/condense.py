@@ -24,10 +24,11 @@ from torch import Tensor
 from idc_hub.condensation.assignment import Assignment, TileGrid, event_share, proportional_quotas
 from idc_hub.condensation.objective import Objective
 from idc_hub.condensation.parametrization import Spectrum
-from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator, non_finite_features
+from idc_hub.condensation.real_side import HELD_OUT_DRAWS, RealSide, extract, generator, non_finite_features, seed_of
 from idc_hub.condensation.state import State, Watch
 from idc_hub.condensation.step import TERMS, Step
 from idc_hub.errors import one_line
+from idc_hub.images.leaves import dead_leaves
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Recipe
@@ -364,14 +365,17 @@ def initial_patches(real: RealSide, count: int, spectrum: Spectrum | None = None
     """The patches before the first step, float32 `[count, 3, h, w]` in [0, 1] (`optimizer.initial`).
 
     `noise` is N(0.5, 0.25) clamped, as in the released code of NCFM, which introduced the distance, or such noise with
-    a spectrum (`Spectrum.shaped`); `real` is a random subset of the real patches; `cf-greedy` is
-    `RealSide.greedy_subset`.
+    a spectrum (`Spectrum.shaped`); `leaves` are `dead_leaves`; `real` is a random subset of the real patches;
+    `cf-greedy` is `RealSide.greedy_subset`.
     """
     recipe = real.recipe
     if recipe.optimizer.initial == "noise":
         rng = generator(recipe.seed, real.instance_id, "initial")
         noise = 0.25 * torch.randn((count, *real.lr.shape[1:]), generator=rng)
         return (spectrum.shaped(noise) if spectrum else noise + 0.5).clamp(0, 1).to(real.features.device)
+    if recipe.optimizer.initial == "leaves":
+        leaves = dead_leaves(count, real.lr.shape[-1], seed_of(recipe.seed, real.instance_id, "initial"))
+        return torch.from_numpy(leaves).to(real.lr.device).float() / 255
     if recipe.optimizer.initial == "cf-greedy":
         chosen = real.greedy_subset(count)
     else:

@@ -290,7 +290,7 @@ def test_condensing_beats_random_real_patches_on_draws_it_never_saw() -> None:
 
 @pytest.mark.parametrize(
     ("initial", "parametrization"),
-    [("noise", "pixels"), ("real", "pixels"), ("cf-greedy", "pixels"), ("noise", "fourier"), ("real", "maco")],
+    [("noise", "pixels"), ("real", "pixels"), ("cf-greedy", "pixels"), ("leaves", "fourier"), ("noise", "maco")],
 )
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(initial: str, parametrization: str) -> None:
     spec = recipe(optimizer__initial=initial, optimizer__parametrization=parametrization, loss__draws="bank")
@@ -347,6 +347,7 @@ SWITCHES = [
     ("loss__draws", "fresh"),
     ("loss__group_reduction", "mean"),
     ("loss__pair_reduction", "literal"),
+    ("optimizer__initial", "leaves"),
     ("optimizer__initial", "real"),
     ("optimizer__initial", "cf-greedy"),
     ("optimizer__parametrization", "fourier"),
@@ -451,6 +452,21 @@ def test_only_patches_with_edges_above_the_mean_are_represented() -> None:
     assert torch.equal(real.features, alone.features)
     flat = torch.full_like(patches, 80)  # nothing is above the mean where all are equal, so all stay
     assert len(RealSide(flat, network, recipe(patches__complexity="above-mean"), "photo").lr) == 9
+
+
+def test_initial_leaves_depend_on_the_photographs_id_and_the_seed_but_on_none_of_its_pixels() -> None:
+    def leaves(spec: Recipe, name: str, lr: Tensor) -> Tensor:
+        return (initial_patches(RealSide(lr, SmallNetwork(), spec, name), 3) * 255).round().byte()
+
+    spec = recipe(optimizer__initial="leaves")
+    found = leaves(spec, "photo", photograph())
+    assert torch.equal(found, leaves(spec, "photo", photograph().flip(-1) // 2))
+    assert len(found.unique(dim=0)) == 3
+    others = (
+        leaves(spec, "another", photograph()),
+        leaves(recipe(optimizer__initial="leaves", seed=1), "photo", photograph()),
+    )
+    assert not any(torch.equal(found, other) for other in others)
 
 
 def test_initial_patches_are_noise_in_range_or_real_patches() -> None:
