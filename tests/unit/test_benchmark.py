@@ -257,6 +257,27 @@ def test_the_example_plan_is_right() -> None:
     assert len(plan.cells()) == 3 * (3 * 2 + 2 + 6 * 2 + 2)  # random, whole, six sets at two ratios, two at one
 
 
+def test_the_levers_are_pulled_one_at_a_time() -> None:
+    plan = Plan.load(REPOSITORY / "benchmarks" / "levers.yaml")
+    assert len(plan.cells()) == 3 * len(plan.sets)
+    recipes = {cell.set: plan.recipe_of(cell) for cell in plan.cells() if plan.sets[cell.set].recipe}
+    changed = {
+        name: [line.split()[0] for line in recipes["leaves"].differing(recipe)] for name, recipe in recipes.items()
+    }
+    assert changed == {
+        "leaves": [],
+        "idc": ["optimizer.learning_rate", "optimizer.initial"],
+        "noise": ["optimizer.initial"],
+        "leaves-400": ["optimizer.steps"],
+        "phase": ["loss.phase_penalty"],
+        "range": ["loss.frequency_scale"],
+        "layers": ["features.layer"],
+        "layers-range": ["features.layer", "loss.frequency_scale"],
+        "fourier": ["optimizer.parametrization"],
+        "maco": ["optimizer.learning_rate", "optimizer.parametrization"],
+    }
+
+
 def test_published_rows_agree_where_two_tables_print_the_same_experiment() -> None:
     """SwinIR at 10 % stands in tables 1 and 8, the default variant in 2, 4 and 7, teacher MambaIRv2 in 1 and 5."""
 
