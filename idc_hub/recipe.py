@@ -61,7 +61,9 @@ def _layer(value: object) -> int | str:
     except ValueError:
         block = 0
     if block < 1:
-        raise ValueError("should be pixels, first, last, body, the path of a module or the number of a block, from 1")
+        raise ValueError(
+            "should be pixels, residual, first, last, body, the path of a module or the number of a block, from 1"
+        )
     return block
 
 
@@ -165,7 +167,8 @@ class Features(Section):
     """The layer whose output is the feature map: a block counted from 1, the first, the last (appendix C.1), or the
     body, which ends with the closing convolution and the skip connection. Early blocks represent color best. Of any
     network: the path of an inner module, such as layers.3 (as in PyTorch's `named_modules`). `pixels` are the LR pixels
-    themselves. A list of layers stacks their maps: [pixels, first]."""
+    themselves, `residual` what the network's SR output adds to bicubic upscaling. A list of layers stacks their maps:
+    [pixels, first]."""
     statistics: Literal["real", "own", "joint", "none"] = "real"
     """Mean and deviation that normalize the channels of the feature maps (batch normalization, section 3.2): those
     of the real patches, each side's own, those of both sides together, or none."""

@@ -16,6 +16,8 @@ LAYERS = ("first", "last", "norm", "body")
 """Layer names of our networks; they take precedence over inner modules with the same name."""
 PIXELS = "pixels"
 """The layer name for the network's input."""
+RESIDUAL = "residual"
+"""The layer name for what the network's output adds to bicubic upscaling: nearly all of it at edges."""
 
 Layer = int | str
 
@@ -72,13 +74,26 @@ def feature_maps(network: nn.Module, lr: Tensor, layer: Layer | tuple[Layer, ...
     Args:
         network: An `Extractor`'s network.
         lr: Float `[B, 3, h, w]` in [0, 1].
-        layer: Passed to `network.features`; "pixels" is `lr` itself. A tuple concatenates its layers' channels.
+        layer: Passed to `network.features`; "pixels" is `lr` itself, and "residual" the SR network's output minus
+            bicubic upscaling, `[B, 3 * scale^2, h, w]`. A tuple concatenates its layers' channels.
 
     Returns:
         `[B, c, h, w]`.
     """
-    maps = [lr if name == PIXELS else network.features(lr, name) for name in _listed(layer)]  # type: ignore[operator]
+    maps = [_feature_map(network, lr, name) for name in _listed(layer)]
     return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+
+def _feature_map(network: nn.Module, lr: Tensor, layer: Layer) -> Tensor:
+    if layer == PIXELS:
+        return lr
+    if layer == RESIDUAL:
+        sr: Tensor = network(lr)
+        scale = sr.shape[-1] // lr.shape[-1]
+        bicubic = nn.functional.interpolate(lr, scale_factor=scale, mode="bicubic")
+        return nn.functional.pixel_unshuffle(sr - bicubic, scale)
+    found: Tensor = network.features(lr, layer)  # type: ignore[operator]
+    return found
 
 
 def _listed(layer: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -97,6 +112,11 @@ class Tapped(nn.Module):
         super().__init__()
         self.network = network
         self.name = name
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """The network's output."""
+        sr: Tensor = self.network(lr)
+        return sr
 
     def features(self, lr: Tensor, layer: int | str) -> Tensor:
         """An inner module's first output. The forward pass stops there.

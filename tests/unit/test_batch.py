@@ -437,6 +437,10 @@ def test_a_step_of_every_kind_stays_on_its_device(spec: Recipe) -> None:
     refuse_surprises(SmallNetwork(), spec, fixed=True)
 
 
+def test_a_step_through_several_layers_stays_on_its_device() -> None:
+    refuse_surprises(create("edsr-small"), recipe(features={"layer": ["pixels", "first", "residual"]}), fixed=True)
+
+
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_a_step_of_every_recipe_stays_on_its_device(name: str) -> None:
     values = Recipe.load(name, ["source.path=photographs"]).model_dump(mode="json")

@@ -272,6 +272,7 @@ def test_the_levers_are_pulled_one_at_a_time() -> None:
         "phase": ["loss.phase_penalty"],
         "range": ["loss.frequency_scale"],
         "layers": ["features.layer"],
+        "residual": ["features.layer"],
         "layers-range": ["features.layer", "loss.frequency_scale"],
         "fourier": ["optimizer.parametrization"],
         "maco": ["optimizer.learning_rate", "optimizer.parametrization"],

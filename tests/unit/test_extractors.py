@@ -228,6 +228,27 @@ def test_a_stack_may_hold_inner_modules_and_says_which_one_is_missing() -> None:
         load_extractor("edsr-small", ("pixels", 12), scale=4, size=16)
 
 
+@pytest.mark.parametrize("layer", ["residual", "body.2.conv1"])
+def test_the_residual_is_what_the_network_adds_to_bicubic(layer: str) -> None:
+    """Beside an inner module the network is `Tapped`."""
+    network = load_extractor(
+        "edsr-small", ("first" if layer == "residual" else layer, "residual"), scale=4, size=16
+    ).network
+    lr = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    found = nn.functional.pixel_shuffle(feature_maps(network, lr, "residual"), 4)
+    bicubic = nn.functional.interpolate(lr, scale_factor=4, mode="bicubic")
+    assert torch.allclose(found + bicubic, networks.load("edsr-small")(lr), atol=1e-5)
+
+
+def test_a_network_that_is_no_sr_network_has_no_residual() -> None:
+    with pytest.raises(NetworkError, match="failed on a patch of 16 x 16 pixels"):
+        load_extractor(f"{__name__}:build_classifier", "residual", scale=4, size=16)
+
+
+def build_classifier(scale: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 10))
+
+
 def test_condensation_sees_what_only_pixels_show() -> None:
     """A network that is blind to color leaves a wrong color alone; with the pixels beside it, it does not."""
 
