@@ -1,6 +1,7 @@
 """A GPU computes what a CPU does. Needs no more than torch, numpy, scipy, safetensors, pyyaml, pydantic and pytest."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -14,11 +15,21 @@ from tests.unit.test_batch import EXTRACTORS, members, named, recipe, together
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", EXTRACTORS)
-def test_a_step_is_a_cuda_graph_that_computes_the_step(name: str, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "parametrization"),
+    [
+        *product(EXTRACTORS, ["fp32", "bf16"], ["pixels"]),
+        ("edsr", "fp32", "fourier"),
+        ("edsr", "fp32", "maco"),
+    ],
+)
+def test_a_step_is_a_cuda_graph_that_computes_the_step(name: str, precision: str, parametrization: str) -> None:
     network = EXTRACTORS[name]().eval().requires_grad_(False).cuda()
-    spec = recipe(features={"precision": precision}, transform={"precision": precision})
+    spec = recipe(
+        features={"precision": precision},
+        transform={"precision": precision},
+        optimizer={"parametrization": parametrization},
+    )
     steps = [Step(members((0, 1, 2), network, spec), network, spec, fixed=fixed) for fixed in (False, True)]
     for number in range(8):
         lines = [step(number, learning_rate(spec, number), measured=number % 4 == 3) for step in steps]
