@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -65,6 +67,15 @@ def main() -> None:
     """Run `idc` and exit with a code that `idc --help` documents; errors are printed as sentences on stderr."""
     warnings.showwarning = _show_warning
     logging.setLogRecordFactory(_clean_record)
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    watched = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # not where it is ignored
+    if watched:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app(prog_name="idc")
     except SystemExit as ended:
@@ -74,7 +85,12 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("IDC_DEBUG") == "1":
             sys.stderr.write(output.clean(traceback.format_exc()))
-        sys.exit(_report(error))
+        # Some packages, such as numpy, swallow an interrupt while they are imported, and fail for it.
+        swallowed = interrupts and not isinstance(error, IDCError | OSError)
+        sys.exit(_report(Interrupted(signal.SIGINT) if swallowed else error))
+    finally:
+        if watched:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _show_warning(

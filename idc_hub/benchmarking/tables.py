@@ -172,7 +172,7 @@ def _cost_table(findings: Findings) -> Iterator[str]:
         yield _line([name, f"{made['patches']:,}", seconds, made["device"]])
     yield ""
     yield from _header(["HR", "teacher"])
-    yield from (_line([name, teacher]) for name, teacher in findings.teachers.items())
+    yield from (_line([name, teacher]) for name, teacher in sorted(findings.teachers.items()))
 
 
 def _figure(found: Spread, metric: str, sign: str = "") -> str:

@@ -441,6 +441,12 @@ class Run:
         """Remove all patches that `write_real` kept."""
         shutil.rmtree(self.path / "real", ignore_errors=True)
 
+    def forget_work(self) -> None:
+        """Remove what a kill, or a worker that came too late, left beside finished files: checkpoints and failures."""
+        for folder, suffix in (("partial", ".safetensors"), ("failed", ".json")):
+            for name in stems(self.path / folder, suffix) & stems(self.path / "instances", ".safetensors"):
+                (self.path / folder / f"{name}{suffix}").unlink(missing_ok=True)
+
     def require_finished(self) -> None:
         """Check that no photograph failed; one that another process finished meanwhile did not.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from idc_hub.condensation.condense import Condensed, Photograph, Stopped, condense_batch
 from idc_hub.condensation.state import State
-from idc_hub.errors import IncompleteError, Interrupted, RunError, one_line
+from idc_hub.errors import IDCError, IncompleteError, Interrupted, RunError, one_line
 from idc_hub.images.sources import Instance
 from idc_hub.runs.claims import process_exists, this_process
 from idc_hub.runs.memory import batch_size
@@ -372,6 +372,11 @@ def stop_on_signal() -> Iterator[Signals]:
     thread.start()
     try:
         yield signals
+    except Exception as error:
+        if signals.received and not isinstance(error, IDCError | OSError):
+            # Some packages, such as numpy, swallow an exception of a signal while they are imported, and fail for it.
+            raise Interrupted(signals.received[0]) from error
+        raise
     finally:
         for number in caught:
             signal.signal(number, before[number])

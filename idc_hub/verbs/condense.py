@@ -277,6 +277,7 @@ def finish(prepared: Prepared, run: Run, processes: int, begun: float, progress:
         IncompleteError: Photographs failed.
     """
     run.require_finished()
+    run.forget_work()
     condensed = pack(run, workers=processes)
     teacher = prepared.teacher
     name = prepared.recipe.teacher.hr_version or teacher.name

@@ -193,7 +193,7 @@ def findings(load) -> Findings:
         found.sets[f"idc-0.01-s{seed % 2}"] = {
             "set": "idc", "ratio": 0.01, "patches": 10, "seconds": 100.0, "device": "CPU"
         }  # fmt: skip
-    found.teachers["bicubic"] = "bicubic"
+    found.teachers |= {"real": "real", "bicubic": "bicubic"}
     found.failures["whole-1-s0 | real | edsr-small, seed 0"] = "It did\nnot work."
     return found
 
@@ -206,6 +206,13 @@ class TestTables:
         assert rows[1] == ["idc", "bicubic", "edsr-small", "0", "0.01", "Set14", "26.9800", "28.0000", "0.8000"]
         assert len(rows) == 10
         assert to_csv(findings.results[::-1]) == text
+
+    def test_the_report_does_not_depend_on_the_order_of_the_work(self, findings: Findings) -> None:
+        text = to_markdown(findings)
+        findings.teachers = dict(reversed(findings.teachers.items()))
+        findings.sets = dict(reversed(findings.sets.items()))
+        findings.results = findings.results[::-1]
+        assert to_markdown(findings) == text
 
     def test_the_report_has_means_differences_and_worth(self, findings: Findings) -> None:
         """Mean of 26, 27, 28 plus .98, 1, 1.02; the differences vary by .02; 1 dB more is twice the patches."""

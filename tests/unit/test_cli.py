@@ -9,8 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -361,6 +363,19 @@ class TestEndings:
         assert err.startswith(message)
         assert "Traceback" not in err
         assert ("IDC_DEBUG=1" in err) == isinstance(error, ZeroDivisionError)
+
+    def test_an_interrupt_that_a_package_swallowed_is_no_bug(
+        self, idc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted_import(run_dir: Path) -> None:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+            raise RecursionError("maximum recursion depth exceeded")
+
+        monkeypatch.setattr(idc_hub, "status", interrupted_import)
+        code, _, err = idc("status", "runs/x")
+        assert (code, err.startswith("error: interrupted (SIGINT).")) == (130, True)
 
     @pytest.mark.parametrize("as_json", [True, False])
     def test_control_characters_and_tokens_never_reach_the_terminal(

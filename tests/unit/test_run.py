@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from idc_hub.errors import IncompleteError, RecipeError, RunError
+from idc_hub.errors import IncompleteError, Interrupted, RecipeError, RunError
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
 from idc_hub.runs import claims
@@ -22,6 +23,7 @@ from idc_hub.runs.claims import Lock, claim, claimed_by_others, living_holder
 from idc_hub.runs.follow import Follower
 from idc_hub.runs.launch import cores, default_num_processes
 from idc_hub.runs.run import DamagedError, Run
+from idc_hub.runs.worker import stop_on_signal
 
 PHOTOGRAPHS = [Instance(name, f"{name}.png", name * 64, 64, 64, patches=9, count=2) for name in ("a", "b")]
 
@@ -277,6 +279,32 @@ def test_what_died_after_the_file_was_written_is_no_failure(run: Run, dead_pid: 
     die_with(run, dead_pid)
     with run.claim("a"):
         run.require_finished()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(AttributeError("half imported"), Interrupted), (RunError("It is damaged."), RunError)]
+)
+def test_a_signal_that_a_package_swallowed_is_not_lost(error: Exception, raised: type[BaseException]) -> None:
+    def work() -> None:
+        with stop_on_signal() as stopping:
+            stopping.at_once = True
+            with suppress(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            raise error
+
+    with pytest.raises(raised):
+        work()
+
+
+def test_what_a_kill_left_beside_a_finished_file_is_removed_and_nothing_else(run: Run) -> None:
+    for instance in PHOTOGRAPHS:
+        run.write_partial(instance, {"step": torch.tensor(5)})
+        run.record_failure(instance, "KeyError: 'x'")
+    (run.path / "instances" / "a.safetensors").touch()
+    run.forget_work()
+    assert [path.name for path in (run.path / "partial").iterdir()] == ["b.safetensors"]
+    assert [path.name for path in (run.path / "failed").iterdir()] == ["b.json"]
 
 
 def test_a_failure_that_is_written_after_another_process_has_finished_is_none(run: Run) -> None:
