@@ -282,7 +282,10 @@ def test_the_levers_are_pulled_one_at_a_time() -> None:
         "residual": ["features.layer"],
         "layers-range": ["features.layer", "loss.frequency_scale"],
         "fourier": ["optimizer.parametrization"],
+        "fourier-noise": ["optimizer.initial", "optimizer.parametrization"],
+        "fourier-layers": ["features.layer", "optimizer.parametrization"],
         "maco": ["optimizer.learning_rate", "optimizer.parametrization"],
+        "maco-noise": ["optimizer.learning_rate", "optimizer.initial", "optimizer.parametrization"],
     }
 
 
