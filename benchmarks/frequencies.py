@@ -55,7 +55,7 @@ def gradients(lr: Tensor, network: nn.Module, spec: Recipe, draws: int, *, same_
     real = RealSide(lr, network, spec, "photograph")
     rng = torch.Generator().manual_seed(0)
     patches = real.lr[random_subset(real, SYNTHETIC, "noise")].float() / 255
-    patches = (patches + 0.05 * torch.randn(patches.shape, generator=rng)).clamp(0, 1).requires_grad_()
+    patches = (patches + 0.05 * torch.randn(patches.shape, generator=rng).to(patches)).clamp(0, 1).requires_grad_()
     raw = extract(network, patches, spec)
     first, found = real.draw(0, real.statistics), []
     for number in range(draws):
@@ -64,12 +64,18 @@ def gradients(lr: Tensor, network: nn.Module, spec: Recipe, draws: int, *, same_
             draw = Draw(first.filters, draw.freqs)
         maps = raw.detach().requires_grad_()
         samples = real.samples(real.normalize(maps), draw)
-        sums = set_sums(samples, draw.freqs, torch.ones(1, len(samples)), spec.loss)[0]
+        sums = set_sums(samples, draw.freqs, torch.ones(1, len(samples), device=samples.device), spec.loss)[0]
         distance = set_distance(real.targets(draw, real.statistics).instance, sums / len(samples), spec.loss)
         (in_maps,) = torch.autograd.grad(distance, maps)
         (in_pixels,) = torch.autograd.grad(raw, patches, in_maps, retain_graph=True)
         found.append(in_pixels.flatten())
     return torch.stack(found)
+
+
+def noises(rows: Sequence[Tensor]) -> list[float]:
+    """The noise of each set of `gradients`, whose common mean is that of all of them."""
+    mean = torch.cat(list(rows)).mean(0)
+    return [float((row - mean).square().sum(1).mean().sqrt() / mean.norm()) for row in rows]
 
 
 def main() -> None:
@@ -92,9 +98,8 @@ def main() -> None:
                 rows = [
                     gradients(lr, network, spec, options.draws, same_filters=drawn == "frequencies") for spec in specs
                 ]
-                mean = torch.cat(rows).mean(0)
-                noise = [float((row - mean).square().sum(1).mean().sqrt() / mean.norm()) for row in rows]
-                print(Path(name).stem, photograph.stem, drawn, *(f"{each:.3f}" for each in noise), sep="\t", flush=True)
+                noise = (f"{each:.3f}" for each in noises(rows))
+                print(Path(name).stem, photograph.stem, drawn, *noise, sep="\t", flush=True)
     print(f"{time.process_time() - begun:.0f} s of CPU")
 
 

@@ -7,6 +7,10 @@
 transforms and normalizes all real local features, and evaluates the characteristic functions of the photograph and of
 each group for themselves, in eager fp32. `ours` is what `idc condense` runs. Before anything is timed, the losses of
 both must agree: with every lever off, and with the levers that are measured.
+
+`equal noise` is `ours` with the fewest frequencies of `--frequency-kind`, of T/4, T/2, 3T/4 and T, whose gradient is no
+noisier than that of T independent ones. `frequencies.py` measures it on patches of the same picture, with the same
+filters at every draw, since the noise of the filters would hide that of the frequencies.
 """
 
 import argparse
@@ -42,6 +46,9 @@ DIV2K = 800
 STEPS = 20_000
 SHORT = 50
 """Steps of each photograph in `scaling`."""
+
+EQUAL = "equal noise"
+"""The way to make a step whose gradient is as noisy as the paper's."""
 
 _CHUNK = 10
 """Real patches at a time in `paper`; without gradients the chunks change its memory, not its time."""
@@ -158,17 +165,40 @@ class Bench:
                 self.state, self.real["fp32"], grid, self.network, plain, event
             )
             self.clock.measure("events", call)
-        self.objectives = {"fp32": Objective(self.real["fp32"], grid, plain)}
+        specs = {"fp32": plain}
         if "bf16" in (options.features, options.transform):
-            spec = recipe(options, features=options.features, transform=options.transform)
-            self.real["bf16"] = RealSide(lr.to(self.device), self.network, spec, "speed")
-            self.real["bf16"].labels = self.real["fp32"].labels  # rounding may move a tile to another group
-            self.real["bf16"].sizes = self.real["fp32"].sizes
-            self.objectives["bf16"] = Objective(self.real["bf16"], grid, spec)
+            specs["bf16"] = recipe(options, features=options.features, transform=options.transform)
+        self.chosen = list(specs)[-1]
+        self.noise: dict[int, float] = {}
+        if options.frequency_kind != "iid":
+            specs[EQUAL] = self._fewest_frequencies(lr, specs[self.chosen])
+        for way, spec in specs.items():
+            if way not in self.real:
+                self.real[way] = RealSide(lr.to(self.device), self.network, spec, "speed")
+                self.real[way].labels = self.real["fp32"].labels  # rounding may move a tile to another group
+                self.real[way].sizes = self.real["fp32"].sizes
+        self.objectives = {way: Objective(self.real[way], grid, spec) for way, spec in specs.items()}
         for objective in self.objectives.values():
             objective.take_partners(self.state.assignment)
         self.paper = Paper(self.real["fp32"].features, self.real["fp32"].labels, plain)
         self.optimizer = torch.optim.Adam([self.state.patches.requires_grad_()], lr=0.0, foreach=False)
+
+    def _fewest_frequencies(self, lr: Tensor, spec: Recipe) -> Recipe:
+        """A recipe with as few frequencies as its noise allows; `noise` is that of each number, over the paper's."""
+        from frequencies import REAL, gradients, noises  # needs Pillow, which is missing where gpu.py uses this file
+
+        def measured(found: Recipe) -> Tensor:
+            return gradients(lr[:REAL].to(self.device), self.network, found, self.options.draws, same_filters=True)
+
+        count, papers = self.options.T, measured(spec)
+        for frequencies in (count // 4, count // 2, 3 * count // 4, count):
+            changed = {"frequencies": frequencies, "frequency_kind": self.options.frequency_kind}
+            fewer = spec.model_copy(update={"loss": spec.loss.model_copy(update=changed)})
+            ours, limit = noises([measured(fewer), papers])
+            self.noise[frequencies] = ours / limit
+            if ours <= limit:
+                break
+        return fewer
 
     def agree(self) -> dict[str, float]:
         """Relative difference of the weighted sum, and of each term, at every precision; an error if too large.
@@ -181,7 +211,8 @@ class Bench:
             name = self.objectives["fp32"].draw_name(0)
             raw = extract(self.network, self.state.patches, self.real["fp32"].recipe)
             expected = self.paper(raw, self.state.assignment.group, self.state.assignment.partner, name)
-            for precision, objective in self.objectives.items():
+            for precision in [way for way in self.objectives if way != EQUAL]:  # which has other frequencies
+                objective = self.objectives[precision]
                 spec = self.real[precision].recipe
                 terms = objective(extract(self.network, self.state.patches, spec), 0)
                 pairs = [(float(terms[term]), float(expected[term])) for term in expected]
@@ -274,24 +305,31 @@ class Bench:
 
     def _figures(self, agreement: dict[str, float], peak: dict[str, float]) -> dict[str, object]:
         ms = {part: 1e3 * self.clock.median(part) for part in self.clock.times}
-        chosen, events = list(self.objectives)[-1], sum(self.clock.times["events"]) * 1e3 * 26 / STEPS
-        features = {
-            way: ms[f"{way} features forward"] + ms[f"{way} features backward"] for way in ("paper", *self.objectives)
-        }
-        rest = {way: ms[f"{way} losses"] + ms[f"{way} optimizer"] for way in ("paper", *self.objectives)}
+        events = sum(self.clock.times["events"]) * 1e3 * 26 / STEPS
+        ways = ("paper", *self.objectives)
+        features = {way: ms[f"{way} features forward"] + ms[f"{way} features backward"] for way in ways}
+        rest = {way: ms[f"{way} losses"] + ms[f"{way} optimizer"] for way in ways}
         bank = self.real["fp32"].recipe.loss.bank_size
-        ours_rest = rest[chosen] + events + ms[f"{chosen} targets"] * bank / STEPS
-        ours, paper = features[chosen] + ours_rest, features["paper"] + rest["paper"]
+        figures: dict[str, object] = {}
+        for way, suffix in ((self.chosen, ""), (EQUAL if EQUAL in ways else self.chosen, "_equal_noise")):
+            ours_rest = rest[way] + events + ms[f"{way} targets"] * bank / STEPS
+            ours, paper = features[way] + ours_rest, features["paper"] + rest["paper"]
+            figures |= {
+                f"paper_over_ours{suffix}": paper / ours,
+                f"paper_over_ours_without_extractor{suffix}": rest["paper"] / ours_rest,
+                f"rest_over_extractor{suffix}": ours_rest / features["fp32"],
+                f"ours_over_bare_extractor{suffix}": ours / features[way],
+            }
+            ms[f"ours{suffix}"], ms["paper"] = ours, paper
+        hours = {way: ms[way] * DIV2K * STEPS / 3.6e6 for way in ("paper", "ours")}
         return {
-            "paper_over_ours": paper / ours,
-            "paper_over_ours_without_extractor": rest["paper"] / ours_rest,
-            "rest_over_extractor": ours_rest / features["fp32"],
-            "ours_over_bare_extractor": ours / features[chosen],
-            "ms": {"paper": paper, "ours": ours, "events a step": events, **ms},
+            **figures,
+            "noise_over_papers": self.noise,
+            "ms": {"events a step": events, **ms},
             "spread": {part: self.clock.spread(part) for part in self.clock.times},
             "agreement": agreement,
             "peak_memory_gb": peak,
-            "hours_for_div2k": {way: ms_ * DIV2K * STEPS / 3.6e6 for way, ms_ in (("paper", paper), ("ours", ours))},
+            "hours_for_div2k": hours,
             "settings": {key: value for key, value in vars(self.options).items() if key != "json"},
         }
 
@@ -313,7 +351,8 @@ def scaling(chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
     parts = ("features forward", "losses", "features backward", "optimizer")
     for size in ("n", "N"):
         for factor in (1, 2, 4):
-            varied = {**vars(chosen), size: factor * getattr(chosen, size), "features": "fp32", "transform": "fp32"}
+            plain = {"features": "fp32", "transform": "fp32", "frequency_kind": "iid"}
+            varied = {**vars(chosen), **plain, size: factor * getattr(chosen, size)}
             bench = Bench(argparse.Namespace(**varied))
             for _ in range(chosen.repeats + 1):  # the median passes over the first one, which warms up
                 bench.step_of_ours("fp32", 0)
@@ -391,6 +430,10 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     for key, default in (("features", "fp32"), ("transform", "bf16")):
         text = f"precision of `ours`: {key}.precision of the recipe (default: %(default)s)"
         parser.add_argument(f"--{key}", choices=list(AGREEMENT), default=default, help=text)
+    text = "how `equal noise` draws frequencies; iid: T of them, nothing is measured (default: %(default)s)"
+    parser.add_argument("--frequency-kind", choices=["orthogonal", "iid"], default="orthogonal", help=text)
+    text = "draws of each kind that measure the noise (default: %(default)s)"
+    parser.add_argument("--draws", type=int, default=10, help=text)
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -408,9 +451,8 @@ def main() -> None:
         return
     for name, value in result.items():
         entries = value if isinstance(value, dict) else {"": value}
-        print(
-            name, *(f"  {key:<30}{entry:.4g}" for key, entry in entries.items() if isinstance(entry, float)), sep="\n"
-        )
+        numbers = {key: entry for key, entry in entries.items() if isinstance(entry, int | float)}
+        print(name, *(f"  {key:<36}{entry:.4g}" for key, entry in numbers.items()), sep="\n")
 
 
 if __name__ == "__main__":
