@@ -161,6 +161,7 @@ def recipe(options: argparse.Namespace, precision: str) -> Recipe:
             "loss": {"bank_size": 2},
             "assignment": {"events": 1},
             "optimizer": {"initial": "real"},
+            "workers": {"fused": options.fused},
         }
     )
 
@@ -275,6 +276,7 @@ def main() -> None:
     timing.add_argument("--size", type=int, default=64, help="side of a patch, LR pixels (default: %(default)s)")
     timing.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64], help="photographs in a step")
     timing.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["tf32", "bf16", "fp32"])
+    timing.add_argument("--fused", action="store_true", help="sum in Triton kernels (workers.fused)")
     timing.add_argument("--steps", type=int, default=10, help="timed steps of a row (default: %(default)s)")
     timing.add_argument("--minutes", type=float, default=8, help="start no row after this time (default: %(default)s)")
     timing.set_defaults(command=table)

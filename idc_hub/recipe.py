@@ -333,6 +333,10 @@ class Workers(Section):
     tf32: bool = False
     """On a GPU, compute fp32 convolutions and matrix products in TF32: faster, with 10 bits of precision instead of 23.
     run.json records it."""
+    fused: bool = False
+    """On a GPU, sum cosines and sines in Triton kernels that keep them out of memory. Off by default, because the
+    kernels have never run on a GPU. If they do not work, a warning says so, and the plain sums are used. run.json
+    records it."""
     checkpoint_every: Count = 100
     """Steps between checkpoints of an unfinished photograph."""
     log_every: Count = 20

@@ -14,10 +14,14 @@ compares the means of two sets.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from idc_hub.errors import one_line
 
 if TYPE_CHECKING:
     from idc_hub.recipe import Loss
@@ -31,8 +35,11 @@ Neighboring samples overlap: four patches of 64 x 64 have about 400 independent 
 _CACHED_SAMPLES = 1024
 """Samples that `segment_sums` projects at a time on a CPU."""
 
+_TOLERANCE = 0.02
+"""Largest relative difference of the Triton kernels from the plain sums: bfloat16 has 8 bits."""
 
-def set_sums(samples: Tensor, freqs: Tensor, members: Tensor, loss: Loss) -> Tensor:
+
+def set_sums(samples: Tensor, freqs: Tensor, members: Tensor, loss: Loss, *, fused: bool = False) -> Tensor:
     """Sum the statistic that `set_distance` compares over the samples of each segment.
 
     Args:
@@ -40,12 +47,13 @@ def set_sums(samples: Tensor, freqs: Tensor, members: Tensor, loss: Loss) -> Ten
         freqs: `[T, C]`, of the same dtype.
         members: float `[G, S]` from `membership`.
         loss: The recipe's loss.
+        fused: As for `segment_sums`.
 
     Returns:
         complex `[G, T]` as `segment_sums` returns, or for `mse` float `[G, C]`, the sums of the samples.
     """
     if loss.distance != "mse":
-        return segment_sums(samples, freqs, members)
+        return segment_sums(samples, freqs, members, fused=fused)
     dtype = torch.promote_types(samples.dtype, torch.float32)
     return members.to(dtype) @ samples.to(dtype)
 
@@ -72,7 +80,7 @@ def membership(labels: Tensor, segments: int) -> Tensor:
     return torch.nn.functional.one_hot(labels, segments).float().T.contiguous()
 
 
-def segment_sums(samples: Tensor, freqs: Tensor, members: Tensor) -> Tensor:
+def segment_sums(samples: Tensor, freqs: Tensor, members: Tensor, *, fused: bool = False) -> Tensor:
     """Sum `exp(i <t, sample>)` over each segment; one projection serves all segments.
 
     Args:
@@ -80,11 +88,45 @@ def segment_sums(samples: Tensor, freqs: Tensor, members: Tensor) -> Tensor:
         freqs: `[T, C]`, of the same dtype, which is also the dtype of the projection: bfloat16 accumulates in
             float32 and rounds once. Cosines, sines and their sums are at least float32.
         members: float `[G, S]` from `membership`.
+        fused: On a GPU, use the Triton kernels of `fused.py` if they work there (`workers.fused`).
 
     Returns:
         complex `[G, T]`.
     """
+    if fused and samples.device.type != "cpu":
+        shape = len(members), len(freqs), samples.shape[1]
+        if _kernels_work(samples.device, samples.dtype, torch.backends.cuda.matmul.allow_tf32, *shape):
+            from idc_hub.condensation.fused import FusedSums
+
+            return torch.complex(*FusedSums.apply(samples, freqs, members))
     return torch.complex(*_SegmentSums.apply(samples, freqs, members))
+
+
+@cache
+def _kernels_work(device: torch.device, dtype: torch.dtype, tf32: bool, segments: int, count: int, size: int) -> bool:
+    """Whether the Triton kernels compile and agree with the plain sums, for a shape; otherwise a warning says so."""
+    rng = torch.Generator().manual_seed(0)
+    samples, freqs = (torch.randn((rows, size), generator=rng) / size**0.5 for rows in (200, count))
+    members = membership(torch.arange(200) % segments, segments).to(device)
+    found = []
+    try:
+        from idc_hub.condensation.fused import FusedSums
+
+        for sums in (_SegmentSums, FusedSums):
+            leaf = samples.to(device, dtype).requires_grad_()
+            with torch.enable_grad():
+                values = torch.stack(sums.apply(leaf, (freqs * size**0.5).to(device, dtype), members))
+                found.append((values.detach(), torch.autograd.grad(values.square().sum(), leaf)[0]))
+        errors = [float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True)]
+        if not max(errors) < _TOLERANCE:
+            raise ArithmeticError(f"their results differ by {max(errors):.1e}")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        what = one_line(error)
+        warnings.warn(f"workers.fused has no effect, since its Triton kernels do not work here: {what}", stacklevel=2)
+        return False
+    return True
 
 
 class _SegmentSums(torch.autograd.Function):

@@ -128,7 +128,8 @@ class Objective:
 
         def sums_and_pair_term(maps: Tensor, piece: Piece) -> tuple[Tensor, ...]:
             samples = self.real.samples(self.real.normalize(maps, syn_statistics), given.draw)
-            sums = set_sums(samples, given.draw.freqs, piece.members, self.recipe.loss)
+            fused = self.recipe.workers.fused
+            sums = set_sums(samples, given.draw.freqs, piece.members, self.recipe.loss, fused=fused)
             if self.neighborhoods is None:
                 return (sums,)
             partners = given.partners

@@ -298,7 +298,8 @@ class RealSide:
         for start in range(0, len(self.features), CHUNK):
             here = slice(start, start + CHUNK)
             samples = self.samples(self.normalize(self.features[here], statistics), draw)
-            sums = set_sums(samples, draw.freqs, membership(labels[here].flatten(), groups + 1), self.recipe.loss)
+            members = membership(labels[here].flatten(), groups + 1)
+            sums = set_sums(samples, draw.freqs, members, self.recipe.loss, fused=self.recipe.workers.fused)
             total = total + sums.sum(0)
             grouped = grouped + sums[:groups]
         assert isinstance(total, Tensor)

@@ -156,7 +156,7 @@ class Prepared:
         """
         if restart:
             Run.discard(self.path)
-        workers = {key: getattr(self.recipe.workers, key) for key in ("batch", "tf32")}
+        workers = {key: getattr(self.recipe.workers, key) for key in ("batch", "tf32", "fused")}
         facts = {"packages": packages(), "machine": machine(), "workers": workers}
         run = Run.create(self.path, self.recipe, self.instances, facts)
         run.clear_failures()

@@ -54,7 +54,7 @@ def test_photographs_in_a_batch_are_saved_by_a_signal_and_finish_as_if_alone(
     starts = sorted((line["step"], line["batch"]) for line in metrics(run) if line["event"] == "start")
     assert starts == [(0, 1), *[(0, 3)] * 3, *[(saved, 2)] * 2]
     assert near(run, undisturbed)
-    assert json.loads((run / "run.json").read_text())["workers"] == {"batch": 3, "tf32": False}
+    assert json.loads((run / "run.json").read_text())["workers"] == {"batch": 3, "tf32": False, "fused": False}
 
 
 def test_two_workers_share_the_photographs_of_a_batch(photographs: Path, undisturbed: Path, tmp_path: Path) -> None:

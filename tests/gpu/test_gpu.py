@@ -1,5 +1,6 @@
 """A GPU computes what a CPU does. Needs no more than torch, numpy, scipy, safetensors, pyyaml, pydantic and pytest."""
 
+import warnings
 from dataclasses import replace
 from itertools import product
 
@@ -39,6 +40,20 @@ def test_a_step_is_a_cuda_graph_that_computes_the_step(name: str, precision: str
     for (state, _, _), (other, _, _) in zip(*(step.members for step in steps), strict=True):
         assert int(state.adam["step"]) == int(other.adam["step"]) == 8
         assert float((state.patches - other.patches).abs().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_triton_kernels_work(precision: str) -> None:
+    network = EXTRACTORS["edsr"]().eval().requires_grad_(False).cuda()
+    patches = []
+    for fused in (False, True):
+        spec = recipe(transform={"precision": precision}, workers={"fused": fused})
+        step = Step(members((0, 1), network, spec), network, spec)
+        with warnings.catch_warnings(action="error"):  # a warning says that they do not
+            for number in range(8):
+                step(number, learning_rate(spec, number))
+        patches.append(torch.cat([state.patches for state, _, _ in step.members]))
+    assert float((patches[0] - patches[1]).abs().mean()) < 1e-3
 
 
 def test_a_batch_on_a_gpu_gives_the_patches_of_a_cpu() -> None:

@@ -329,7 +329,7 @@ featurs: {}
         (line,) = problems("name: mine\nsource: {path: p}\nworkers: 5", tmp_path)
         assert line == (
             "my.yaml:3  workers is 5; it should be a section with the keys threads, batch, cuda_graph, tf32, "
-            "checkpoint_every, log_every."
+            "fused, checkpoint_every, log_every."
         )
 
     def test_keys_of_another_section_and_of_none(self, tmp_path: Path) -> None:
