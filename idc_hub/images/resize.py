@@ -2,11 +2,12 @@
 
 The LR images of super-resolution papers are what MATLAB's `imresize` makes: Keys' cubic kernel (Keys 1981,
 a = -0.5), widened when it shrinks, mirrored borders, rows before columns, rounded to 8 bits after each pass.
-For whole scales every weight is a fraction with one known denominator, so the sums here are sums of integers:
-the same bytes on every machine, and no tie is rounded by a floating-point accident.
+For fractions as scales the weights are fractions with one denominator, so the sums here are sums of integers: the
+same bytes on every machine, and no tie is rounded by a floating-point accident.
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def imresize(array: np.ndarray, scale: float) -> np.ndarray:
 
     Args:
         array: uint8 image, `[height, width]` or `[height, width, channels]`.
-        scale: A whole number up to 8, or one divided by such a number (`1 / 4` shrinks to a quarter).
+        scale: A fraction of whole numbers up to 8: `4`, `1 / 4`, `3 / 4`.
 
     Returns:
         uint8 image of the same layout; each side is `ceil(side * scale)`.
@@ -29,7 +30,7 @@ def imresize(array: np.ndarray, scale: float) -> np.ndarray:
         ImageError: The array is not an 8-bit image, or the scale is not one of those above.
     """
     _check_image(array)
-    up, down = _whole_ratio(scale)
+    up, down = _ratio(scale)
     for axis in (0, 1):
         array = _resize_axis(array, axis, up, down)
     return array
@@ -57,46 +58,48 @@ def _check_image(array: np.ndarray) -> None:
         )
 
 
-def _whole_ratio(scale: float) -> tuple[int, int]:
-    """`scale` as `(up, down)`, one of which is 1: `1 / 3` is not exact as a float, `(1, 3)` is."""
-    for whole in range(1, LARGEST_SCALE + 1):
-        if math.isclose(scale, whole, rel_tol=1e-6):
-            return whole, 1
-        if math.isclose(scale, 1 / whole, rel_tol=1e-6):
-            return 1, whole
-    allowed = f"a whole number from 1 to {LARGEST_SCALE}, or 1 divided by one"
-    raise ImageError(f"Cannot resize by {scale}.", f"The scale is {allowed}.")
+def _ratio(scale: float) -> tuple[int, int]:
+    """`scale` as `(up, down)` in lowest terms: `1 / 3` is not exact as a float, `(1, 3)` is."""
+    if 0 < scale < math.inf:
+        ratio = Fraction(scale).limit_denominator(LARGEST_SCALE)
+        if ratio.numerator in range(1, LARGEST_SCALE + 1) and math.isclose(scale, ratio, rel_tol=1e-6):
+            return ratio.numerator, ratio.denominator
+    raise ImageError(
+        f"Cannot resize by {scale}.", f"The scale is a fraction of whole numbers from 1 to {LARGEST_SCALE}."
+    )
 
 
 def _resize_axis(array: np.ndarray, axis: int, up: int, down: int) -> np.ndarray:
-    """One pass: every output line is a weighted sum of `4 * down` input lines, rounded and clipped."""
-    indices, weights, total = _contributions(array.shape[axis], up, down)
+    """One pass: every output line is a weighted mean of input lines, rounded and clipped."""
+    indices, weights = _contributions(array.shape[axis], up, down)
     shape = [1] * array.ndim
     shape[axis] = len(indices)
-    summed: np.ndarray | int = total // 2  # half of the divisor: floor division then rounds to nearest
+    total = weights.sum(axis=1, dtype=np.int32).reshape(shape)
+    summed = total // 2  # half of the divisor: floor division then rounds to nearest
     for tap in range(indices.shape[1]):
         summed = summed + np.take(array, indices[:, tap], axis) * weights[:, tap].reshape(shape)
     return np.clip(summed // total, 0, 255).astype(np.uint8)
 
 
-def _contributions(size: int, up: int, down: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _contributions(size: int, up: int, down: int) -> tuple[np.ndarray, np.ndarray]:
     """Which input lines make each output line, and how much of each.
 
-    In input lines, output line i has its center at `((2 i + 1) down - up) / (2 up)`. Distances to it, divided
-    by `down` when shrinking, are whole multiples of `1 / (2 up down)`; so the kernel's values are whole too
-    once multiplied by `2 (2 up down)^3`.
+    In input lines, output line i has its center at `((2 i + 1) down - up) / (2 up)`. Distances to it, multiplied by
+    `up / down` when shrinking, are whole multiples of 1 / unit, where unit is `2 max(up, down)`; so the kernel's values
+    are whole too once multiplied by `2 unit^3`.
 
     Returns:
-        indices int64 `[out, 4 * down]` with mirrored borders, weights int32 of the same shape, and the sum of
-        each row of weights.
+        indices int64 `[out, taps]` with mirrored borders, and weights int32 of the same shape, to be divided by their
+        sum over each row.
     """
-    unit = 2 * up * down
+    unit = 2 * max(up, down)
+    reach = max(2, -(-2 * down // up))  # half the width of the kernel, in input lines
     center = (2 * np.arange(-(-size * up // down)) + 1) * down - up  # in units of 1 / (2 up)
-    lines = (center // (2 * up))[:, None] + np.arange(1 - 2 * down, 1 + 2 * down)
+    lines = (center // (2 * up))[:, None] + np.arange(1 - reach, 1 + reach)
     distance = np.abs(center[:, None] - 2 * up * lines)
     near = 3 * distance**3 - 5 * unit * distance**2 + 2 * unit**3
     far = -(distance**3) + 5 * unit * distance**2 - 8 * unit**2 * distance + 4 * unit**3
-    weights = np.where(distance <= unit, near, far)
+    weights = np.where(distance <= unit, near, np.where(distance <= 2 * unit, far, 0))
     mirrored = lines % (2 * size)
     indices = np.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
-    return indices, weights.astype(np.int32), 2 * unit**3 * down
+    return indices, weights.astype(np.int32)
