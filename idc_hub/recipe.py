@@ -95,6 +95,12 @@ def _batch(value: object) -> int | str:
     return "auto" if value == "auto" else size
 
 
+def _zooms(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or len(set(values)) < len(values) or not set(values) <= {1, 0.75, 0.5, 0.25}:
+        raise ValueError("should be a list of different ones of 1, 0.75, 0.5 and 0.25")
+    return values
+
+
 def _version_name(value: str) -> str:
     if value in ("data", "default"):
         raise ValueError("should be another name: the Hub reserves this one")
@@ -102,6 +108,7 @@ def _version_name(value: str) -> str:
 
 
 _Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=f"^{_MODULE_PATH}$")] | Numeral
+_Zoom = Annotated[float, Field(gt=0, le=1)] | Numeral
 _Layers = _Layer | Annotated[list[_Layer], Field(min_length=1)]
 
 
@@ -147,6 +154,13 @@ class Patches(Section):
     far edge."""
     ratio: Annotated[Real, Field(gt=0, le=1)] = 0.1
     """Condensation ratio r: synthetic patches per real patch (section 3.1), over all photographs together."""
+    scales: Annotated[
+        tuple[Annotated[Real, Field(gt=0, le=1)], ...],
+        BeforeValidator(as_list, json_schema_input_type=list[_Zoom] | _Zoom),
+        AfterValidator(_zooms),
+    ] = (1.0,)
+    """Sizes of the photographs to cut real patches from: 1, 0.75, 0.5 and 0.25 of their size, shrunk by bicubic before
+    LR is made. A photograph that is too small for a patch at one of them has none there."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
     """Minimum number of synthetic patches of a photograph."""
     complexity: Literal["all", "above-mean"] = "above-mean"
@@ -356,6 +370,7 @@ LATER_KEYS: dict[str, Any] = {
     "loss.frequency_kind": "iid",
     "loss.phase_penalty": 0.0,
     "optimizer.parametrization": "pixels",
+    "patches.scales": [1.0],
 }
 """Keys that are newer than some Runs. With these values, which is how such Runs were made, `lr_keys` leaves them out,
 so that the Runs keep their hash."""
@@ -466,6 +481,12 @@ class Recipe(Section):
             if keys[key] == value:
                 del keys[key]
         return keys
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """How LR patches are cut: the arguments of `images.patches.places`."""
+        patches = self.patches
+        return {"scale": self.scale, "size": patches.size, "stride": patches.stride, "zooms": patches.scales}
 
     @property
     def lr_recipe_hash(self) -> str:

@@ -255,7 +255,13 @@ def _overrides(recipe: dict[str, Any]) -> list[str]:
 
 def _grid(recipe: dict[str, Any], size: int) -> str:
     stride = _value_at(recipe, "patches", "stride")
-    return f"of {size}×{size}" + (f", one every {stride} pixels" if stride else "")
+    zooms = _value_at(recipe, "patches", "scales")
+    shrunk = isinstance(zooms, list) and zooms != [1] and all(_number(zoom) for zoom in zooms)
+    return (
+        f"of {size}×{size}"
+        + (f", one every {stride} pixels" if stride else "")
+        + (f", from the photographs at {', '.join(f'{zoom:g}' for zoom in zooms)} of their size" if shrunk else "")
+    )
 
 
 def _conversions(counts: Any) -> str | None:

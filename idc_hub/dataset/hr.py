@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from idc_hub.errors import RunError
-from idc_hub.images.patches import hr_box, windows
+from idc_hub.images.patches import Place, at_zoom, hr_box, places
 from idc_hub.images.sources import load_hr, open_source
 from idc_hub.machine import device
 from idc_hub.networks.teachers import load_teacher
@@ -75,10 +75,10 @@ class RealHR:
         self.name = REAL
         self.scale: int = recipe.scale
         self._instances = {instance.id: instance for instance in run.instances}
-        places = self._every_place if every_window else self._chosen_places
-        self._places = {instance.id: places(instance) for instance in run.instances}
+        find = self._every_place if every_window else self._chosen_places
+        self._places = {instance.id: find(instance) for instance in run.instances}
         self._source = open_source(**recipe.source.model_dump())
-        # Keys are grouped by photograph, so one photograph in memory is enough.
+        # Keys are grouped by photograph and zoom, so one photograph in memory is enough.
         self._photograph = lru_cache(maxsize=1)(self._load)
 
     def make_hr(self, keys: Sequence[tuple[str, int]], lr: torch.Tensor) -> torch.Tensor:
@@ -89,9 +89,9 @@ class RealHR:
         """
         crops = []
         for instance_id, index in keys:
-            top, left = self._places[instance_id][index]
-            top, left, bottom, right = hr_box((top, left), self.run.recipe.patches.size, self.scale)
-            crop = self._photograph(instance_id)[top:bottom, left:right]
+            place = self._places[instance_id][index]
+            top, left, bottom, right = hr_box(place[:2], self.run.recipe.patches.size, self.scale)
+            crop = self._photograph(instance_id, place.zoom)[top:bottom, left:right]
             crops.append(torch.from_numpy(crop.transpose(2, 0, 1).copy()))
         return torch.stack(crops)
 
@@ -99,15 +99,14 @@ class RealHR:
         """See `HRSource`. The license would be that of the photographs, which is not known here."""
         return {"name": REAL, "kind": "photographs", "scale": self.scale, "weights_sha256": None, "license": None}
 
-    def _chosen_places(self, instance: Instance) -> list[tuple[int, int]]:
-        return [(top, left) for top, left in self.run.read_facts(instance)["places"]]
+    def _chosen_places(self, instance: Instance) -> list[Place]:
+        return [Place(*place) for place in self.run.read_facts(instance)["places"]]
 
-    def _every_place(self, instance: Instance) -> list[tuple[int, int]]:
-        patches = self.run.recipe.patches
-        return windows(instance.height // self.scale, instance.width // self.scale, patches.size, patches.stride)
+    def _every_place(self, instance: Instance) -> list[Place]:
+        return places(instance.height, instance.width, **self.run.recipe.grid)
 
-    def _load(self, instance_id: str) -> np.ndarray:
-        return load_hr(self._source, self._instances[instance_id], scale=self.scale)
+    def _load(self, instance_id: str, zoom: float) -> np.ndarray:
+        return at_zoom(load_hr(self._source, self._instances[instance_id], scale=self.scale), zoom, self.scale)
 
 
 def load_hr_source(path: Path, teacher: str, *, scale: int, settings: Mapping[str, Any] | None = None) -> HRSource:

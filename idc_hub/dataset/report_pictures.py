@@ -18,8 +18,7 @@ from idc_hub.dataset import parquet
 from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.errors import IDCError, ImageError
 from idc_hub.images.files import decode_png, encode_png
-from idc_hub.images.patches import cut, hr_box, windows
-from idc_hub.images.resize import imresize
+from idc_hub.images.patches import Place, at_zoom, hr_box, lr_patches, places
 from idc_hub.images.sources import Source, load_hr, open_source
 from idc_hub.runs.run import Run
 
@@ -146,30 +145,28 @@ class Pictures:
         if patches:
             small = np.stack([decode_png(png) for _, (png, *_) in sorted(rows.items())])
             known = self.run.read_facts(instance).get("places") if photograph.state == "finished" else None
-            given = [tuple(known[patch["index"]]) for patch in patches] if known else None
-            places, distances = self._places(photo, small, given)
+            given = [Place(*known[patch["index"]]) for patch in patches] if known else None
+            found, distances = self._places(photo, small, given)
             scale, size = self.run.recipe.scale, self.run.recipe.patches.size
-            for patch, place, distance in zip(patches, places, distances, strict=True):
-                top, left, bottom, right = hr_box(place, size, scale)
-                height, width = photo.shape[:2]
-                patch["real"] = _webp(photo[top:bottom, left:right], quality=80)
+            for patch, place, distance in zip(patches, found, distances, strict=True):
+                top, left, bottom, right = hr_box(place[:2], size, scale)
+                shown = at_zoom(photo, place.zoom, scale)
+                height, width = shown.shape[:2]
+                patch["real"] = _webp(shown[top:bottom, left:right], quality=80)
                 patch["distance"] = distance
                 patch["box"] = [left / width, top / height, (right - left) / width, (bottom - top) / height]
         return made
 
-    def _places(
-        self, photo: np.ndarray, lr: np.ndarray, given: list[tuple[int, int]] | None
-    ) -> tuple[list[tuple[int, int]], list[float]]:
+    def _places(self, photo: np.ndarray, lr: np.ndarray, given: list[Place] | None) -> tuple[list[Place], list[float]]:
         """Where LR patches were cut out, or the nearest real patch is, and the RMS distance to it in gray levels."""
         assert self.run is not None
-        patches, scale = self.run.recipe.patches, self.run.recipe.scale
-        real = cut(imresize(photo, 1 / scale), patches.size, patches.stride)
-        places = windows(photo.shape[0] // scale, photo.shape[1] // scale, patches.size, patches.stride)
+        grid = self.run.recipe.grid
+        every, real = places(*photo.shape[:2], **grid), lr_patches(photo, **grid)
         found, distances = [], []
         for number, patch in enumerate(lr.transpose(0, 3, 1, 2).astype(np.float32)):
             squares = [float(np.square(other - patch).mean()) for other in real]
-            nearest = int(np.argmin(squares)) if given is None else places.index(given[number])
-            found.append(places[nearest])
+            nearest = int(np.argmin(squares)) if given is None else every.index(given[number])
+            found.append(every[nearest])
             distances.append(math.sqrt(squares[nearest]))
         return found, distances
 

@@ -6,11 +6,12 @@ An HR box is always derived from its LR window and never cut on a grid of its ow
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from math import floor
+from math import ceil, floor
+from typing import NamedTuple
 
 import numpy as np
 
-from idc_hub.images.resize import imresize
+from idc_hub.images.resize import imresize, mod_crop
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _NEAR_COLOR = 8
@@ -26,6 +27,51 @@ HR of another photograph stays below 0.25 in 9 of 10 cases, noise or a single gr
 """
 _REACH = 2
 """Width in LR pixels of the border where bicubic downscaling also reads pixels outside the HR box."""
+
+
+class Place(NamedTuple):
+    """Where a real LR patch was cut out.
+
+    Attributes:
+        top: In LR pixels.
+        left: In LR pixels.
+        zoom: Size of the photograph it was cut from, relative to the photograph of the source.
+    """
+
+    top: int
+    left: int
+    zoom: float = 1.0
+
+
+def places(
+    height: int, width: int, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)
+) -> list[Place]:
+    """Places of all real LR patches of a photograph, zoom by zoom, row by row.
+
+    Args:
+        height: Height of the HR photograph.
+        width: Width of the HR photograph.
+        scale: Super-resolution scale.
+        size: Side of an LR patch.
+        stride: Distance between LR patches.
+        zooms: Sizes of the photograph to cut from; one that is too small for a patch adds none.
+    """
+    found = []
+    for zoom in zooms:
+        down, across = (ceil(side * zoom) // scale for side in (height, width))
+        found += [Place(top, left, float(zoom)) for top, left in windows(down, across, size, stride)]
+    return found
+
+
+def at_zoom(hr: np.ndarray, zoom: float, scale: int) -> np.ndarray:
+    """A photograph at `zoom` of its size: shrunk by MATLAB's bicubic, then mod-cropped.
+
+    Args:
+        hr: uint8 `[height, width, 3]`, mod-cropped to `scale`.
+        zoom: 1, or a fraction that `imresize` accepts.
+        scale: Super-resolution scale.
+    """
+    return hr if zoom == 1 else mod_crop(imresize(hr, zoom), scale)
 
 
 def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
@@ -76,6 +122,34 @@ def cut(lr: np.ndarray, size: int, stride: int) -> np.ndarray:
     for patch, (top, left) in zip(patches, places, strict=True):
         patch[:] = lr[top : top + size, left : left + size].transpose(2, 0, 1)
     return patches
+
+
+def lr_patches(hr: np.ndarray, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)) -> np.ndarray:
+    """All real LR patches of a photograph, cut from its bicubic downscaling at each zoom.
+
+    Args:
+        hr: uint8 `[height, width, 3]`, mod-cropped to `scale`.
+        scale: Super-resolution scale.
+        size: Side of an LR patch.
+        stride: Distance between LR patches.
+        zooms: See `places`.
+
+    Returns:
+        uint8 `[N, 3, size, size]`, in the order of `places`.
+    """
+    photographs = (at_zoom(hr, zoom, scale) for zoom in zooms)
+    fitting = (photograph for photograph in photographs if min(photograph.shape[:2]) >= size * scale)
+    return np.concatenate([cut(imresize(photograph, 1 / scale), size, stride) for photograph in fitting])
+
+
+def hr_patches(hr: np.ndarray, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)) -> np.ndarray:
+    """The photograph's own HR of its `lr_patches`: uint8 `[N, 3, scale * size, scale * size]`."""
+    photographs = {zoom: at_zoom(hr, zoom, scale) for zoom in zooms}
+    found = []
+    for place in places(*hr.shape[:2], scale=scale, size=size, stride=stride, zooms=zooms):
+        top, left, bottom, right = hr_box(place[:2], size, scale)
+        found.append(photographs[place.zoom][top:bottom, left:right].transpose(2, 0, 1))
+    return np.stack(found)
 
 
 def synthetic_counts(real_counts: Sequence[int], ratio: float, minimum: int) -> list[int]:

@@ -24,8 +24,8 @@ import numpy as np
 from idc_hub.errors import ImageError, LeftOutWarning, first_few
 from idc_hub.images import layouts
 from idc_hub.images.files import FORMATS, SUFFIXES, image_size, read_file, read_image, read_member
-from idc_hub.images.patches import cut, windows
-from idc_hub.images.resize import imresize, mod_crop
+from idc_hub.images.patches import lr_patches, places
+from idc_hub.images.resize import mod_crop
 
 PACKAGE_PREFIX = "package:"
 MAX_ID_BYTES = 200
@@ -231,6 +231,7 @@ def survey(
     scale: int,
     size: int,
     stride: int,
+    zooms: Sequence[float] = (1.0,),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Instance]:
     """Decode every photograph once and describe it.
@@ -240,6 +241,7 @@ def survey(
         scale: Super-resolution scale.
         size: Side of an LR patch.
         stride: Distance between LR patches.
+        zooms: Sizes of the photographs to cut from, see `places`.
         progress: Called with (photographs done, photographs in all) after each.
 
     Returns:
@@ -251,7 +253,7 @@ def survey(
 
     def describe(entry: Entry) -> Instance | ImageError:
         try:
-            return _describe(source, entry, scale, size, stride)
+            return _describe(source, entry, scale=scale, size=size, stride=stride, zooms=zooms)
         except ImageError as error:
             return error
 
@@ -294,7 +296,9 @@ def load_hr(source: Source, instance: Instance, *, scale: int) -> np.ndarray:
     return mod_crop(read_image(data, instance.name).pixels, scale)
 
 
-def load_lr_patches(source: Source, instance: Instance, *, scale: int, size: int, stride: int) -> np.ndarray:
+def load_lr_patches(
+    source: Source, instance: Instance, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)
+) -> np.ndarray:
     """The LR patches of an instance: mod-cropped, downscaled by MATLAB's bicubic, and cut.
 
     Args:
@@ -303,18 +307,19 @@ def load_lr_patches(source: Source, instance: Instance, *, scale: int, size: int
         scale: Super-resolution scale.
         size: Side of an LR patch.
         stride: Distance between LR patches.
+        zooms: Sizes of the photograph to cut from, see `places`.
 
     Returns:
-        uint8 `[instance.patches, 3, size, size]`.
+        uint8 `[instance.patches, 3, size, size]`, in the order of `places`.
 
     Raises:
         ImageError: The photograph is gone or has changed.
     """
-    lr = imresize(load_hr(source, instance, scale=scale), 1 / scale)
-    return cut(lr, size, stride)
+    hr = load_hr(source, instance, scale=scale)
+    return lr_patches(hr, scale=scale, size=size, stride=stride, zooms=zooms)
 
 
-def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int) -> Instance:
+def _describe(source: Source, entry: Entry, *, scale: int, size: int, stride: int, zooms: Sequence[float]) -> Instance:
     if not is_instance_id(entry.id):
         raise ImageError(
             f"{entry.name!r} cannot name an instance: rename it, with at most {MAX_ID_BYTES} bytes before "
@@ -323,15 +328,16 @@ def _describe(source: Source, entry: Entry, scale: int, size: int, stride: int) 
     data = source.read(entry)
     photograph = read_image(data, entry.name)
     height, width = mod_crop(photograph.pixels, scale).shape[:2]
-    places = windows(height // scale, width // scale, size, stride)
-    if not places:
+    patches = len(places(height, width, scale=scale, size=size, stride=stride, zooms=zooms))
+    if not patches:
         side = size * scale
         raise ImageError(
-            f"{entry.name} is {width}x{height} after mod-crop; one HR patch needs {side}x{side}: "
+            f"{entry.name} is {width}x{height} after mod-crop; one HR patch needs {side}x{side}"
+            f"{'' if max(zooms) == 1 else f' at {max(zooms):g} of that size'}: "
             "leave it out or make patches.size smaller."
         )
     digest = hashlib.sha256(data).hexdigest()
-    return Instance(entry.id, entry.name, digest, width, height, len(places), notes=photograph.notes)
+    return Instance(entry.id, entry.name, digest, width, height, patches, notes=photograph.notes)
 
 
 def is_instance_id(text: str) -> bool:

@@ -31,6 +31,7 @@ from idc_hub.runs.run import Run
 if TYPE_CHECKING:
     import torch
 
+    from idc_hub.images.patches import Place
     from idc_hub.images.sources import Source
     from idc_hub.recipe import Recipe
 
@@ -249,29 +250,27 @@ def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:
     return State.from_tensors(partial, device) if partial is not None else None
 
 
-def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, list[Place]]:
     """All real LR patches of a photograph and where they were cut out.
 
     Args:
         instance: The photograph.
         source: Its source.
-        recipe: The recipe, which has scale, size and stride.
+        recipe: The recipe, which has scale, size, stride and zooms.
 
     Returns:
-        Patches, uint8 `[N, 3, h, w]`, and their places in LR pixels, int64 `[N, 2]`: (top, left).
+        Patches, uint8 `[N, 3, h, w]`, and their places.
 
     Raises:
         ImageError: The photograph is gone or has changed since the survey.
     """
     import torch
 
-    from idc_hub.images.patches import windows
+    from idc_hub.images.patches import places
     from idc_hub.images.sources import load_lr_patches
 
-    size, stride, scale = recipe.patches.size, recipe.patches.stride, recipe.scale
-    lr = load_lr_patches(source, instance, scale=scale, size=size, stride=stride)
-    places = windows(instance.height // scale, instance.width // scale, size, stride)
-    return torch.from_numpy(lr), torch.tensor(places)
+    lr = load_lr_patches(source, instance, **recipe.grid)
+    return torch.from_numpy(lr), places(instance.height, instance.width, **recipe.grid)
 
 
 def _facts(run: Run, condensed: Condensed, real: torch.Tensor) -> dict[str, Any]:
@@ -311,7 +310,7 @@ def find_photographs(recipe: Recipe, progress: Reporting = True) -> tuple[list[I
     source = open_source(**recipe.source.model_dump())
     source.warn_of_left_out()
     with counting("reading photographs", progress) as count:
-        instances = survey(source, scale=recipe.scale, size=patches.size, stride=patches.stride, progress=count)
+        instances = survey(source, **recipe.grid, progress=count)
     counts = synthetic_counts([instance.patches for instance in instances], patches.ratio, patches.min_per_image)
     counted = [replace(instance, count=count) for instance, count in zip(instances, counts, strict=True)]
     return counted, list(source.left_out)

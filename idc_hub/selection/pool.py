@@ -248,7 +248,7 @@ def _finish(
     if chosen is not None and len(chosen) == len(lr):
         facts = {"held_out": 0.0, "held_out_random": 0.0}  # all patches are chosen: there is no discrepancy
     elif chosen is not None and not measure:
-        lr, places = lr[chosen], places[chosen]
+        lr, places = lr[chosen], [places[number] for number in chosen]
     else:
         device = next(network.parameters()).device
         real = RealSide(lr.to(device), network, recipe, instance.id)
@@ -256,10 +256,9 @@ def _finish(
             subset = real.represented[real.greedy_subset(instance.count).sort().values]
         else:
             subset = torch.tensor(chosen)
-        lr, places = lr[subset], places[subset]
+        lr, places = lr[subset], [places[number] for number in subset.tolist()]
         names = ("held_out", "held_out_random")
         facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
     nearest_real = [0.0] * len(lr)  # each of them is a real one
-    run.write_patches(
-        instance, lr, {**facts, "nearest_real": nearest_real, "seed": recipe.seed, "places": places.tolist()}
-    )
+    cut_out = [list(place if recipe.patches.scales != (1.0,) else place[:2]) for place in places]
+    run.write_patches(instance, lr, {**facts, "nearest_real": nearest_real, "seed": recipe.seed, "places": cut_out})

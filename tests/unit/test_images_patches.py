@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from idc_hub.images.patches import cut, hr_box, synthetic_counts, windows
+from idc_hub.images.patches import cut, hr_box, hr_patches, lr_patches, places, synthetic_counts, windows
+from idc_hub.images.resize import imresize
 
 
 def test_a_div2k_image_has_150_windows():
@@ -56,6 +57,27 @@ def test_the_hr_box_is_the_lr_box_times_the_scale():
         patch = hr[box[0] : box[2], box[1] : box[3]]
         assert np.array_equal(patch[::3, ::3], lr[top : top + 4, left : left + 4])
         assert patch.shape == (12, 12)
+
+
+def test_patches_of_a_smaller_photograph_are_those_of_the_resized_image():
+    hr = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    grid = {"scale": 2, "size": 8, "stride": 5}
+    zooms = (1, 0.75, 0.5, 0.25)
+    where = places(40, 52, **grid, zooms=zooms)
+    lr, own = lr_patches(hr, **grid, zooms=zooms), hr_patches(hr, **grid, zooms=zooms)
+    # 40 x 52 becomes 30 x 39, cropped to 30 x 38; 20 x 26; and 10 x 13, where no HR patch of 16 x 16 fits.
+    resized = {1: hr, 0.75: imresize(hr, 0.75)[:30, :38], 0.5: imresize(hr, 0.5)}
+    expected = [
+        (zoom, *place) for zoom in resized for place in windows(*(n // 2 for n in resized[zoom].shape[:2]), 8, 5)
+    ]
+    assert [(zoom, top, left) for top, left, zoom in where] == expected
+    assert len(lr) == len(own) == len(where)
+    for place, small, large in zip(where, lr, own, strict=True):
+        photograph = resized[place.zoom]
+        rows, columns = slice(place.top, place.top + 8), slice(place.left, place.left + 8)
+        assert np.array_equal(small, imresize(photograph, 1 / 2)[rows, columns].transpose(2, 0, 1))
+        rows, columns = slice(2 * place.top, 2 * place.top + 16), slice(2 * place.left, 2 * place.left + 16)
+        assert np.array_equal(large, photograph[rows, columns].transpose(2, 0, 1))
 
 
 def test_shares_sum_to_the_floor_of_the_total_and_differ_by_one_at_most() -> None:

@@ -392,6 +392,13 @@ featurs: {}
             Recipe.load(tmp_path)
 
 
+@pytest.mark.parametrize("scales", [[], [1, 1], [0.3], [1, 2], [0], "half"])
+def test_scales_are_a_few_fractions(scales: Any) -> None:
+    with pytest.raises(RecipeError, match=r"patches\.scales"):
+        make(patches={"scales": scales})
+    assert make(patches={"scales": "0.5"}).patches.scales == (0.5,)
+
+
 class TestHash:
     def test_the_value_is_stable(self) -> None:
         """Written out by hand: when this fails, all published sets have lost their recipe."""
@@ -457,6 +464,7 @@ class TestHash:
         later: dict[str, Any] = {
             "loss": {"frequency_kind": "orthogonal", "phase_penalty": 0.3},
             "optimizer": {"parametrization": "maco"},
+            "patches": {"scales": [1, 0.5]},
         }
         assert make(**later).lr_keys().keys() == expected
         # Runs from before these keys keep their hash.

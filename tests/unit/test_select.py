@@ -91,6 +91,32 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
     assert idc_hub.status(run).finished == 3
 
 
+def test_pairs_of_smaller_photographs_are_crops_of_the_resized_ones(photographs: Path) -> None:
+    result = choose(photographs, "herding", "patches.scales=[1,0.5]", ratio=0.5)
+    run = Run.open(photographs.parent / "run")
+    # bridge 23 x 25 becomes 11 x 12 LR pixels, cat 11 x 8, tower 20 x 12.
+    assert result.real_patches == sum(WINDOWS.values()) + 2 * 2 + 2 * 1 + 4 * 2
+    chosen = {instance.id: run.read_facts(instance)["places"] for instance in run.instances}
+    assert {zoom for places in chosen.values() for _, _, zoom in places} == {1, 0.5}
+    for pair in rows(run.path, "real"):
+        top, left, zoom = chosen[pair.instance_id][pair.patch_index]
+        hr = imresize(read_image((photographs / f"{pair.instance_id}.png").read_bytes(), pair.instance_id).pixels, zoom)
+        hr = hr[: len(hr) // 2 * 2, : hr.shape[1] // 2 * 2]
+        assert np.array_equal(decode_png(pair.lr_png), imresize(hr, 1 / 2)[top : top + 8, left : left + 8])
+        assert np.array_equal(decode_png(pair.hr_png), hr[2 * top : 2 * top + 16, 2 * left : 2 * left + 16])
+    assert "from the photographs at 1, 0.5 of their size" in (run.repo / "README.md").read_text()
+    idc_hub.regenerate(run.path, teacher="bicubic", name="bicubic", progress=False)
+    assert idc_hub.verify(run.path).patches == result.patches
+    assert Path(idc_hub.report(run.path, progress=False).path).is_file()
+
+
+def test_condensing_represents_smaller_photographs(photographs: Path) -> None:
+    values = {"name": "small", "scale": 2, "source": {"path": str(photographs)}, "teacher": {"network": "bicubic"}}
+    recipe = Recipe.from_dict(values, [*SMALL, *SHORT, "patches.ratio=0.2", "patches.scales=0.5"])
+    result = idc_hub.condense(recipe, run_dir=photographs.parent / "condensed", num_processes=1, progress=False)
+    assert (result.real_patches, result.patches) == (14, 2)
+
+
 def test_what_costs_more_than_choosing_is_measured_on_a_sample(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
