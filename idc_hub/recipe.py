@@ -163,9 +163,10 @@ class Patches(Section):
     LR is made. A photograph that is too small for a patch at one of them has none there."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
     """Minimum number of synthetic patches of a photograph."""
-    complexity: Literal["all", "above-mean"] = "above-mean"
-    """Which real patches the synthetic ones represent: all of a photograph (the paper), or those whose edges, measured
-    by the mean Sobel response, are at least as strong as the photograph's mean. The ratio always counts all."""
+    complexity: Literal["all", "above-mean", "hardness"] = "above-mean"
+    """Which real patches the synthetic ones represent: all of a photograph (the paper), or those at or above the
+    photograph's mean in the strength of their edges (Sobel; above-mean) or in the error of bicubic upscaling against
+    their own HR (hardness). The ratio always counts all. Of the selections only cf-greedy follows it."""
 
 
 class Features(Section):
@@ -321,6 +322,32 @@ class Optimizer(Section):
         return tuple(math.floor(milestone * self.steps + 0.5) for milestone in self.milestones)
 
 
+class SelectionSettings(Section):
+    """What the methods `hardness` and `filtered` choose; part of `lr_recipe_hash` for the method that uses them."""
+
+    hardness: Literal["bicubic", "edsr-small"] = "bicubic"
+    """For hardness: what enlarges LR patches, at x4 also a small network. The larger its error against their own HR
+    (RMS), the harder a patch."""
+    drop_top: Annotated[Real, Field(ge=0, lt=1)] = 0.05
+    """For hardness: fraction of all patches, the hardest ones, to leave out (Moser et al., arXiv 2403.17083: 5 %)."""
+    spread: Weight = 1.0
+    """For hardness: least distance between two patches of a photograph, down or across, in sides of a patch. At 1 they
+    do not overlap. Where too few patches are left, closer ones follow, the hardest first."""
+    max_blockiness: Weight = 30.0
+    """For filtered: most traces of JPEG's 8 x 8 blocks in HR (BHI: 30)."""
+    min_entropy: Weight = 5.0
+    """For filtered: least entropy of the gray levels of HR, in bits (traiNNer-redux: 5)."""
+    min_contrast: Weight = 15.0
+    """For filtered: least standard deviation of the gray levels of HR (traiNNer-redux: 15)."""
+    min_sharpness: Weight = 50.0
+    """For filtered: least variance of the Laplacian of HR, which is small where it is blurred (traiNNer-redux: 50)."""
+    max_sharpness: Weight = 3000.0
+    """For filtered: most of it; oversharpened or noisy HR has more (traiNNer-redux: 3000)."""
+    max_aliasing: Weight = 0.35
+    """For filtered: largest mean amplitude of the frequencies beyond 3/4 of Nyquist in HR, divided by that of all
+    (traiNNer-redux: 0.35)."""
+
+
 class TeacherChoice(Section):
     """What makes HR patches from the finished LR patches. Not part of `lr_recipe_hash`: HR can be remade."""
 
@@ -376,6 +403,23 @@ LATER_KEYS: dict[str, Any] = {
 so that the Runs keep their hash."""
 
 
+SelectionMethod = Literal[
+    "whole",
+    "random",
+    "herding",
+    "herding-deepcore",
+    "k-center",
+    "dcsr",
+    "cf-greedy",
+    "hardness",
+    "filtered",
+    "leaves",
+]
+
+_SELECTION_KEYS = {"hardness": ["hardness", "drop_top", "spread"]}
+_SELECTION_KEYS["filtered"] = [key for key in SelectionSettings.model_fields if key not in _SELECTION_KEYS["hardness"]]
+
+
 class Recipe(Section):
     """Everything that defines a condensation.
 
@@ -387,10 +431,12 @@ class Recipe(Section):
     """Name of the Run and of its directory: lower case letters, digits and hyphens."""
     preset: Literal["default", "paper"] = "default"
     """Values for the keys that are not given: what measures best, or what the paper says."""
-    method: Literal["idc", "whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"] = "idc"
-    """How LR patches are made: optimized by instance data condensation, or selected from the real ones by a baseline
-    (appendix C.2; `idc select`). whole takes all; cf-greedy selects within each photograph, as condensation does; the
-    others select from the pool of all photographs and may leave some photographs without patches."""
+    method: Literal["idc", SelectionMethod] = "idc"
+    """How LR patches are made: optimized by instance data condensation, or by a baseline (`idc select`). whole takes
+    all real patches. cf-greedy selects within each photograph, as condensation does. random, herding, k-center, dcsr
+    (appendix C.2), hardness (what upscaling gets most wrong) and filtered (random ones without technical defects)
+    select from the pool of all photographs and may leave some photographs without patches. leaves draws dead leaves,
+    random disks that hide one another: it uses the number of a photograph's patches, but none of its pixels."""
     scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole, json_schema_input_type=Literal[2, 3, 4] | Numeral)] = 4
     """Ratio of HR size to LR size."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
@@ -402,6 +448,7 @@ class Recipe(Section):
     loss: Loss = Loss()
     assignment: AssignmentSettings = AssignmentSettings()
     optimizer: Optimizer = Optimizer()
+    selection: SelectionSettings = SelectionSettings()
     teacher: TeacherChoice = TeacherChoice()
     workers: Workers = Workers()
 
@@ -480,6 +527,7 @@ class Recipe(Section):
         for key, value in LATER_KEYS.items():
             if keys[key] == value:
                 del keys[key]
+        keys |= {f"selection.{key}": values["selection"][key] for key in _SELECTION_KEYS.get(self.method, ())}
         return keys
 
     @property

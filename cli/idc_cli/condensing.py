@@ -35,7 +35,18 @@ from idc_hub.errors import first_few
 app = typer.Typer()
 
 # A copy of the recipe's methods: importing pydantic would slow down `idc --help`. A test compares them.
-Selection = Literal["whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"]
+Selection = Literal[
+    "whole",
+    "random",
+    "herding",
+    "herding-deepcore",
+    "k-center",
+    "dcsr",
+    "cf-greedy",
+    "hardness",
+    "filtered",
+    "leaves",
+]
 
 
 @app.command(
@@ -106,6 +117,8 @@ def show_condensed(sink: Sink, result: Any, name: str, dry_run: bool) -> None:
     rich_help_panel="Make a set",
     epilog=examples(
         "idc select random photos --ratio 0.05",
+        "idc select hardness photos selection.hardness=edsr-small selection.drop_top=0",
+        "idc select leaves photos --teacher edsr-small",
         "idc select cf-greedy DIV2K_train_HR --ratio 0.01 --teacher edsr-small --run-dir runs/cf-greedy",
         "idc select k-center org/photographs --seed 1 patches.size=48 patches.stride=24 name=far-apart",
     ),
@@ -114,7 +127,9 @@ def select(
     method: Annotated[
         Selection,
         typer.Argument(
-            help="The baseline; herding-deepcore is herding with the sign error of DeepCore's code.", metavar="METHOD"
+            help="The baseline. herding-deepcore: herding with the sign error of DeepCore's code. hardness: what "
+            "upscaling gets most wrong. filtered: random without technical defects. leaves: drawn, of no photograph.",
+            metavar="METHOD",
         ),
     ],
     source: Annotated[
@@ -138,7 +153,7 @@ def select(
     quiet: QuietOption = False,
     progress: ProgressOption = "text",
 ) -> None:
-    """Choose real patches by a baseline, to compare a condensed set with.
+    """Choose real patches by a baseline, or draw dead leaves, to compare a condensed set with.
 
     If interrupted, run the same command again to continue.
     """

@@ -3,6 +3,7 @@
 `Plan.load` checks the whole file. `Plan.cells` lists its single runs in the order in which they are carried out.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from idc_hub.errors import IDCError
 from idc_hub.networks import NETWORKS
-from idc_hub.recipe import Patches, Recipe, Section
+from idc_hub.recipe import Patches, Recipe, Section, SelectionMethod
 from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, as_list, explain, sections_of
 from idc_hub.training.pairing import set_name
 from idc_hub.training.recipe import TrainingRecipe
@@ -38,8 +39,8 @@ Names = Annotated[tuple[Text, ...], BeforeValidator(as_list), AfterValidator(_di
 class SetPlan(Section):
     """How one set of the comparison is made."""
 
-    method: Literal["whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy"] | None = None
-    """A baseline that chooses real patches (`idc select`); either this or `recipe`."""
+    method: SelectionMethod | None = None
+    """A baseline (`idc select`); either this or `recipe`."""
     recipe: Text | None = None
     """A recipe to condense with, a bundled name or a YAML file; either this or `method`."""
     set: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = ()
@@ -51,6 +52,11 @@ class SetPlan(Section):
     seeds: Count | None = None
     """Number of sets to make, with the seeds 0, 1, ...; students with higher seeds reuse them.
     null: one for each of the plan's seeds. Not for the method `whole`."""
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether no photograph shows its patches, so that they have no real HR."""
+        return self.recipe is not None or self.method == "leaves"
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -135,7 +141,7 @@ class Plan(Section):
 
     def hr_of(self, entry: SetPlan) -> tuple[str, ...]:
         """Names of the HR versions of a set; `real` first, because `select` makes it with the set."""
-        names = entry.hr or tuple(name for name in self.hr if name != REAL or not entry.recipe)
+        names = entry.hr or tuple(name for name in self.hr if name != REAL or not entry.is_synthetic)
         return tuple(sorted(names, key=lambda name: name != REAL))
 
     def recipe_of(self, cell: "Cell") -> Recipe:
@@ -150,8 +156,8 @@ class Plan(Section):
         """
         entry = self.sets[cell.set]
         assert entry.recipe is not None
-        shared = Patches().model_dump(exclude={"ratio", "complexity"})
-        patches = [f"patches.{key}={value}" for key, value in shared.items()]
+        shared = Patches().model_dump(mode="json", exclude={"ratio", "complexity"})
+        patches = [f"patches.{key}={json.dumps(value)}" for key, value in shared.items()]
         source = [f"scale={self.scale}", f"seed={cell.set_seed}", f"source.path={self.source}"]
         teacher = [f"teacher.network={self.hr[cell.hr]}", f"teacher.hr_version={cell.hr}"]
         return Recipe.load(
@@ -192,10 +198,10 @@ class Plan(Section):
         if unknown:
             yield f"there is no HR version {', '.join(unknown)}; the plan's `hr` has {', '.join(self.hr)}."
             return
-        if entry.recipe and REAL in (entry.hr or ()):
-            yield "condensed patches have no real HR; name an HR version by a teacher."
+        if entry.is_synthetic and REAL in (entry.hr or ()):
+            yield "synthetic patches have no real HR; name an HR version by a teacher."
         elif not self.hr_of(entry):
-            yield "condensed patches have no real HR, and the plan's `hr` names no teacher."
+            yield "synthetic patches have no real HR, and the plan's `hr` names no teacher."
         elif entry.recipe:
             try:
                 seed = self._set_seed(entry, self.seeds[0])

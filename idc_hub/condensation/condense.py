@@ -31,6 +31,8 @@ from idc_hub.errors import one_line
 from idc_hub.images.leaves import dead_leaves
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from idc_hub.recipe import Recipe
 
 RANDOM_SUBSETS = 4
@@ -75,6 +77,7 @@ class Photograph:
         resume: The state to continue from.
         checkpoint: Called with the state every `workers.checkpoint_every` steps and when stopping.
         log: Called every `workers.log_every` steps with the step, the terms and their gradient norms.
+        hardness: As in `RealSide`.
     """
 
     lr: Tensor
@@ -83,6 +86,7 @@ class Photograph:
     resume: State | None = None
     checkpoint: Callable[[State], None] = lambda state: None
     log: Callable[[dict[str, float]], None] = lambda line: None
+    hardness: np.ndarray | None = None
 
 
 Outcomes = Iterator[tuple[Photograph, Condensed | Exception]]
@@ -198,7 +202,8 @@ class Member:
         self.begun = time.monotonic()
         self.photograph, self.network, self.recipe, self.batch = photograph, network, recipe, batch
         device = next(network.parameters()).device
-        self.real = RealSide(photograph.lr.to(device), network, recipe, photograph.instance_id)
+        lr = photograph.lr.to(device)
+        self.real = RealSide(lr, network, recipe, photograph.instance_id, photograph.hardness)
         self.grid = replace(self.real.grid, patches=photograph.count)
         self.state = photograph.resume or initial_state(self.real, self.grid)
         self.event: tuple[int, Assignment] | None = None

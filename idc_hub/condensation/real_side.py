@@ -168,6 +168,7 @@ class RealSide:
         network: The extractor; frozen, float32.
         recipe: The recipe.
         instance_id: Identifies the photograph and seeds its own random draws.
+        hardness: float `[N]`, the error of bicubic upscaling of each patch, for `patches.complexity: hardness`.
 
     Raises:
         NetworkError: The features of a real patch, or their statistics, are NaN or Inf.
@@ -183,10 +184,17 @@ class RealSide:
         sizes: int64 `[M]`, the tiles of each group.
     """
 
-    def __init__(self, lr: Tensor, network: torch.nn.Module, recipe: Recipe, instance_id: str) -> None:
+    def __init__(
+        self,
+        lr: Tensor,
+        network: torch.nn.Module,
+        recipe: Recipe,
+        instance_id: str,
+        hardness: np.ndarray | None = None,
+    ) -> None:
         self.recipe = recipe
         self.instance_id = instance_id
-        self.represented = represented_patches(lr, recipe)
+        self.represented = represented_patches(lr, recipe, hardness)
         self.lr = lr[self.represented]
         self.features = self._extract_all(network)
         self.statistics = Statistics.of(self.features)
@@ -404,21 +412,26 @@ class RealSide:
         return (total / count).sqrt().clamp(min=_NORM_EPS)
 
 
-def represented_patches(lr: Tensor, recipe: Recipe) -> Tensor:
+def represented_patches(lr: Tensor, recipe: Recipe, hardness: np.ndarray | None = None) -> Tensor:
     """Indices of the real patches that the synthetic ones represent (`patches.complexity`).
 
     Args:
         lr: uint8 `[N, 3, h, w]`, all real patches of a photograph.
         recipe: The recipe.
+        hardness: As in `RealSide`.
 
     Returns:
         int64, ascending, at least one.
     """
     if recipe.patches.complexity == "all":
         return torch.arange(len(lr))
-    edges = complexity(lr.cpu().numpy())
+    if recipe.patches.complexity == "hardness":
+        assert hardness is not None
+        measure = hardness
+    else:
+        measure = complexity(lr.cpu().numpy())
     # The tolerance keeps all patches if they are equal, however the mean is rounded.
-    return torch.from_numpy(np.flatnonzero(edges >= edges.mean() * (1 - 1e-9)))
+    return torch.from_numpy(np.flatnonzero(measure >= measure.mean() * (1 - 1e-9)))
 
 
 def extract(network: torch.nn.Module, lr: Tensor, recipe: Recipe, *, whole: bool = False) -> Tensor:

@@ -301,18 +301,23 @@ def _merge_body(body: str, generated: str) -> str:
 
 
 def _front_matter(condensed: CondensedSet, versions: list[Version], license: License | None) -> dict[str, Any]:
-    manifest, is_selection = condensed.manifest, condensed.is_selection
+    manifest = condensed.manifest
     front: dict[str, Any] = license.metadata() if license else {}
-    kind = ["coreset-selection"] if is_selection else ["dataset-condensation", "dataset-distillation"]
-    if not is_selection and not mostly_copied(manifest):
-        kind.append("synthetic")
+    is_drawn = condensed.recipe.get("method") == "leaves"
+    if is_drawn:
+        made, kind = "drawn", ["synthetic"]
+    elif condensed.is_selection:
+        made, kind = "selected", ["coreset-selection"]
+    else:
+        synthetic = [] if mostly_copied(manifest) else ["synthetic"]
+        made, kind = "condensed", ["dataset-condensation", "dataset-distillation", *synthetic]
     has_teacher = not versions or any(not version.is_real for version in versions)
     front |= {
-        "pretty_name": f"{manifest.name} ({'selected' if is_selection else 'condensed'} super-resolution set)",
+        "pretty_name": f"{manifest.name} ({made} super-resolution set)",
         "task_categories": ["image-to-image"],
         "tags": ["super-resolution", *kind, "idc-hub", f"x{manifest.scale}"],
         "size_categories": [_size_category(manifest.patches)],
-        "source_datasets": [hub_source(condensed.recipe) or "extended"],
+        "source_datasets": ["original" if is_drawn else hub_source(condensed.recipe) or "extended"],
         "annotations_creators": ["machine-generated" if has_teacher else "found"],
     }
     if versions:

@@ -82,8 +82,15 @@ _METHODS = {
     "edges; local binary patterns replace its texture network",
     "cf-greedy": "separately in each photograph, so that their local features are distributed like those of all its "
     "patches",
+    "hardness": "as those that upscaling gets most wrong, without the very hardest (SamplingAug, arXiv 2111.15185; "
+    "Moser et al., arXiv 2403.17083)",
+    "filtered": "at random among those without technical defects: JPEG blocks, blur, low contrast, aliasing",
+    "leaves": "",
 }
-"""How each method of selection chooses, to follow "were chosen" in a sentence."""
+"""How each method of selection chooses, to follow "were chosen" in a sentence; dead leaves are not chosen."""
+
+
+_MADE = {"idc": "Condensed", "leaves": "Drawn"}
 
 
 def render_section(
@@ -134,6 +141,7 @@ def render_section(
         held_out_random=_number(facts.get("held_out_random")),
         facts=_provenance(manifest, recipe, method),
         method=method,
+        synthetic=method in (None, "leaves"),
         chosen=_METHODS.get(method or ""),
         real=[version.name for version in versions if version.is_real],
         all_real=bool(versions) and all(version.is_real for version in versions),
@@ -222,7 +230,7 @@ def _provenance(manifest: Manifest, recipe: dict[str, Any], method: str | None) 
         "Photographs": [facts.get("photographs"), source and f"(source: {source})"],
         "Conversions": [_conversions(facts.get("conversions"))],
         "Real LR patches": [real_patches, _grid(recipe, manifest.patch_size)],
-        f"{'Chosen' if method else 'Condensed'} LR patches": [
+        f"{_MADE.get(method or 'idc', 'Chosen')} LR patches": [
             manifest.patches,
             real_patches and f"({100 * manifest.patches / real_patches:.3g} %)",
         ],
@@ -244,7 +252,7 @@ def _overrides(recipe: dict[str, Any]) -> list[str]:
     defaults, except those that its options set.
     """
     overrides = []
-    for section in ("source", "patches", "features", "transform", "loss"):
+    for section in ("source", "patches", "features", "transform", "loss", "selection"):
         for key, field in sections_of(Recipe)[section].model_fields.items():
             value, default = _value_at(recipe, section, key), field.default
             default = list(default) if isinstance(default, tuple) else default

@@ -66,7 +66,7 @@ class RealHR:
 
     def __init__(self, run: Run, *, every_window: bool = False) -> None:
         recipe = run.recipe
-        if recipe.method == "idc":
+        if recipe.method in ("idc", "leaves"):
             raise RunError(
                 f"The LR patches of {run.path} are synthetic: no photograph shows their HR side.",
                 "Name a teacher (`idc teachers ls`).",

@@ -87,6 +87,20 @@ def rms_residual(lr: np.ndarray, hr: np.ndarray) -> float:
     return float(np.sqrt(np.mean(residual**2)))
 
 
+def bicubic_errors(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+    """`rms_residual` of each patch.
+
+    Args:
+        lr: uint8 `[n, 3, h, w]`.
+        hr: uint8 `[n, 3, s*h, s*w]`, their own HR.
+
+    Returns:
+        float64 `[n]`.
+    """
+    pairs = zip(lr.transpose(0, 2, 3, 1), hr.transpose(0, 2, 3, 1), strict=True)
+    return np.array([rms_residual(small, large) for small, large in pairs])
+
+
 def color_distance(patches: np.ndarray, real: np.ndarray) -> float:
     """Wasserstein-1 distance between the pixel values of two sets, mean over R, G and B; 0 if they are equal."""
     shares = [

@@ -29,6 +29,7 @@ from idc_hub.runs.progress import Reporting, counting
 from idc_hub.runs.run import Run
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from idc_hub.images.patches import Place
@@ -236,6 +237,7 @@ def _photograph(run: Run, instance: Instance, source: Source, device: torch.devi
         resume=_resume(run, instance, device),
         checkpoint=lambda state: run.write_partial(instance, state.to_tensors()),
         log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
+        hardness=real_hardness(instance, source, run.recipe),
     )
 
 
@@ -273,17 +275,37 @@ def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[to
     return torch.from_numpy(lr), places(instance.height, instance.width, **recipe.grid)
 
 
-def _facts(run: Run, condensed: Condensed, real: torch.Tensor) -> dict[str, Any]:
-    """The metadata of an instance file; equal Runs have equal metadata."""
+def real_hardness(instance: Instance, source: Source, recipe: Recipe) -> np.ndarray | None:
+    """The error of bicubic upscaling of all real LR patches of a photograph; None if the recipe does not need it.
+
+    Raises:
+        ImageError: The photograph is gone or has changed since the survey.
+    """
+    from idc_hub.images.figures import bicubic_errors
+    from idc_hub.images.patches import hr_patches, lr_patches
+    from idc_hub.images.sources import load_hr
+
+    if recipe.patches.complexity != "hardness":
+        return None
+    hr = load_hr(source, instance, scale=recipe.scale)
+    return bicubic_errors(lr_patches(hr, **recipe.grid), hr_patches(hr, **recipe.grid))
+
+
+def nearest_real(patches: torch.Tensor, real: torch.Tensor) -> list[float]:
+    """RMS difference of each patch to its nearest real one, in gray levels; uint8 `[n, 3, h, w]` and `[N, 3, h, w]`."""
     from idc_hub.images.figures import nearest_distances
 
     # Exact up to the root, so that equal patches have equal values on every machine.
-    nearest_real = 255 * nearest_distances(condensed.patches.numpy(), real.numpy())
+    return [round(float(distance), 3) for distance in 255 * nearest_distances(patches.numpy(), real.numpy())]
+
+
+def _facts(run: Run, condensed: Condensed, real: torch.Tensor) -> dict[str, Any]:
+    """The metadata of an instance file; equal Runs have equal metadata."""
     return {
         "held_out": condensed.held_out,
         "held_out_random": condensed.held_out_random,
         "losses": condensed.losses,
-        "nearest_real": [round(float(distance), 3) for distance in nearest_real],
+        "nearest_real": nearest_real(condensed.patches, real),
         "seed": run.recipe.seed,
         "steps": run.recipe.optimizer.steps,
     }

@@ -1,1 +1,1 @@
-"""Baselines that choose real patches. `methods`: how to choose. `pool`: the Run of a selection."""
+"""Baselines to compare a condensed set with. `methods`: how to choose real patches. `pool`: the Run of a selection."""

@@ -1,11 +1,15 @@
-"""Baselines: methods that choose real patches (paper section 4, appendix C.2).
+"""Baselines: methods that choose real patches (paper section 4, appendix C.2, and two more).
 
 Each method takes descriptors of patches and returns the indices of the chosen ones, int64 `[count]`, in any order.
-`select_in_groups` applies a method as the paper does. `texture` computes descriptors for `dcsr`. The method cf-greedy
-chooses within each photograph and is `RealSide.greedy_subset`.
+`select_in_groups` applies a method as the paper does; `hardest` chooses from the whole pool. `texture` computes
+descriptors for `dcsr`, `passes` those of the method filtered, which draws at random from the patches that pass. The
+method cf-greedy chooses within each photograph and is `RealSide.greedy_subset`.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +17,11 @@ from skimage.feature import local_binary_pattern
 
 from idc_hub.condensation.assignment import kmeans
 from idc_hub.condensation.real_side import seed_of
-from idc_hub.images.patches import luma, synthetic_counts
+from idc_hub.images import defects
+from idc_hub.images.patches import Place, luma, synthetic_counts
+
+if TYPE_CHECKING:
+    from idc_hub.recipe import SelectionSettings
 
 GROUPS = 20
 """Number of groups that the pool is split into (appendix C.2)."""
@@ -149,6 +157,74 @@ def _equal_shares(sizes: list[int], total: int) -> list[int]:
         for number in open_[:rest]:
             shares[number] += min(max(rest // len(open_), 1), sizes[number] - shares[number])
     return shares
+
+
+def hardest(
+    errors: np.ndarray,
+    places: Sequence[tuple[Hashable, int, int]],
+    count: int,
+    *,
+    drop_top: float,
+    distance: float,
+) -> np.ndarray:
+    """The patches that upscaling gets most wrong, without the very hardest, and apart from one another.
+
+    SamplingAug (Wang et al., arXiv 2111.15185) ranks patches by the PSNR of bicubic upscaling and trains on the worst
+    10 %, spread out. Moser et al. (arXiv 2403.17083) rank by the error of a small network and leave out the hardest
+    5 %.
+
+    Args:
+        errors: float `[N]`.
+        places: Image, top and left of each patch, in LR pixels.
+        count: Number of patches to choose, at most `N - floor(drop_top * N)`.
+        drop_top: Fraction of all patches, the hardest ones, to leave out.
+        distance: Least distance of two chosen patches of an image, down or across, in LR pixels. Where it leaves fewer
+            than `count`, those that were too close follow, the hardest first.
+    """
+    order = np.argsort(-errors, kind="stable")[synthetic_counts([len(errors)], drop_top, 0)[0] :]
+    chosen: list[int] = []
+    close: list[int] = []
+    taken: dict[Hashable, np.ndarray] = {}
+    for index in order.tolist():
+        image, *place = places[index]
+        others = taken.get(image, np.empty((0, 2)))
+        if (np.abs(others - place).max(axis=1) < distance).any():
+            close.append(index)
+            continue
+        taken[image] = np.vstack([others, place])
+        chosen.append(index)
+        if len(chosen) == count:
+            break
+    return np.array((chosen + close)[:count], np.int64)
+
+
+def passes(hr: np.ndarray, places: Sequence[Place], scale: int, limits: SelectionSettings) -> np.ndarray:
+    """Which patches have no technical defect in their HR, by the measures of `images.defects`.
+
+    Practitioners filter HR tiles of 512 x 512 like this (BHI, traiNNer-redux). HR patches are smaller, so that their
+    measures scatter more.
+
+    Args:
+        hr: uint8 `[n, 3, h, w]`, at least 32 x 32.
+        places: Their places: of a photograph that was not resized, the blocks of JPEG begin at multiples of 8 pixels.
+        scale: Super-resolution scale.
+        limits: The limits.
+
+    Returns:
+        bool `[n]`.
+    """
+    gray = luma(hr)
+    starts = [(-place.top * scale % 8, -place.left * scale % 8) for place in places]
+    blocks = [defects.blockiness(image[None, top:, left:])[0] for image, (top, left) in zip(gray, starts, strict=True)]
+    sharpness = defects.sharpness(gray)
+    return (
+        (np.array(blocks) <= limits.max_blockiness)
+        & (defects.entropy(gray) >= limits.min_entropy)
+        & (defects.contrast(gray) >= limits.min_contrast)
+        & (sharpness >= limits.min_sharpness)
+        & (sharpness <= limits.max_sharpness)
+        & (defects.aliasing(gray) <= limits.max_aliasing)
+    )
 
 
 def texture(patches: np.ndarray) -> np.ndarray:

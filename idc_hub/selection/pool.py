@@ -1,4 +1,4 @@
-"""A selection as a Run whose patches are real ones, chosen by a baseline.
+"""A selection as a Run: its patches are real ones, chosen by a baseline, or dead leaves.
 
 The choice is made once, when the Run is created, and stored in `run.json`. Then photographs are read and finished one
 by one, and measured like condensed ones. Only descriptors of the whole pool are in memory at once, never its patches.
@@ -19,13 +19,17 @@ import numpy as np
 import torch
 
 from idc_hub.condensation.condense import held_out_discrepancies
-from idc_hub.condensation.real_side import RealSide, extract, generator, non_finite_features
+from idc_hub.condensation.real_side import RealSide, extract, generator, non_finite_features, seed_of
 from idc_hub.errors import RecipeError
-from idc_hub.images.patches import complexity, synthetic_counts
-from idc_hub.images.sources import Instance, Source, open_source
+from idc_hub.images.figures import bicubic_errors
+from idc_hub.images.leaves import dead_leaves
+from idc_hub.images.patches import complexity, hr_patches, lr_patches, places, synthetic_counts
+from idc_hub.images.sources import Instance, Source, load_hr, open_source
+from idc_hub.machine import device
+from idc_hub.networks.teachers import load_teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import DamagedError, Run
-from idc_hub.runs.worker import real_patches
+from idc_hub.runs.worker import nearest_real, real_hardness, real_patches
 from idc_hub.selection import methods as selection
 
 BATCH = 32
@@ -51,12 +55,14 @@ def selection_recipe(
     """Make the recipe of a selection, for `select`.
 
     Args:
-        method: whole, random, herding, herding-deepcore, k-center, dcsr or cf-greedy (see `selection.methods`).
+        method: whole, random, herding, herding-deepcore, k-center, dcsr, cf-greedy, hardness, filtered or leaves (see
+            `recipe.Recipe.method`).
         source: A folder or zip of photographs, or a Hub dataset.
         ratio: Fraction of the patches to choose, in (0, 1]; the method `whole` takes all of them.
         scale: Super-resolution scale: 2, 3 or 4.
         seed: Seed of all random draws.
-        teacher: `real` for the HR pixels of the photographs, or a teacher as for `regenerate`.
+        teacher: `real` for the HR pixels of the photographs, or a teacher as for `regenerate`; the method `leaves`
+            needs a teacher.
         name: Name of the set; None: made from source and method.
         overrides: Recipe keys as `section.key=value`; they override all other arguments.
 
@@ -102,7 +108,8 @@ def begin(
         The Run.
 
     Raises:
-        RecipeError: The ratio is too small for a single patch, or the directory holds something else.
+        RecipeError: The ratio is too small for a single patch, or too large for the method's filters; or the directory
+            holds something else.
         ImageError: A photograph has changed since the survey.
         NetworkError: The extractor gives NaN or Inf for a photograph.
     """
@@ -157,9 +164,9 @@ def finish(run: Run, network: torch.nn.Module, progress: Callable[[int, int], No
 def _counts_and_choice(
     recipe: Recipe, instances: list[Instance], network: torch.nn.Module, progress: Callable[[int, int], None] | None
 ) -> tuple[list[int], Chosen | None]:
-    """The number of patches of each photograph, and which; None for cf-greedy, which chooses them in `finish`."""
+    """The number of patches of each photograph, and which; None for those that `finish` chooses or makes."""
     counts = [instance.patches for instance in instances]
-    if recipe.method == "cf-greedy":
+    if recipe.method in ("cf-greedy", "leaves"):
         return synthetic_counts(counts, recipe.patches.ratio, recipe.patches.min_per_image), None
     pool = np.arange(sum(counts)) if recipe.method == "whole" else _choose(recipe, instances, network, progress)
     ends = np.cumsum(counts)
@@ -184,11 +191,79 @@ def _choose(
         return in_groups(
             lambda members, count, seed: selection.dcsr(descriptors[members, 0], descriptors[members, 1:], count, seed)
         )
+    if method == "hardness":
+        return _hardest(recipe, instances, progress)
+    if method == "filtered":
+        return _filtered(recipe, instances, progress)
     features = _descriptors(recipe, instances, partial(_mean_features, network=network, recipe=recipe), progress)
     if method == "k-center":
         return in_groups(lambda members, count, seed: selection.k_center(features[members], count, seed))
     herd = {"herding": selection.herding, "herding-deepcore": selection.herding_deepcore}[method]
     return in_groups(lambda members, count, seed: herd(features[members], count))
+
+
+def _hardest(recipe: Recipe, instances: list[Instance], progress: Callable[[int, int], None] | None) -> np.ndarray:
+    settings, grid = recipe.selection, recipe.grid
+
+    def errors(instance: Instance, hr: np.ndarray) -> np.ndarray:
+        lr, own = lr_patches(hr, **grid), hr_patches(hr, **grid)
+        if settings.hardness == "bicubic":
+            return bicubic_errors(lr, own)
+        pairs = zip(torch.from_numpy(lr).split(BATCH), torch.from_numpy(own).split(BATCH), strict=True)
+        return torch.cat([(network(x).double() - y).square().mean((1, 2, 3)).sqrt() for x, y in pairs]).numpy()
+
+    if settings.hardness != "bicubic":
+        network = load_teacher(settings.hardness, scale=recipe.scale, device=device())
+    found = _measured(recipe, instances, errors, progress)
+    count = _count(recipe, len(found), len(found) - synthetic_counts([len(found)], settings.drop_top, 0)[0])
+    where = [
+        ((instance.id, place.zoom), place.top, place.left)
+        for instance in instances
+        for place in places(instance.height, instance.width, **grid)
+    ]
+    distance = settings.spread * recipe.patches.size
+    return np.sort(selection.hardest(found, where, count, drop_top=settings.drop_top, distance=distance))
+
+
+def _filtered(recipe: Recipe, instances: list[Instance], progress: Callable[[int, int], None] | None) -> np.ndarray:
+    side = recipe.scale * recipe.patches.size
+    if side < 32:
+        raise RecipeError(f"The filters need HR patches of 32 x 32, not {side} x {side}.", "Raise patches.size.")
+
+    def passing(instance: Instance, hr: np.ndarray) -> np.ndarray:
+        where = places(instance.height, instance.width, **recipe.grid)
+        return selection.passes(hr_patches(hr, **recipe.grid), where, recipe.scale, recipe.selection)
+
+    passed = np.flatnonzero(found := _measured(recipe, instances, passing, progress))
+    count = _count(recipe, len(found), len(passed))
+    return np.sort(passed[selection.random(len(passed), count, seed_of(recipe.seed, "filtered"))])
+
+
+def _count(recipe: Recipe, total: int, most: int) -> int:
+    """The number of patches to choose from the pool, of which the method allows `most`."""
+    (count,) = synthetic_counts([total], recipe.patches.ratio, 0)
+    if count > most:
+        raise RecipeError(
+            f"A ratio of {recipe.patches.ratio} is {count} of {total} real patches, but {recipe.method} leaves {most}.",
+            "Lower the ratio, or change the limits (selection.*).",
+        )
+    return count
+
+
+def _measured(
+    recipe: Recipe,
+    instances: list[Instance],
+    measure: Callable[[Instance, np.ndarray], np.ndarray],
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """What `measure` finds for each real patch, given an instance and its HR photograph, one at a time."""
+    source = open_source(**recipe.source.model_dump())
+    found = []
+    for done, instance in enumerate(instances, start=1):
+        found.append(measure(instance, load_hr(source, instance, scale=recipe.scale)))
+        if progress:
+            progress(done, len(instances))
+    return np.concatenate(found)
 
 
 def _descriptors(
@@ -237,28 +312,34 @@ def _sample(run: Run) -> set[str]:
 def _finish(
     run: Run, instance: Instance, chosen: list[int] | None, source: Source, network: torch.nn.Module, *, measure: bool
 ) -> None:
-    """Write the patches of one photograph; `chosen` is None for cf-greedy."""
+    """Write the patches of one photograph; `chosen` is None for cf-greedy and leaves."""
     recipe = run.recipe
     if instance.count == 0:
         side = recipe.patches.size
         run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"places": []})
         return
-    lr, places = real_patches(instance, source, recipe)
-    facts: dict[str, float] = {}
-    if chosen is not None and len(chosen) == len(lr):
-        facts = {"held_out": 0.0, "held_out_random": 0.0}  # all patches are chosen: there is no discrepancy
-    elif chosen is not None and not measure:
-        lr, places = lr[chosen], [places[number] for number in chosen]
+    lr, where = real_patches(instance, source, recipe)
+    takes_all = chosen is not None and len(chosen) == len(lr)
+    real = None
+    if (measure or recipe.method == "cf-greedy") and not takes_all:
+        on = next(network.parameters()).device
+        real = RealSide(lr.to(on), network, recipe, instance.id, real_hardness(instance, source, recipe))
+    facts: dict[str, Any] = {"seed": recipe.seed}
+    if recipe.method == "leaves":
+        seed = seed_of(recipe.seed, instance.id, "leaves")
+        patches = torch.from_numpy(dead_leaves(instance.count, recipe.patches.size, seed))
+        facts["nearest_real"] = nearest_real(patches, lr)
     else:
-        device = next(network.parameters()).device
-        real = RealSide(lr.to(device), network, recipe, instance.id)
         if chosen is None:
-            subset = real.represented[real.greedy_subset(instance.count).sort().values]
-        else:
-            subset = torch.tensor(chosen)
-        lr, places = lr[subset], [places[number] for number in subset.tolist()]
-        names = ("held_out", "held_out_random")
-        facts = dict(zip(names, held_out_discrepancies(real, lr.to(device), network), strict=True))
-    nearest_real = [0.0] * len(lr)  # each of them is a real one
-    cut_out = [list(place if recipe.patches.scales != (1.0,) else place[:2]) for place in places]
-    run.write_patches(instance, lr, {**facts, "nearest_real": nearest_real, "seed": recipe.seed, "places": cut_out})
+            assert real is not None
+            chosen = real.represented[real.greedy_subset(instance.count)].sort().values.tolist()
+        patches = lr[chosen]
+        facts["nearest_real"] = [0.0] * len(patches)  # each of them is a real one
+        unscaled = recipe.patches.scales == (1.0,)
+        facts["places"] = [list(where[number][:2] if unscaled else where[number]) for number in chosen]
+    if takes_all:
+        facts |= {"held_out": 0.0, "held_out_random": 0.0}  # there is no discrepancy
+    elif real is not None:
+        found = held_out_discrepancies(real, patches.to(on), network)
+        facts |= dict(zip(("held_out", "held_out_random"), found, strict=True))
+    run.write_patches(instance, patches, facts)

@@ -1,4 +1,4 @@
-"""select: make a set of real patches chosen by a baseline."""
+"""select: make a set by a baseline, to compare a condensed set with."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def select(
     run_dir: str | Path | None = None,
     progress: Reporting = True,
 ) -> SelectResult:
-    """Choose real patches by a baseline (paper appendix C.2); the result is a Run that every other verb accepts.
+    """Choose real patches by a baseline (paper appendix C.2), or draw dead leaves; the result is a Run that every other
+    verb accepts.
 
     If interrupted, call it again to continue. A finished Run is checked and not made again.
 
@@ -77,8 +78,8 @@ def select(
         Counts, digest and quality figures.
 
     Raises:
-        RecipeError: The recipe's method is idc, its ratio is too small for a single patch, or the Run directory belongs
-            to another recipe or to other photographs.
+        RecipeError: The recipe's method is idc, its ratio is too small for a single patch or too large for its filters,
+            its patches have no real HR, or the Run directory belongs to another recipe or to other photographs.
         ImageError: Photographs cannot be used; the message names all of them.
         NetworkError: The extractor or the teacher cannot be loaded, has another scale, or gives NaN or Inf.
         RunError: A file of the Run is damaged.
@@ -88,6 +89,8 @@ def select(
     if recipe.method == "idc":
         raise RecipeError("The method idc condenses patches; it does not choose any.", "Use `idc condense RECIPE`.")
     features, teacher = recipe.features, recipe.teacher
+    if (recipe.method, teacher.network) == ("leaves", REAL):
+        raise RecipeError("No photograph shows the HR side of dead leaves.", "Name a teacher, such as edsr-small.")
     extractor = load_extractor(
         features.network, features.layer, scale=recipe.scale, size=recipe.patches.size, device=device()
     )

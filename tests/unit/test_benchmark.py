@@ -156,8 +156,8 @@ class TestPlan:
         [
             ("real: real", "own: real", "hr.own is real; the name real is for the photographs' own pixels"),
             ("whole}", "whole, hr: [swin]}", "sets.whole: there is no HR version swin; the plan's `hr` has bicubic"),
-            ("seeds: 2}", "hr: [real]}", "sets.idc: condensed patches have no real HR"),
-            ("bicubic: bicubic, ", "", "condensed patches have no real HR, and the plan's `hr` names no teacher"),
+            ("seeds: 2}", "hr: [real]}", "sets.idc: synthetic patches have no real HR"),
+            ("bicubic: bicubic, ", "", "synthetic patches have no real HR, and the plan's `hr` names no teacher"),
             ("steps=900", "stepz=900", "sets.idc: override optimizer.stepz=900  optimizer.stepz is not a recipe key"),
             ("small-x4", "smal-x4", "sets.idc: There is no recipe smal-x4"),
             ("[edsr-small]", "[edsr-smal]", "there is no network edsr-smal"),

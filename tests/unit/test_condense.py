@@ -450,6 +450,9 @@ def test_only_patches_with_edges_above_the_mean_are_represented() -> None:
     assert real.represented.tolist() == [5, 6, 7, 8]
     alone = RealSide(patches[5:], network, recipe(), "photo")
     assert torch.equal(real.features, alone.features)
+    hard = np.array([3, 3, 9, 1, 1, 1, 1, 9, 1.0])
+    real = RealSide(patches, network, recipe(patches__complexity="hardness"), "photo", hard)
+    assert real.represented.tolist() == [2, 7]
     flat = torch.full_like(patches, 80)  # nothing is above the mean where all are equal, so all stay
     assert len(RealSide(flat, network, recipe(patches__complexity="above-mean"), "photo").lr) == 9
 

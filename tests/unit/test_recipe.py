@@ -470,6 +470,13 @@ class TestHash:
         # Runs from before these keys keep their hash.
         assert make().lr_keys().keys() == expected - {f"{s}.{key}" for s, keys in later.items() for key in keys}
 
+    def test_limits_of_a_selection_count_for_the_method_that_uses_them(self) -> None:
+        for method, key in {"hardness": "drop_top", "filtered": "max_blockiness"}.items():
+            before, after = (make(method=method, selection={key: value}) for value in (0.1, 0.2))
+            assert before.differing(after) == [f"selection.{key} 0.1 -> 0.2"]
+            for other in {"random", "hardness", "filtered", "leaves", "idc"} - {method}:
+                assert make(method=other, selection={key: 0.1}).lr_recipe_hash == make(method=other).lr_recipe_hash
+
     @pytest.mark.parametrize(
         "change",
         [

@@ -1,6 +1,8 @@
 """`idc_hub.select`: a selection as a Run, from photographs to pairs, and what it refuses."""
 
 import hashlib
+import io
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import idc_hub
 from idc_hub.dataset.card import render_card
@@ -18,6 +21,8 @@ from idc_hub.dataset.manifest import Manifest
 from idc_hub.dataset.parquet import Row, read_rows
 from idc_hub.errors import ImageError, NetworkError, RecipeError, RunError
 from idc_hub.images.files import decode_png, read_image, write_png
+from idc_hub.images.leaves import dead_leaves
+from idc_hub.images.patches import windows
 from idc_hub.images.resize import imresize
 from idc_hub.networks.teachers import load_teacher
 from idc_hub.recipe import Recipe
@@ -32,7 +37,7 @@ WINDOWS = {"bridge": 5 * 6, "cat": 5 * 4, "tower": 9 * 6}
 SMALL = ("patches.size=8", "patches.stride=4", "transform.kernel_size=3", "transform.channels=8")
 SMALL += ("loss.frequencies=8", "loss.bank_size=2", "assignment.groups=3")
 SHORT = ("optimizer.steps=10", "assignment.interval=0.1", "assignment.events=3")
-METHODS = ("whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy")
+METHODS = ("whole", "random", "herding", "herding-deepcore", "k-center", "dcsr", "cf-greedy", "hardness")
 
 
 @pytest.fixture
@@ -260,6 +265,96 @@ def test_real_hr_of_synthetic_or_pulled_patches_is_refused(photographs: Path, tm
             run_dir=tmp_path / "other",
             progress=False,
         )
+
+
+@pytest.mark.parametrize(("network", "scale", "ratio"), [("bicubic", 2, 0.012), ("edsr-small", 4, 0.07)])
+def test_hardness_takes_what_upscaling_gets_wrong(photographs: Path, network: str, scale: int, ratio: float) -> None:
+    """One photograph is noise on its left half and flat on its right one, the others are flat."""
+    for name, (height, width) in SIZES.items():
+        pixels = np.full((height, width, 3), 90, np.uint8)
+        if name == "tower":
+            pixels[:, : width // 2] = np.random.default_rng(1).integers(0, 256, (height, width // 2, 3))
+        write_png(photographs / f"{name}.png", pixels)
+    overrides = (f"selection.hardness={network}", "selection.drop_top=0", "patches.stride=2")
+    result = choose(photographs, "hardness", *overrides, ratio=ratio, scale=scale)
+    run = Run.open(Path(result.run))
+    places = {instance.id: run.read_facts(instance)["places"] for instance in run.instances}
+    assert [len(places[name]) for name in ("bridge", "cat")] == [0, 0]
+    assert len(places["tower"]) == result.patches > 1
+    assert all(left * scale < SIZES["tower"][1] / 2 for _, left in places["tower"])
+    for one, other in itertools.combinations(places["tower"], 2):
+        assert max(abs(a - b) for a, b in zip(one, other, strict=True)) >= 8
+
+
+def test_a_ratio_beyond_what_hardness_leaves_is_refused(photographs: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is 93 of 104 real patches, but hardness leaves 84"):
+        choose(photographs, "hardness", "selection.drop_top=0.2", ratio=0.9)
+
+
+def test_cf_greedy_represents_the_patches_above_the_mean_hardness(photographs: Path) -> None:
+    choose(photographs, "cf-greedy", "patches.complexity=hardness", ratio=0.3)
+    run = Run.open(photographs.parent / "run")
+    for instance in run.instances:
+        hr = read_image((photographs / f"{instance.id}.png").read_bytes(), instance.id).pixels
+        lr = imresize(hr, 1 / 2)
+        errors = {}
+        for top, left in windows(*lr.shape[:2], 8, 4):
+            upscaled = imresize(lr[top : top + 8, left : left + 8], 2).astype(float)
+            own = hr[2 * top : 2 * top + 16, 2 * left : 2 * left + 16]
+            errors[top, left] = np.sqrt(np.mean((upscaled - own) ** 2))
+        mean = np.mean(list(errors.values()))
+        chosen = [errors[tuple(place)] for place in run.read_facts(instance)["places"]]
+        assert min(chosen) >= mean > min(errors.values())
+
+
+def test_filtered_leaves_out_the_patches_of_a_compressed_photograph(photographs: Path) -> None:
+    shutil.rmtree(photographs)
+    photographs.mkdir()
+    (clean,) = dead_leaves(1, 128, 0).transpose(0, 2, 3, 1)
+    write_png(photographs / "clean.png", clean)
+    file = io.BytesIO()
+    Image.fromarray(clean).save(file, "JPEG", quality=40)
+    write_png(photographs / "compressed.png", np.array(Image.open(file)))
+    size = ("patches.size=32", "patches.stride=8", "selection.max_aliasing=1", "selection.max_sharpness=1e6")
+    result = choose(photographs, "filtered", *size, ratio=0.4)
+    assert [instance.count for instance in Run.open(Path(result.run)).instances] == [20, 0]
+    other = choose(photographs, "filtered", *size, ratio=0.4, seed=1, run_dir=photographs.parent / "other")
+    assert other.lr_digest != result.lr_digest
+    with pytest.raises(RecipeError, match=r"ratio of 0.6 is 30 of 50 real patches, but filtered leaves 25"):
+        choose(photographs, "filtered", *size, ratio=0.6, run_dir=photographs.parent / "more")
+    with pytest.raises(RecipeError, match="32 x 32, not 16 x 16"):
+        choose(photographs, "filtered", run_dir=photographs.parent / "small")
+
+
+def test_dead_leaves_depend_on_no_pixel_of_a_photograph(photographs: Path) -> None:
+    with pytest.raises(RecipeError, match="Name a teacher"):
+        choose(photographs, "leaves")
+    result = choose(photographs, "leaves", teacher="bicubic")
+    assert [instance.count for instance in Run.open(Path(result.run)).instances] == [6, 4, 10]
+    pairs = rows(Path(result.run), "bicubic")
+    assert all(pair.nearest_real > 5 for pair in pairs)
+    assert len({pair.lr_png for pair in pairs}) == 20
+    for verb in (idc_hub.verify, idc_hub.status):
+        verb(result.run)
+    assert Path(idc_hub.report(result.run, progress=False).path).is_file()
+    with pytest.raises(RunError, match="synthetic"):
+        idc_hub.regenerate(result.run, teacher="real", name="real", progress=False)
+    card = (Path(result.run) / "repo" / "README.md").read_text()
+    for claim in ("were chosen", "Nothing was optimized", "parts of the photographs", "coreset", "replace", "extended"):
+        assert claim not in card, claim
+    for fact in (
+        "no pixel of a photograph is used",
+        "show no photograph",
+        "- synthetic",
+        " --teacher TEACHER",
+        "Drawn",
+    ):
+        assert fact in card, fact
+    for name, (height, width) in SIZES.items():
+        write_png(photographs / f"{name}.png", np.full((height, width, 3), 50, np.uint8))
+    assert choose(photographs, "leaves", teacher="bicubic", run_dir=photographs.parent / "other").lr_digest == (
+        result.lr_digest
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """The baselines, against slow references, exhaustive search and what is known about them."""
 
+import io
 from itertools import combinations
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from idc_hub.images.patches import complexity
+from idc_hub.images.leaves import dead_leaves
+from idc_hub.images.patches import Place, complexity
+from idc_hub.recipe import SelectionSettings
 from idc_hub.selection import methods as selection
 
 
@@ -199,3 +204,75 @@ class TestDescriptors:
         far = np.linalg.norm(described[0] - described[4])
         for same in (1, 2, 3):
             assert np.linalg.norm(described[0] - described[same]) < 0.3 * far
+
+
+class TestHardest:
+    errors = np.random.default_rng(0).permutation(40).astype(float)
+    places = tuple(("ab"[n % 2], 4 * (n // 2 % 5), 4 * (n // 10)) for n in range(40))
+
+    def choose(self, count: int, drop_top: float = 0.1, distance: float = 0) -> list[int]:
+        return selection.hardest(self.errors, self.places, count, drop_top=drop_top, distance=distance).tolist()
+
+    def test_the_hardest_are_left_out_and_the_next_taken(self) -> None:
+        assert sorted(self.errors[self.choose(5)]) == [31, 32, 33, 34, 35]  # without 36 to 39, a tenth of 40
+        assert sorted(self.errors[self.choose(3, drop_top=0)]) == [37, 38, 39]
+        assert sorted(self.errors[self.choose(36)]) == list(range(36))
+
+    def test_chosen_patches_of_an_image_keep_their_distance(self) -> None:
+        chosen = self.choose(8, distance=8)
+        for one, other in combinations(chosen, 2):
+            if self.places[one][0] == self.places[other][0]:
+                assert max(abs(self.places[one][axis] - self.places[other][axis]) for axis in (1, 2)) >= 8
+        # Nothing harder was passed over without a harder or equal neighbor that is chosen.
+        for index in set(range(40)) - set(chosen):
+            if min(self.errors[chosen]) < self.errors[index] < 36:
+                assert any(
+                    self.places[n][0] == self.places[index][0]
+                    and max(abs(self.places[n][axis] - self.places[index][axis]) for axis in (1, 2)) < 8
+                    and self.errors[n] > self.errors[index]
+                    for n in chosen
+                )
+
+    def test_close_ones_follow_where_too_few_are_left(self) -> None:
+        assert sorted(self.errors[self.choose(36, distance=100)]) == list(range(36))
+        apart = self.choose(2, distance=100)
+        assert {self.places[index][0] for index in apart} == {"a", "b"}
+        rest = sorted(set(self.errors.astype(int)) - set(self.errors[apart].astype(int)) - {36, 37, 38, 39})
+        assert set(self.errors[self.choose(4, distance=100)]) == set(self.errors[apart]) | set(rest[-2:])
+
+
+class TestFilters:
+    clean = dead_leaves(1, 80, 3)
+    limits = SelectionSettings(max_aliasing=0.6, max_sharpness=20_000)
+
+    def passes(self, image: np.ndarray, place: Place | None = None, **limits: float) -> bool:
+        found = selection.passes(image, [place or Place(0, 0)], 4, self.limits.model_copy(update=limits))
+        assert found.shape == (1,)
+        return bool(found[0])
+
+    def test_a_sharp_image_passes_and_each_defect_fails(self) -> None:
+        assert self.passes(self.clean)
+        assert not self.passes(jpeg(self.clean, 30))
+        assert not self.passes(np.full_like(self.clean, 90))
+        blurred = gaussian_filter(self.clean.astype(float), (0, 0, 4, 4)).astype(np.uint8)
+        assert not self.passes(blurred)
+        assert self.passes(blurred, min_sharpness=0)
+        pale = self.clean // 6 + 100
+        assert not self.passes(pale, min_entropy=0)
+        assert self.passes(pale, min_contrast=0, min_entropy=0)
+        assert not self.passes(self.clean, max_sharpness=60)
+        noise = np.random.default_rng(0).integers(0, 256, self.clean.shape).astype(np.uint8)
+        assert not self.passes(noise, max_sharpness=1e9)
+        assert self.passes(noise, max_sharpness=1e9, max_aliasing=1.2)
+
+    def test_the_blocks_of_jpeg_are_found_wherever_a_patch_was_cut(self) -> None:
+        compressed = jpeg(dead_leaves(1, 128, 3), 60)
+        for top, left in ((0, 0), (1, 0), (3, 5)):
+            patch = compressed[:, :, 4 * top : 4 * top + 96, 4 * left : 4 * left + 96]
+            assert not self.passes(patch, Place(top, left)), (top, left)
+
+
+def jpeg(images: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(images[0].transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file)).transpose(2, 0, 1)[None]
