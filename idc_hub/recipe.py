@@ -160,7 +160,8 @@ class Patches(Section):
         AfterValidator(_zooms),
     ] = (1.0,)
     """Sizes of the photographs to cut real patches from: 1, 0.75, 0.5 and 0.25 of their size, shrunk by bicubic before
-    LR is made. A photograph that is too small for a patch at one of them has none there."""
+    LR is made. A photograph that is too small for a patch at one of them has none there. The ratio counts only the
+    real patches at the largest of them, so that more scales make no larger set."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
     """Minimum number of synthetic patches of a photograph."""
     complexity: Literal["all", "above-mean", "hardness"] = "above-mean"

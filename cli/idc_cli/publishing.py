@@ -75,7 +75,7 @@ def regenerate(
     import idc_hub
 
     sink = Sink(as_json, quiet, progress)
-    given = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
+    given: dict[str, Any] = {"steps": steps, "guidance": guidance, "prompt": prompt, "seed": seed}
     result = idc_hub.regenerate(
         run_or_repo,
         teacher=teacher,

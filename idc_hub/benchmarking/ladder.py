@@ -212,8 +212,8 @@ class Ladder:
             return state | ({"set": BEGUN} if run_dir.exists() else {})
         self._check_set(cell)
         manifest = Manifest.load(run_dir / "repo")
-        # Measuring the quality is the last thing that `condense`, `select` and `regenerate` do.
-        measured = manifest.condensation.get("quality", {})
+        # Measuring the quality, if it is, is the last thing that `condense`, `select` and `regenerate` do.
+        measured = manifest.condensation.get("quality", {}) if self.plan.has_gate(cell) else manifest.hr_versions
         state["set"] = DONE if measured else BEGUN
         if cell.hr not in manifest.hr_versions:
             return state

@@ -98,6 +98,9 @@ class Plan(Section):
     """Seeds of the students and of the sets."""
     testsets: Names
     """Folders of HR images to evaluate on."""
+    gate: bool = False
+    """Whether to measure the figures of the quality gate for selections too, which takes about as long as making one.
+    Condensed sets always have them."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -143,6 +146,10 @@ class Plan(Section):
         """Names of the HR versions of a set; `real` first, because `select` makes it with the set."""
         names = entry.hr or tuple(name for name in self.hr if name != REAL or not entry.is_synthetic)
         return tuple(sorted(names, key=lambda name: name != REAL))
+
+    def has_gate(self, cell: "Cell") -> bool:
+        """Whether the figures of the quality gate are measured for a cell's set."""
+        return self.gate or self.sets[cell.set].recipe is not None
 
     def recipe_of(self, cell: "Cell") -> Recipe:
         """The recipe of a set to condense.

@@ -152,7 +152,7 @@ def hr_patches(hr: np.ndarray, *, scale: int, size: int, stride: int, zooms: Seq
     return np.stack(found)
 
 
-def synthetic_counts(real_counts: Sequence[int], ratio: float, minimum: int) -> list[int]:
+def synthetic_counts(real_counts: Sequence[int], ratio: float | Fraction, minimum: int) -> list[int]:
     """Number of synthetic patches of each photograph.
 
     Photograph i gets `floor(r * sum_to_i) - floor(r * sum_to_(i-1))`, so that without a minimum all counts sum to

@@ -276,7 +276,10 @@ def survey(
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise ImageError(f"Some photographs of {source.location} cannot be used:{listed}")
     if poor:
-        looks = [f"{len(names)} look {look} ({first_few(names)})" for look, names in sorted(poor.items())]
+        looks = [
+            f"{len(names)} {'looks' if len(names) == 1 else 'look'} {look} ({first_few(names)})"
+            for look, names in sorted(poor.items())
+        ]
         warnings.warn(
             f"Of {len(instances)} photographs, {' and '.join(looks)}. Use better originals, or leave them out "
             "(source.exclude): networks learn such faults.",

@@ -333,9 +333,17 @@ def find_photographs(recipe: Recipe, progress: Reporting = True) -> tuple[list[I
     source.warn_of_left_out()
     with counting("reading photographs", progress) as count:
         instances = survey(source, **recipe.grid, progress=count)
-    counts = synthetic_counts([instance.patches for instance in instances], patches.ratio, patches.min_per_image)
+    counts = synthetic_counts(full_counts(recipe, instances), patches.ratio, patches.min_per_image)
     counted = [replace(instance, count=count) for instance, count in zip(instances, counts, strict=True)]
     return counted, list(source.left_out)
+
+
+def full_counts(recipe: Recipe, instances: list[Instance]) -> list[int]:
+    """The real patches of each photograph that the ratio counts: those at the largest of `patches.scales`."""
+    from idc_hub.images.patches import places
+
+    grid = {**recipe.grid, "zooms": (max(recipe.patches.scales),)}
+    return [len(places(instance.height, instance.width, **grid)) for instance in instances]
 
 
 class Signals:

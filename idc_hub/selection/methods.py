@@ -9,6 +9,7 @@ method cf-greedy chooses within each photograph and is `RealSide.greedy_subset`.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ _PATTERNS = ((8, 1), (16, 2), (24, 3))
 
 
 def select_in_groups(
-    size: int, ratio: float, seed: int, choose: Callable[[np.ndarray, int, int], np.ndarray]
+    size: int, ratio: float | Fraction, seed: int, choose: Callable[[np.ndarray, int, int], np.ndarray]
 ) -> np.ndarray:
     """Shuffle a pool, split it into `GROUPS` groups, choose in each of them, and join the choices (appendix C.2).
 

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from idc_hub.machine import device
 from idc_hub.networks.teachers import load_teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import DamagedError, Run
-from idc_hub.runs.worker import nearest_real, real_hardness, real_patches
+from idc_hub.runs.worker import full_counts, nearest_real, real_hardness, real_patches
 from idc_hub.selection import methods as selection
 
 BATCH = 32
@@ -167,7 +168,9 @@ def _counts_and_choice(
     """The number of patches of each photograph, and which; None for those that `finish` chooses or makes."""
     counts = [instance.patches for instance in instances]
     if recipe.method in ("cf-greedy", "leaves"):
-        return synthetic_counts(counts, recipe.patches.ratio, recipe.patches.min_per_image), None
+        return synthetic_counts(
+            full_counts(recipe, instances), recipe.patches.ratio, recipe.patches.min_per_image
+        ), None
     pool = np.arange(sum(counts)) if recipe.method == "whole" else _choose(recipe, instances, network, progress)
     ends = np.cumsum(counts)
     parts = np.split(pool, np.searchsorted(pool, ends[:-1]))
@@ -183,7 +186,8 @@ def _choose(
 ) -> np.ndarray:
     """Indices, ascending, into the pool: the real patches of all photographs in order."""
     size, method = sum(instance.patches for instance in instances), recipe.method
-    in_groups = partial(selection.select_in_groups, size, recipe.patches.ratio, recipe.seed)
+    ratio = Fraction(str(recipe.patches.ratio)) * sum(full_counts(recipe, instances)) / size
+    in_groups = partial(selection.select_in_groups, size, ratio, recipe.seed)
     if method == "random":
         return in_groups(lambda members, count, seed: selection.random(len(members), count, seed))
     if method == "dcsr":
@@ -215,7 +219,7 @@ def _hardest(recipe: Recipe, instances: list[Instance], progress: Callable[[int,
     if settings.hardness != "bicubic":
         network = load_teacher(settings.hardness, scale=recipe.scale, device=device())
     found = _measured(recipe, instances, errors, progress)
-    count = _count(recipe, len(found), len(found) - synthetic_counts([len(found)], settings.drop_top, 0)[0])
+    count = _count(recipe, instances, len(found) - synthetic_counts([len(found)], settings.drop_top, 0)[0])
     where = [
         ((instance.id, place.zoom), place.top, place.left)
         for instance in instances
@@ -234,13 +238,14 @@ def _filtered(recipe: Recipe, instances: list[Instance], progress: Callable[[int
         where = places(instance.height, instance.width, **recipe.grid)
         return selection.passes(hr_patches(hr, **recipe.grid), where, recipe.scale, recipe.selection)
 
-    passed = np.flatnonzero(found := _measured(recipe, instances, passing, progress))
-    count = _count(recipe, len(found), len(passed))
+    passed = np.flatnonzero(_measured(recipe, instances, passing, progress))
+    count = _count(recipe, instances, len(passed))
     return np.sort(passed[selection.random(len(passed), count, seed_of(recipe.seed, "filtered"))])
 
 
-def _count(recipe: Recipe, total: int, most: int) -> int:
-    """The number of patches to choose from the pool, of which the method allows `most`."""
+def _count(recipe: Recipe, instances: list[Instance], most: int) -> int:
+    """The number of patches to choose from the pool, of which the method leaves `most`."""
+    total = sum(full_counts(recipe, instances))
     (count,) = synthetic_counts([total], recipe.patches.ratio, 0)
     if count > most:
         raise RecipeError(

@@ -92,13 +92,15 @@ def benchmark(
             teacher=checked.hr[cell.hr],
             overrides=(*checked.set, *entry.set, *version),
         )
-        select(recipe, run_dir=run_dir, progress=progress)
+        select(recipe, run_dir=run_dir, gate=checked.gate, progress=progress)
 
     def add_version(cell: Cell, run_dir: Path) -> None:
         if cell.hr == REAL:  # `select` adds it: the Run knows the places of its patches
             make_set(cell, run_dir)
         else:
-            regenerate(run_dir, teacher=checked.hr[cell.hr], name=cell.hr, set_default=False, progress=progress)
+            gate = checked.has_gate(cell)
+            teacher = checked.hr[cell.hr]
+            regenerate(run_dir, teacher=teacher, name=cell.hr, set_default=False, gate=gate, progress=progress)
 
     def say(line: str, done: int, total: int) -> None:
         if progress is True:

@@ -48,6 +48,7 @@ def regenerate(
     name: str,
     run_dir: str | Path | None = None,
     set_default: bool = False,
+    gate: bool = True,
     progress: Reporting = True,
     **settings: Any,
 ) -> RegenerateResult:
@@ -63,6 +64,7 @@ def regenerate(
         run_dir: Where to pull a Hub repository to; None: its name in `$IDC_RUNS`, or in `runs`.
         set_default: Make it the version that `load_dataset` gives without a config name; the first version of a set
             always is.
+        gate: Whether to measure the figures of the quality gate.
         progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
         **settings: `steps`, `guidance`, `prompt` and `seed` of a diffusion teacher.
 
@@ -86,7 +88,7 @@ def regenerate(
     condensed = CondensedSet.open(path)
     source = load_hr_source(path, teacher, scale=condensed.manifest.scale, settings=settings)
     added = add_version(condensed, source, name, set_default=set_default, progress=progress)
-    if (path / "run.json").is_file():
+    if gate and (path / "run.json").is_file():
         try:
             measured_version(Run.open(path), condensed, added.hr_version, source, progress)
         except IncompleteError:

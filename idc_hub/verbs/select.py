@@ -37,7 +37,8 @@ class SelectResult:
         held_out: Mean discrepancy (paper Eq. 6, unweighted) of the chosen patches on draws that no choice used.
             Measured on a sample of the photographs; for cf-greedy, on all of them.
         held_out_random: The same for equally many random real patches.
-        quality: Figures of the quality gate, as `QualityResult.figures`. A baseline gets no warnings.
+        quality: Figures of the quality gate, as `QualityResult.figures`; empty without `gate`. A baseline gets no
+            warnings.
         seconds: Wall-clock seconds of this call.
         conversions: Number of photographs that took each conversion, such as "gray converted to RGB".
         left_out: Names of the files of the source that are no photographs.
@@ -61,6 +62,7 @@ def select(
     recipe: Recipe,
     *,
     run_dir: str | Path | None = None,
+    gate: bool = True,
     progress: Reporting = True,
 ) -> SelectResult:
     """Choose real patches by a baseline (paper appendix C.2), or draw dead leaves; the result is a Run that every other
@@ -72,6 +74,7 @@ def select(
         recipe: A recipe whose `method` is not idc, such as `selection_recipe` makes. Its teacher may be `real`: the HR
             pixels of the photographs.
         run_dir: The Run directory; None: the recipe's name in `$IDC_RUNS`, or in `runs`.
+        gate: Whether to measure the figures of the quality gate, which can take as long as everything else.
         progress: True shows progress on stderr, False nothing; a function gets every `Progress` event.
 
     Returns:
@@ -109,7 +112,7 @@ def select(
     source = source or RealHR(run)
     name = teacher.hr_version or source.name
     add_version(condensed, source, name, set_default=False, progress=progress)
-    measured = measured_version(run, condensed, name, source, progress)
+    quality = measured_version(run, condensed, name, source, progress)["figures"] if gate else {}
     return SelectResult(
         run=str(path),
         photographs=len(instances),
@@ -118,7 +121,7 @@ def select(
         lr_digest=condensed.manifest.lr_digest,
         hr_version=name,
         **run.held_out(),
-        quality=measured["figures"],
+        quality=quality,
         seconds=round(time.monotonic() - begun, 1),
         conversions=count_conversions(instances),
         left_out=left_out,

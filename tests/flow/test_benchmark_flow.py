@@ -248,16 +248,30 @@ def test_a_checkpoint_that_a_kill_left_behind_is_removed(
 
 
 def test_a_version_that_a_kill_left_unmeasured_is_measured(small: Callable[..., Any], tmp_path: Path) -> None:
-    small()
+    gate = ("seeds: [0]", "seeds: [0]\ngate: true")
+    small(gate)
     condensed = CondensedSet.open(tmp_path / "ladder" / "sets" / "random-0.1-s0")
     quality = condensed.manifest.condensation["quality"]
     with condensed.updating() as manifest:
         manifest.condensation["quality"] = {"another": quality["bicubic"]}
-    [state] = small(dry_run=True).states.values()
+    [state] = small(gate, dry_run=True).states.values()
     assert (state["set"], state["hr"], state["evaluation"]) == ("done", "begun", "done")
-    small()
+    small(gate)
     measured = CondensedSet.open(condensed.folder.parent).manifest.condensation["quality"]
     assert measured["bicubic"] == quality["bicubic"]
+
+
+def test_selections_are_not_measured_unless_the_plan_says_so(small: Callable[..., Any], tmp_path: Path) -> None:
+    small()
+    condensed = CondensedSet.open(tmp_path / "ladder" / "sets" / "random-0.1-s0")
+    assert "quality" not in condensed.manifest.condensation
+    [state] = small(dry_run=True).states.values()
+    assert set(state.values()) == {"done"}
+    with condensed.updating() as manifest:  # a kill before the first HR version was finished
+        manifest.hr_versions.clear()
+        manifest.default = None
+    [state] = small(dry_run=True).states.values()
+    assert (state["set"], state["hr"]) == ("begun", "to do")
 
 
 def test_a_set_of_other_photographs_is_refused(small: Callable[..., Any], tmp_path: Path) -> None:

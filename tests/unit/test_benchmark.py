@@ -115,6 +115,12 @@ class TestPlan:
         assert {c.run_name for c in cells if c.set == "whole"} == {"whole-1-s0"}
         assert str(cells[0].student_path) == "whole-1-s0/real/edsr-small-s0"
 
+    def test_dead_leaves_have_no_real_hr(self, load) -> None:
+        plan = load(PLAN.replace("{method: random,", "{method: leaves,"))
+        assert {cell.hr for cell in plan.cells() if cell.set == "random"} == {"bicubic"}
+        with pytest.raises(RecipeError, match="synthetic patches have no real HR"):
+            load(PLAN.replace("{method: random,", "{method: leaves, hr: real,"))
+
     def test_learning_rates_add_one_run_for_each_set_at_the_end(self, load) -> None:
         plan = load(PLAN + "learning_rates: [1e-4, 1e-3]\n")
         curves = plan.cells()[24:]
@@ -261,7 +267,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_the_example_plan_is_right() -> None:
     plan = Plan.load(REPOSITORY / "benchmarks" / "ladder.yaml")
-    assert len(plan.cells()) == 3 * (3 * 2 + 2 + 6 * 2 + 2)  # random, whole, six sets at two ratios, two at one
+    # random, whole, ten selections with two HR versions at two ratios, leaves and idc with one, two sets at one ratio
+    assert len(plan.cells()) == 3 * (3 * 2 + 2 + 10 * 2 * 2 + 2 * 2 + 2)
 
 
 def test_the_levers_are_pulled_one_at_a_time() -> None:

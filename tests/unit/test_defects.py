@@ -93,7 +93,7 @@ class TestFirstSight:
             assert len(survey(open_source(str(tmp_path)), scale=2, size=32, stride=32)) == 7
         (message,) = [str(warning.message) for warning in caught]
         assert "Of 7 photographs, 5 look compressed by JPEG (jpeg0.png, jpeg1.png, jpeg2.png and 2 more)" in message
-        assert "1 look enlarged or blurred (large.png)" in message
+        assert "1 looks enlarged or blurred (large.png)" in message
         assert "good.png" not in message
 
     def test_lossless_photographs_are_not_suspected(self, shared: Path) -> None:

@@ -98,6 +98,7 @@ def test_pairs_are_the_photographs_own_crops_byte_for_byte(photographs: Path, me
 
 def test_pairs_of_smaller_photographs_are_crops_of_the_resized_ones(photographs: Path) -> None:
     result = choose(photographs, "herding", "patches.scales=[1,0.5]", ratio=0.5)
+    assert result.patches == sum(WINDOWS.values()) // 2
     run = Run.open(photographs.parent / "run")
     # bridge 23 x 25 becomes 11 x 12 LR pixels, cat 11 x 8, tower 20 x 12.
     assert result.real_patches == sum(WINDOWS.values()) + 2 * 2 + 2 * 1 + 4 * 2
