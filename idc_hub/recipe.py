@@ -335,17 +335,18 @@ class SelectionSettings(Section):
     """For hardness: least distance between two patches of a photograph, down or across, in sides of a patch. At 1 they
     do not overlap. Where too few patches are left, closer ones follow, the hardest first."""
     max_blockiness: Weight = 30.0
-    """For filtered: most traces of JPEG's 8 x 8 blocks in HR (BHI: 30)."""
+    """For filtered: traces of JPEG's 8 x 8 blocks in HR, a sum of 64 ratios, at most (BHI: 30)."""
     min_entropy: Weight = 5.0
-    """For filtered: least entropy of the gray levels of HR, in bits (traiNNer-redux: 5)."""
+    """For filtered: entropy of the gray levels of HR, in bits per pixel, at least (traiNNer-redux: 5)."""
     min_contrast: Weight = 15.0
-    """For filtered: least standard deviation of the gray levels of HR (traiNNer-redux: 15)."""
+    """For filtered: standard deviation of the gray levels of HR, at least (traiNNer-redux: 15)."""
     min_sharpness: Weight = 50.0
-    """For filtered: least variance of the Laplacian of HR, which is small where it is blurred (traiNNer-redux: 50)."""
+    """For filtered: variance of the Laplacian over the pixels of HR, in squared gray levels, at least; blur makes it
+    small (traiNNer-redux: 50)."""
     max_sharpness: Weight = 3000.0
-    """For filtered: most of it; oversharpened or noisy HR has more (traiNNer-redux: 3000)."""
+    """For filtered: the same number at most; sharpening and noise make it large (traiNNer-redux: 3000)."""
     max_aliasing: Weight = 0.35
-    """For filtered: largest mean amplitude of the frequencies beyond 3/4 of Nyquist in HR, divided by that of all
+    """For filtered: ratio of the mean amplitude of the frequencies beyond 3/4 of Nyquist in HR to that of all, at most
     (traiNNer-redux: 0.35)."""
 
 

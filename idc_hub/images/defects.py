@@ -4,8 +4,6 @@ All functions but `first_sight` take luma `[n, h, w]` in [0, 255], see `patches.
 """
 
 import numpy as np
-from scipy.fft import dctn
-from scipy.ndimage import laplace
 
 from idc_hub.images.patches import luma
 
@@ -39,6 +37,8 @@ def blockiness(luma: np.ndarray) -> np.ndarray:
 
 def _variation(luma: np.ndarray) -> np.ndarray:
     """Mean length of the second differences, across and down, of each DCT coefficient: `[n, 8, 8]`."""
+    from scipy.fft import dctn
+
     count, height, width = luma.shape
     down, across = height // _BLOCK, width // _BLOCK
     blocks = luma[:, : down * _BLOCK, : across * _BLOCK].reshape(count, down, _BLOCK, across, _BLOCK)
@@ -62,6 +62,8 @@ def contrast(luma: np.ndarray) -> np.ndarray:
 
 def sharpness(luma: np.ndarray) -> np.ndarray:
     """Variance of the Laplacian (4 neighbors), in squared gray levels: small if blurred, large if oversharpened."""
+    from scipy.ndimage import laplace
+
     return np.array([laplace(image.astype(np.float64), mode="mirror").var() for image in luma])
 
 
