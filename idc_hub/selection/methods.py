@@ -206,7 +206,7 @@ def passes(hr: np.ndarray, places: Sequence[Place], scale: int, limits: Selectio
     measures scatter more.
 
     Args:
-        hr: uint8 `[n, 3, h, w]`, at least 32 x 32.
+        hr: uint8 `[n, 3, h, w]`, at least 40 x 40.
         places: Their places: of a photograph that was not resized, the blocks of JPEG begin at multiples of 8 pixels.
         scale: Super-resolution scale.
         limits: The limits.

@@ -231,8 +231,8 @@ def _hardest(recipe: Recipe, instances: list[Instance], progress: Callable[[int,
 
 def _filtered(recipe: Recipe, instances: list[Instance], progress: Callable[[int, int], None] | None) -> np.ndarray:
     side = recipe.scale * recipe.patches.size
-    if side < 32:
-        raise RecipeError(f"The filters need HR patches of 32 x 32, not {side} x {side}.", "Raise patches.size.")
+    if side < 40:  # three blocks in each direction, wherever they begin
+        raise RecipeError(f"The filters need HR patches of 40 x 40, not {side} x {side}.", "Raise patches.size.")
 
     def passing(instance: Instance, hr: np.ndarray) -> np.ndarray:
         where = places(instance.height, instance.width, **recipe.grid)

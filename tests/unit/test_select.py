@@ -323,7 +323,7 @@ def test_filtered_leaves_out_the_patches_of_a_compressed_photograph(photographs:
     assert other.lr_digest != result.lr_digest
     with pytest.raises(RecipeError, match=r"ratio of 0.6 is 30 of 50 real patches, but filtered leaves 25"):
         choose(photographs, "filtered", *size, ratio=0.6, run_dir=photographs.parent / "more")
-    with pytest.raises(RecipeError, match="32 x 32, not 16 x 16"):
+    with pytest.raises(RecipeError, match="40 x 40, not 16 x 16"):
         choose(photographs, "filtered", run_dir=photographs.parent / "small")
 
 
