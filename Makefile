@@ -20,8 +20,9 @@ quickstart: install  ## Condense five photographs, make their HR side, load the 
 	$(BIN)/idc condense quickstart
 
 # Most of a test's time is the start of processes, and tensors are small: a process for each core, with one thread each.
-# Tests of one file share what they prepare.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --durations 15
+# Tests of one file share what they prepare. The files with slow tests come first.
+XDIST := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST) --durations 15
 
 test: install  ## Run the whole test suite
 	$(PYTEST)

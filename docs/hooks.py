@@ -23,7 +23,7 @@ from typer.cli import get_docs_for_click
 import idc_hub
 from idc_cli.main import app
 from idc_hub.benchmarking.plan import Plan, SetPlan
-from idc_hub.recipe import PAPER, Recipe, Section
+from idc_hub.recipe import PRESETS, Recipe, Section
 from idc_hub.recipe_reader import format_value
 from idc_hub.training.recipe import TrainingRecipe
 
@@ -127,7 +127,7 @@ def _recipe_reference() -> str:
             parts += [
                 f"## `{name}`",
                 str(getdoc(field.annotation)),
-                *_keys(field.annotation, f"{name}.", PAPER.get(name)),
+                *_keys(field.annotation, f"{name}."),
             ]
     return "\n\n".join(parts)
 
@@ -144,15 +144,17 @@ def _other_models() -> str:
     return "\n\n".join(parts)
 
 
-def _keys(model: type[BaseModel], prefix: str = "", paper: dict[str, Any] | None = None) -> Iterator[str]:
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The keys of a model, except those that are sections: name, values, default, and description."""
     schema = model.model_json_schema()
     for name, field in model.model_fields.items():
         if isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             continue
         default = "required" if field.is_required() else f"default {_yaml(field.default)}"
-        if name in (paper or {}):
-            default += f" ({_yaml((paper or {})[name])} with `preset: paper`)"
+        for preset, sections in PRESETS.items():
+            values = sections.get(prefix.rstrip("."), {})
+            if name in values:
+                default += f" ({_yaml(values[name])} with `preset: {preset}`)"
         yield f"#### `{prefix}{name}`"
         yield f"{field.description}  \n*{_values(schema['properties'][name])}; {default}*"
 

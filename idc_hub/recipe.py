@@ -1,8 +1,8 @@
 """A recipe defines a condensation completely: one YAML file, checked before anything starts.
 
 Section and appendix numbers in the descriptions of the keys refer to the paper (arXiv 2505.21099).
-There are two presets. The defaults below are `preset: default`; `preset: paper` replaces the values listed in `PAPER`.
-A key that is written out overrides either preset.
+There are three presets. The defaults below are `preset: default`; the others replace the values listed in `PRESETS`.
+A key that is written out overrides every preset.
 """
 
 import hashlib
@@ -386,14 +386,18 @@ class Workers(Section):
     """Steps between lines of a photograph's metrics."""
 
 
-PAPER: dict[str, dict[str, Any]] = {
-    "patches": {"complexity": "all"},
-    "features": {"layer": "last"},
-    "transform": {"rows": "literal", "padding": "zero"},
-    "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
-    "optimizer": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {
+        "patches": {"complexity": "all"},
+        "features": {"layer": "last"},
+        "transform": {"rows": "literal", "padding": "zero"},
+        "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
+        "optimizer": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
+    },
+    "synthetic": {"optimizer": {"learning_rate": 1e-2, "initial": "leaves", "parametrization": "fourier"}},
 }
-"""What `preset: paper` fills in where a key is not given; all other values are the same in both presets."""
+"""What each preset fills in where a key is not given; all other values are the same in all presets."""
 
 LATER_KEYS: dict[str, Any] = {
     "loss.frequency_kind": "iid",
@@ -431,8 +435,9 @@ class Recipe(Section):
 
     name: Name
     """Name of the Run and of its directory: lower case letters, digits and hyphens."""
-    preset: Literal["default", "paper"] = "default"
-    """Values for the keys that are not given: what measures best, or what the paper says."""
+    preset: Literal["default", "paper", "synthetic"] = "default"
+    """Values for the keys that are not given: what measures best, what the paper says, or a start without any
+    photograph's pixels, so that no patch is a copy."""
     method: Literal["idc", SelectionMethod] = "idc"
     """How LR patches are made: optimized by instance data condensation, or by a baseline (`idc select`). whole takes
     all real patches. cf-greedy selects within each photograph, as condensation does. random, herding, k-center, dcsr
@@ -605,7 +610,7 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     filled = {key: value for key, value in values.items() if value is not None or key not in _SECTIONS}
     for name in _SECTIONS:
         given = filled.get(name, {})
-        preset = PAPER.get(name, {}) if values.get("preset") == "paper" else {}
+        preset = PRESETS.get(str(values.get("preset")), {}).get(name, {})
         filled[name] = {**preset, **given} if isinstance(given, Mapping) else given
     return filled
 

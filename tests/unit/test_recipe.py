@@ -15,7 +15,7 @@ import yaml
 
 from idc_hub import recipe_reader
 from idc_hub.errors import HubError, RecipeError
-from idc_hub.recipe import PAPER, Loss, Recipe, recipe_schema
+from idc_hub.recipe import PRESETS, Loss, Recipe, recipe_schema
 from idc_hub.recipe_reader import bundled_recipes, find_recipe
 
 MINIMAL = {"name": "mine", "source": {"path": "photos"}}
@@ -115,9 +115,12 @@ class TestPresets:
             Recipe.from_dict({**written_out, "preset": "default"}).lr_recipe_hash == make(preset="paper").lr_recipe_hash
         )
 
-    def test_paper_names_keys_that_exist(self) -> None:
-        for section, values in PAPER.items():
-            assert values.keys() <= set(make().model_dump()[section])
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_presets_change_keys_that_exist(self, preset: str) -> None:
+        default, changed = make().model_dump(), make(preset=preset).model_dump()
+        for section, values in PRESETS[preset].items():
+            for key, value in values.items():
+                assert changed[section][key] == value != default[section][key]
 
 
 class TestSpellings:
@@ -560,12 +563,13 @@ class TestFiles:
         text = (bundled_recipes()["quickstart"].parent / "README.md").read_text(encoding="utf-8")
         for name in bundled_recipes():
             assert f"[`{name}`]({name}.yaml)" in text
-        rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
-        assert {(section, key) for section, key, *_ in rows} == {(s, k) for s, keys in PAPER.items() for k in keys}
-        paper, default = make(preset="paper").model_dump(), make().model_dump()
-        for section, key, of_paper, of_default in rows:
-            assert of_paper.replace(",", "") == f"{paper[section][key]}".removesuffix(".0")
-            assert of_default == f"{default[section][key]}".removesuffix(".0")
+        rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+        changed = {(s, k) for sections in PRESETS.values() for s, keys in sections.items() for k in keys}
+        assert {(section, key) for section, key, *_ in rows} == changed
+        for section, key, *values in rows:
+            for preset, value in zip(("default", "paper", "synthetic"), values, strict=True):
+                expected = make(preset=preset).model_dump()[section][key]
+                assert value.replace(",", "") == f"{expected}".removesuffix(".0")
 
     @pytest.mark.parametrize("name", [name for name in bundled_recipes() if name.startswith("ablations/")])
     def test_an_ablation_changes_what_it_writes_and_nothing_else(self, name: str) -> None:
