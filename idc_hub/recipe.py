@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from idc_hub.baselines import SelectionMethod
 from idc_hub.errors import RecipeError
 from idc_hub.recipe_reader import (
     Count,
@@ -407,20 +408,6 @@ LATER_KEYS: dict[str, Any] = {
 }
 """Keys that are newer than some Runs. With these values, which is how such Runs were made, `lr_keys` leaves them out,
 so that the Runs keep their hash."""
-
-
-SelectionMethod = Literal[
-    "whole",
-    "random",
-    "herding",
-    "herding-deepcore",
-    "k-center",
-    "dcsr",
-    "cf-greedy",
-    "hardness",
-    "filtered",
-    "leaves",
-]
 
 _SELECTION_KEYS = {"hardness": ["hardness", "drop_top", "spread"]}
 _SELECTION_KEYS["filtered"] = [key for key in SelectionSettings.model_fields if key not in _SELECTION_KEYS["hardness"]]

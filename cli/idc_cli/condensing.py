@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -30,23 +30,10 @@ from idc_cli.options import (
     examples,
 )
 from idc_cli.output import Sink
+from idc_hub.baselines import SelectionMethod
 from idc_hub.errors import first_few
 
 app = typer.Typer()
-
-# A copy of the recipe's methods: importing pydantic would slow down `idc --help`. A test compares them.
-Selection = Literal[
-    "whole",
-    "random",
-    "herding",
-    "herding-deepcore",
-    "k-center",
-    "dcsr",
-    "cf-greedy",
-    "hardness",
-    "filtered",
-    "leaves",
-]
 
 
 @app.command(
@@ -125,7 +112,7 @@ def show_condensed(sink: Sink, result: Any, name: str, dry_run: bool) -> None:
 )
 def select(
     method: Annotated[
-        Selection,
+        SelectionMethod,
         typer.Argument(
             help="The baseline. herding-deepcore: herding with the sign error of DeepCore's code. hardness: what "
             "upscaling gets most wrong. filtered: random without technical defects. leaves: drawn, of no photograph.",

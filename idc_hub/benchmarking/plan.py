@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from idc_hub.baselines import SelectionMethod
 from idc_hub.errors import IDCError
 from idc_hub.networks import NETWORKS
-from idc_hub.recipe import Patches, Recipe, Section, SelectionMethod
+from idc_hub.recipe import Patches, Recipe, Section
 from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, as_list, explain, sections_of
 from idc_hub.training.pairing import set_name
 from idc_hub.training.recipe import TrainingRecipe
