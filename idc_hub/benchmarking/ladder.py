@@ -30,8 +30,8 @@ from idc_hub.dataset.condensed_set import CondensedSet
 from idc_hub.dataset.manifest import MANIFEST, Manifest
 from idc_hub.errors import IDCError, Interrupted, RunError, one_line
 from idc_hub.images.sources import open_source
-from idc_hub.networks import load
-from idc_hub.networks.registry import WEIGHTS
+from idc_hub.networks import create, load
+from idc_hub.networks.registry import WEIGHTS, read_config
 from idc_hub.runs.claims import claim
 from idc_hub.runs.run import Run, whole_lines
 from idc_hub.training.evaluation import evaluate, read_results, save_result
@@ -166,7 +166,13 @@ class Ladder:
             self.add_version(cell, run_dir)
         if state["student"] != DONE:
             pairs = read_version(CondensedSet.open(run_dir), self.plan.scale, cell.hr)
-            train_network(cell.student, pairs, student, self.plan.training_of(cell))
+            train_network(
+                self.plan.network_of(cell),
+                pairs,
+                student,
+                self.plan.training_of(cell),
+                arguments=self.plan.students[cell.student].arguments,
+            )
         if cell.learning_rate is None:
             self._evaluate(student)
 
@@ -258,7 +264,7 @@ class Ladder:
         return self._digests[source]
 
     def _check_student(self, cell: Cell, manifest: Manifest) -> None:
-        """Check that a student was trained with the plan's training recipe and on the set's present patches."""
+        """Check that a student is the plan's network, trained with its training recipe on the set's present patches."""
         path = self.student_dir(cell) / FACTS
         try:
             training = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -269,6 +275,10 @@ class Ladder:
             raise RunError(
                 f"{path} is missing or damaged ({one_line(error)}).", f"Delete {path.parent} to train again."
             ) from error
+        with torch.device("meta"):  # costs no memory
+            name, arguments = self.plan.network_of(cell), self.plan.students[cell.student].arguments
+            planned = create(name, scale=self.plan.scale, arguments=arguments)
+        differing += _differing(read_config(self.student_dir(cell))["arguments"], planned.arguments)
         if differing:
             raise RunError(
                 f"{self.student_dir(cell)} was trained differently: {', '.join(differing)}.",

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from idc_hub.baselines import SelectionMethod
 from idc_hub.errors import IDCError
-from idc_hub.networks import NETWORKS
+from idc_hub.networks import create
 from idc_hub.recipe import Patches, Recipe, Section
 from idc_hub.recipe_reader import Count, Draft, Name, Real, Text, Whole, as_list, explain, sections_of
 from idc_hub.training.pairing import set_name
@@ -68,6 +69,17 @@ class SetPlan(Section):
         return self
 
 
+class StudentPlan(Section):
+    """A network to train, and how, where it differs from the others."""
+
+    network: Text | None = None
+    """Name of the network; null: the student's own name."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of its constructor that replace those of the name, such as {channels: 16}."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Values that replace those of the plan's `training`."""
+
+
 class Plan(Section):
     """Everything that defines a benchmark."""
 
@@ -85,8 +97,8 @@ class Plan(Section):
     """HR versions: name and teacher. `real: real` takes the HR pixels of the photographs."""
     sets: dict[Name, SetPlan]
     """The sets to compare, by name."""
-    students: Annotated[dict[Text, dict[str, Any]], BeforeValidator(_names), Field(min_length=1)]
-    """Networks to train: a list of names, or names with values that override `training`."""
+    students: Annotated[dict[Name, StudentPlan], BeforeValidator(_names), Field(min_length=1)]
+    """Networks to train: a list of names of networks, or students by name."""
     training: TrainingRecipe = TrainingRecipe()
     """The training recipe of the students, without `seed`."""
     learning_rates: Annotated[tuple[Real, ...], BeforeValidator(as_list)] = ()
@@ -112,9 +124,10 @@ class Plan(Section):
         """
         draft = Draft(path.name, sections_of(cls))
         draft.read(path)
-        sets = draft.values.get("sets")
-        if isinstance(sets, dict):
-            draft.values["sets"] = _valid_sets(sets, draft)
+        for key, kind in (("sets", SetPlan), ("students", StudentPlan)):
+            entries = draft.values.get(key)
+            if isinstance(entries, dict):
+                draft.values[key] = _valid_entries(draft, key, entries, kind)
         plan = draft.validated(cls)
         for key, sentence in plan._contradictions():
             draft.complain(key, sentence)
@@ -175,8 +188,12 @@ class Plan(Section):
     def training_of(self, cell: "Cell") -> TrainingRecipe:
         """The training recipe of a cell's student."""
         rate = {} if cell.learning_rate is None else {"learning_rate": cell.learning_rate}
-        values = self.training.model_dump() | self.students[cell.student] | rate | {"seed": cell.seed}
+        values = self.training.model_dump() | self.students[cell.student].training | rate | {"seed": cell.seed}
         return TrainingRecipe.model_validate(values)
+
+    def network_of(self, cell: "Cell") -> str:
+        """Name of the network of a cell's student."""
+        return self.students[cell.student].network or cell.student
 
     def _set_seed(self, entry: SetPlan, seed: int) -> int:
         if entry.method == "whole":
@@ -193,8 +210,9 @@ class Plan(Section):
                 )
         for name, entry in self.sets.items():
             yield from ((f"sets.{name}", f"sets.{name}: {sentence}") for sentence in self._problems_of(name, entry))
-        for name, overrides in self.students.items():
-            yield from ((f"students.{name}", sentence) for sentence in self._problems_of_student(name, overrides))
+        for name, student in self.students.items():
+            sentences = self._problems_of_student(student, student.network or name)
+            yield from ((f"students.{name}", f"students.{name}: {sentence}") for sentence in sentences)
         if "seed" in self.training.model_fields_set:
             yield "training", "training.seed is not used: set `seeds` instead."
         names = [set_name(testset) for testset in self.testsets]
@@ -217,16 +235,18 @@ class Plan(Section):
             except IDCError as error:
                 yield str(error)
 
-    def _problems_of_student(self, name: str, overrides: Mapping[str, Any]) -> Iterator[str]:
-        if name not in NETWORKS:
-            yield f"students: there is no network {name}. The networks: {', '.join(NETWORKS)}."
-        if "seed" in overrides:
-            yield f"students.{name}.seed is not used: set `seeds` instead."
+    def _problems_of_student(self, student: StudentPlan, network: str) -> Iterator[str]:
         try:
-            TrainingRecipe.model_validate({**self.training.model_dump(), **overrides})
+            with torch.device("meta"):  # costs no memory
+                create(network, scale=self.scale, arguments=student.arguments)
+        except IDCError as error:
+            yield str(error)
+        if "seed" in student.training:
+            yield "training.seed is not used: set `seeds` instead."
+        try:
+            TrainingRecipe.model_validate({**self.training.model_dump(), **student.training})
         except ValidationError as error:
-            for _, sentence in explain(error, TrainingRecipe):
-                yield f"students.{name}: {sentence}"
+            yield from (sentence for _, sentence in explain(error, TrainingRecipe))
 
 
 @dataclass(frozen=True)
@@ -267,23 +287,27 @@ class Cell:
         return f"{self.run_name} | {self.hr} | {self.student}, seed {self.seed}{rate}"
 
 
-def _valid_sets(sets: Mapping[str, Any], draft: Draft) -> dict[str, SetPlan]:
-    """The sets that are valid on their own; the draft gets every problem of the others."""
-    valid = {}
-    if not sets:
-        draft.complain("sets", "sets is empty; write at least `random: {method: random}`.")
-    for name, values in sets.items():
+def _valid_entries(
+    draft: Draft, key: str, entries: Mapping[str, Any], kind: type[SetPlan] | type[StudentPlan]
+) -> dict[str, SetPlan | StudentPlan]:
+    """The entries of a mapping that are valid on their own; the draft gets every problem of the others."""
+    valid: dict[str, SetPlan | StudentPlan] = {}
+    if not entries:
+        example = "random: {method: random}" if kind is SetPlan else "edsr-tiny: {}"
+        draft.complain(key, f"{key} is empty; write at least `{example}`.")
+    for name, values in entries.items():
         if not isinstance(values, Mapping):
-            draft.complain(f"sets.{name}", f"sets.{name} should be a mapping, such as {{method: random}}.")
+            example = "method: random" if kind is SetPlan else "arguments: {channels: 16}"
+            draft.complain(f"{key}.{name}", f"{key}.{name} should be a mapping, such as {{{example}}}.")
             continue
         try:
-            valid[name] = SetPlan.model_validate(values)
+            valid[name] = kind.model_validate(values)
         except ValidationError as error:
-            for sentence in _sentences(error):
-                draft.complain(f"sets.{name}", f"sets.{name}: {sentence}")
+            for sentence in _sentences(error, kind):
+                draft.complain(f"{key}.{name}", f"{key}.{name}: {sentence}")
     return valid
 
 
-def _sentences(error: ValidationError) -> Iterable[str]:
-    yield from (sentence for _, sentence in explain(error, SetPlan))
+def _sentences(error: ValidationError, kind: type[Section]) -> Iterable[str]:
+    yield from (sentence for _, sentence in explain(error, kind))
     yield from (f"it {entry['ctx']['error']}." for entry in error.errors() if not entry["loc"])

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from scipy.stats import kendalltau
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
@@ -118,6 +119,34 @@ def by_seed(results: Sequence[Result], metric: str, testsets: Sequence[str]) -> 
         for seed in sorted({result.seed for result in results})
         if all((seed, testset) in measured for testset in testsets)
     }
+
+
+def rank_correlation(qualities: Mapping[str, float], reference: Mapping[str, float]) -> float | None:
+    """Kendall's tau-b of two rankings of the same networks: 1 if equal, -1 if opposite, about 0 if unrelated.
+
+    Args:
+        qualities: Quality by network.
+        reference: The same by the ranking to compare with; networks that only one has are left out.
+
+    Returns:
+        None if fewer than three networks are in both, or if all are equally good in one of them.
+    """
+    both = sorted(qualities.keys() & reference.keys())
+    if len(both) < 3:
+        return None
+    tau = float(kendalltau([qualities[name] for name in both], [reference[name] for name in both]).statistic)
+    return None if math.isnan(tau) else tau
+
+
+def regret(qualities: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """What it costs to choose the best network of `qualities`: how far it is below the best one of `reference`.
+
+    Args:
+        qualities: Quality by network; at least one of them is in `reference`.
+        reference: Quality by network, as it matters.
+    """
+    both = qualities.keys() & reference.keys()
+    return max(reference[name] for name in both) - reference[max(both, key=lambda name: qualities[name])]
 
 
 def worth_in_random(

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from idc_hub.benchmarking.plan import Plan
@@ -13,6 +14,8 @@ from idc_hub.benchmarking.statistics import (
     beyond_spread,
     by_seed,
     paired_differences,
+    rank_correlation,
+    regret,
     spread,
     worth_in_random,
 )
@@ -76,6 +79,11 @@ class Findings:
         return [made for made in self.sets.values() if (made["set"], made["ratio"]) == (row.set, row.ratio)]
 
     @property
+    def whole(self) -> str | None:
+        """Name of the set of all patches, if the plan has one."""
+        return next((name for name, entry in self.plan.sets.items() if entry.method == "whole"), None)
+
+    @property
     def random(self) -> str | None:
         """Name of the reference set: the first whose method is random."""
         return next((name for name, entry in self.plan.sets.items() if entry.method == "random"), None)
@@ -125,6 +133,8 @@ def _lines(findings: Findings) -> Iterator[str]:
                 if findings.random:
                     yield from ("", f"Difference to {findings.random}:", "")
                     yield from _difference_table(findings, rows, metric)
+    if findings.whole and len(plan.students) > 2:
+        yield from _ranking_table(findings, findings.whole)
     yield from _cost_table(findings)
     if findings.failures:
         yield from ("", "## Not finished", "")
@@ -162,6 +172,50 @@ def _difference_table(findings: Findings, rows: Mapping[Row, list[Result]], metr
             both = (by_seed(found, metric, group) for found in (results, reference))
             cells.append(_difference(paired_differences(*both), metric))
         yield _line([row.set, row.hr, f"{row.ratio:g}", patches, *cells])
+
+
+def _ranking_table(findings: Findings, whole: str) -> Iterator[str]:
+    """How well each row ranks the students."""
+    names, metric = findings.testsets, "psnr_y"
+    rows: dict[Row, dict[int, dict[str, float]]] = {}  # quality by row, seed, and student
+    for student in findings.plan.students:
+        for row, results in findings.rows(student).items():
+            for seed, quality in by_seed(results, metric, names).items():
+                rows.setdefault(row, {}).setdefault(seed, {})[student] = quality
+    yield from ("", f"## Ranking of the students: {METRICS[metric]}, {protocol(metric, findings.plan.scale)}", "")
+    yield (
+        "*Tau*: Kendall's tau between the order of the students trained on a set and their order when trained on "
+        f"{whole} with the same HR version, by the mean of its seeds (by its other seeds for {whole} itself): 1 is the "
+        "same order, 0 an unrelated one. *Regret*: how many dB worse than the best student the one that the set ranks "
+        f"first is, both trained on {whole}."
+    )
+    yield ""
+    yield from _header(["set", "HR", "ratio", "students", "seeds", "tau", "regret"])
+    for row, seeds in rows.items():
+        taus, regrets = [], []
+        for seed, measured in seeds.items():
+            own = {seed} if row.set == whole else set()
+            reference = _means([found for key, found in rows.get(Row(whole, row.hr, 1.0), {}).items() if {key} != own])
+            tau = rank_correlation(measured, reference)
+            if tau is not None:
+                taus.append(tau)
+                regrets.append(regret(measured, reference))
+        students = len(_means(list(seeds.values())))
+        figures = (f"{spread(found).mean:.2f}{_deviation(found)}" if found else _NOTHING for found in (taus, regrets))
+        yield _line([row.set, row.hr, f"{row.ratio:g}", str(students), str(len(taus)), *figures])
+
+
+def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean quality of each student over the seeds that it has."""
+    return {
+        name: fmean(found[name] for found in seeds if name in found)
+        for name in {key for found in seeds for key in found}
+    }
+
+
+def _deviation(values: Sequence[float]) -> str:
+    deviation = spread(values).deviation
+    return "" if deviation is None else f" ± {deviation:.2f}"
 
 
 def _cost_table(findings: Findings) -> Iterator[str]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,24 @@ _BUNDLED = Path(__file__).parent / "weights"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def create(name: str, *, scale: int = 4) -> Network:
+def create(name: str, *, scale: int = 4, arguments: Mapping[str, Any] | None = None) -> Network:
     """Create a network with random weights (from torch's global generator).
 
+    Args:
+        name: A name in `NETWORKS`.
+        scale: Super-resolution scale.
+        arguments: Arguments of its constructor that replace those of the name, such as `{"channels": 16}`.
+
     Raises:
-        NetworkError: The name is unknown, or the network doesn't support this scale.
+        NetworkError: The name is unknown, the network doesn't support this scale, or it can't be built from these
+            arguments.
     """
     if name not in NETWORKS:
         raise _unknown(name)
-    architecture, arguments = NETWORKS[name]
-    network = ARCHITECTURES[architecture](**arguments, scale=scale)
+    architecture, defaults = NETWORKS[name]
+    config = {"architecture": architecture, "arguments": {**defaults, **(arguments or {})}, "scale": scale}
+    _check_sizes(config, name)
+    network = _build(config, name)
     network.name = name
     return network
 
@@ -253,7 +261,7 @@ def download(repo_id: str) -> Path:
         ) from error
 
 
-def _check_sizes(config: dict[str, Any], path: Path) -> None:
+def _check_sizes(config: dict[str, Any], origin: str | Path) -> None:
     """Refuse arguments that no network has, before anything is built from them: a stranger may have written them."""
     for key, value in config["arguments"].items():
         sizes = value if isinstance(value, list) else [value]
@@ -264,16 +272,16 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
             sound = isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
         if not sound:
             raise NetworkError(
-                f"{path}: {one_line(json.dumps(key))} is {one_line(json.dumps(value))}: no network has that."
+                f"{origin}: {one_line(json.dumps(key))} is {one_line(json.dumps(value))}: no network has that."
             )
 
 
-def _build(config: dict[str, Any], path: Path) -> Network:
+def _build(config: dict[str, Any], origin: str | Path) -> Network:
     try:
         return ARCHITECTURES[config["architecture"]](**config["arguments"], scale=config["scale"])
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         raise NetworkError(
-            f"{path}: {config['architecture']} can't be built from these arguments: {one_line(error)}."
+            f"{origin}: {config['architecture']} can't be built from these arguments: {one_line(error)}."
         ) from error
 
 

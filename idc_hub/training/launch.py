@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ def train_network(
     folder: Path,
     recipe: TrainingRecipe,
     *,
+    arguments: Mapping[str, Any] | None = None,
     num_processes: int | None = None,
     trackers: Sequence[str] = (),
     progress: Reporting = False,
@@ -66,6 +67,7 @@ def train_network(
         pairs: What to train on; its scale is the network's.
         folder: Gets the trained network.
         recipe: How to train.
+        arguments: Of a network to start from scratch; see `networks.create`.
         num_processes: None: one for each visible GPU, or a single one on the CPU.
         trackers: Where to report to in addition to `metrics.jsonl`.
         progress: True prints progress on stderr, False nothing; a function gets every `Progress` event.
@@ -76,7 +78,7 @@ def train_network(
         IDCError: What `train` raises.
     """
     report = _report(recipe.steps, progress)
-    network = _start(spec, pairs.scale, recipe)
+    network = _start(spec, pairs.scale, recipe, arguments)
     launched = "WORLD_SIZE" in os.environ
     processes = num_processes or max(1, torch.cuda.device_count())
     if not launched and processes > 1 and torch.cuda.is_available() and processes > torch.cuda.device_count():
@@ -96,6 +98,7 @@ def train_network(
             return
         check(folder, pixels.map(), pairs.scale, recipe, num_processes=processes)
         task = {"spec": spec, "folder": str(folder.resolve()), "trackers": list(trackers), "data": pairs.facts}
+        task["arguments"] = dict(arguments or {})
         task |= {"recipe": recipe.model_dump(mode="json"), "pixels": pixels.facts()}
         write_text_atomically(work / "task.json", json.dumps(task))
         log, threads = folder / LOG_NAME, max(1, (os.cpu_count() or 1) // processes)
@@ -143,10 +146,10 @@ def _report(steps: int, progress: Reporting) -> Tell | None:
     return lambda step, loss: report(Progress("training", step, steps, {"loss": loss}))
 
 
-def _start(spec: str, scale: int, recipe: TrainingRecipe) -> Network:
+def _start(spec: str, scale: int, recipe: TrainingRecipe, arguments: Mapping[str, Any] | None) -> Network:
     """The network that a training begins with, the same in every process."""
     torch.manual_seed(recipe.seed)
-    return create(spec, scale=scale) if spec in NETWORKS else load(spec, scale=scale)
+    return create(spec, scale=scale, arguments=arguments) if spec in NETWORKS else load(spec, scale=scale)
 
 
 @contextlib.contextmanager
@@ -186,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     task = json.loads((work / "task.json").read_text(encoding="utf-8"))
     recipe, pixels = TrainingRecipe.model_validate(task["recipe"]), PixelFile(**task["pixels"])
     try:
-        network = _start(task["spec"], pixels.scale, recipe)
+        network = _start(task["spec"], pixels.scale, recipe, task["arguments"])
         train(
             network,
             pixels.map(),

@@ -17,6 +17,8 @@ from idc_hub.benchmarking.statistics import (
     beyond_spread,
     by_seed,
     paired_differences,
+    rank_correlation,
+    regret,
     spread,
     worth,
     worth_in_random,
@@ -72,6 +74,19 @@ class TestStatistics:
         """Deviation of a and b: |a - b| / sqrt(2); half width 12.706 |a - b| / 2."""
         assert not beyond_spread([1.0, 1.2])  # 1.1 ± 1.271
         assert beyond_spread([1.0, 1.17])  # 1.085 ± 1.080
+
+    def test_a_ranking_with_one_swapped_pair_of_six_has_a_tau_of_two_thirds(self) -> None:
+        reference = {"a": 30.1, "b": 30.2, "c": 30.3, "d": 30.4}
+        swapped = {"a": 27.0, "c": 28.0, "b": 28.5, "d": 29.0, "only here": 1.0}
+        assert rank_correlation(swapped, reference) == pytest.approx((5 - 1) / 6)
+        assert rank_correlation({name: -quality for name, quality in reference.items()}, reference) == -1
+        assert rank_correlation({"a": 1.0, "b": 2.0}, reference) is None
+        assert rank_correlation(dict.fromkeys("abcd", 1.0), reference) is None
+
+    def test_regret_is_what_the_wrong_choice_costs(self) -> None:
+        reference = {"a": 30.0, "b": 30.5, "c": 29.0}
+        assert regret({"a": 25.0, "b": 24.0, "c": 23.0, "d": 99.0}, reference) == 0.5
+        assert regret({"b": 25.0, "c": 20.0}, reference) == 0
 
     def test_worth_is_interpolated_in_the_logarithm_of_the_patches(self) -> None:
         curve = [(10, 20.0), (40, 22.0), (160, 23.0)]
@@ -133,7 +148,7 @@ class TestPlan:
         assert str(curves[0].student_path) == "whole-1-s0/bicubic/edsr-small-lr0.0001-s0"
 
     def test_a_set_has_its_recipe_and_a_student_its_settings(self, load) -> None:
-        plan = load(PLAN.replace("[edsr-small]", "{edsr-small: {crop: 32}}"))
+        plan = load(PLAN.replace("[edsr-small]", "{edsr-small: {training: {crop: 32}}}"))
         cell = next(cell for cell in plan.cells() if (cell.set, cell.seed, cell.ratio) == ("idc", 1, 0.04))
         recipe = plan.recipe_of(cell)
         assert (recipe.preset, recipe.optimizer.steps, recipe.patches.ratio) == ("paper", 900, 0.04)
@@ -166,9 +181,13 @@ class TestPlan:
             ("bicubic: bicubic, ", "", "synthetic patches have no real HR, and the plan's `hr` names no teacher"),
             ("steps=900", "stepz=900", "sets.idc: override optimizer.stepz=900  optimizer.stepz is not a recipe key"),
             ("small-x4", "smal-x4", "sets.idc: There is no recipe smal-x4"),
-            ("[edsr-small]", "[edsr-smal]", "there is no network edsr-smal"),
+            ("[edsr-small]", "[edsr-smal]", "students.edsr-smal: There is no network 'edsr-smal'"),
             ("[edsr-small]", "{edsr-small: {stepz: 1}}", "students.edsr-small: stepz is not a recipe key"),
-            ("[edsr-small]", "{edsr-small: {seed: 1}}", "students.edsr-small.seed is not used"),
+            ("[edsr-small]", "{edsr-small: {training: {stepz: 1}}}", "edsr-small: stepz is not a recipe key"),
+            ("[edsr-small]", "{edsr-small: {training: {seed: 1}}}", "edsr-small: training.seed is not used"),
+            ("[edsr-small]", "{thin: {arguments: {channels: 8}}}", "students.thin: There is no network 'thin'"),
+            ("[edsr-small]", "{thin: {network: edsr, arguments: {width: 8}}}", "students.thin: edsr: EDSR can't be"),
+            ("[edsr-small]", "{thin: {network: edsr, arguments: {channels: 0}}}", 'edsr: "channels" is 0: no network'),
             ("steps: 20", "seed: 20", "training.seed is not used"),
             ("tests/Set14", "more/Set5", "testsets has two folders called Set5"),
             ("[0, 1, 2]", "[0, 1, 0]", "it should be a list of different values"),
@@ -230,6 +249,27 @@ class TestTables:
         assert "| idc | bicubic | 0.01 | 10 | +0.100 ± 0.100 | +0.100 ± 0.100 |" in lines, "luma: 0, .1 and .2"
         assert "| idc-0.01-s0 | 10 | 100.0 | CPU |" in lines
         assert "- whole-1-s0 | real | edsr-small, seed 0: It did not work." in lines
+
+    def test_the_report_compares_the_ranking_of_students_with_that_by_the_whole_set(self, load) -> None:
+        """By hand: of three students, idc orders all as whole does, random swaps the best two, which cost .5 dB."""
+        text = PLAN.replace("[edsr-small]", "{a: {network: edsr-tiny}, b: {network: edsr-tiny}, edsr-tiny: {}}")
+        found = Findings(load(text.replace("Set5, tests/", "")))
+        qualities = {
+            ("whole", 1.0): {0: (30.0, 31.0, 31.4), 1: (30.0, 31.0, 31.6)},
+            ("random", 0.01): {0: (27.0, 27.4, 27.3)},
+            ("idc", 0.01): {0: (27.0, 27.1, 27.2), 1: (28.0, 28.1, 28.2)},
+        }
+        for (name, ratio), seeds in qualities.items():
+            found.sets[f"{name}-{ratio}"] = {"set": name, "ratio": ratio, "patches": 1, "seconds": 1, "device": "CPU"}
+            for seed, luma in seeds.items():
+                found.results += [
+                    Result(name, "bicubic", student, seed, ratio, "Set14", 20.0, quality, 0.8)
+                    for student, quality in zip(("a", "b", "edsr-tiny"), luma, strict=True)
+                ]
+        lines = to_markdown(found).splitlines()
+        assert "| whole | bicubic | 1 | 3 | 2 | 1.00 ± 0.00 | 0.00 ± 0.00 |" in lines
+        assert "| random | bicubic | 0.01 | 3 | 1 | 0.33 | 0.50 |" in lines, "2 of 3 pairs agree: (2 - 1) / 3"
+        assert "| idc | bicubic | 0.01 | 3 | 2 | 1.00 ± 0.00 | 0.00 ± 0.00 |" in lines
 
     def test_pictures_show_what_was_measured(self, findings: Findings, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib", reason="pictures need the extra `report`")
