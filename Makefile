@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast test-low test-long test-spandrel quality docs bench release-check
+.PHONY: help install quickstart test test-fast test-low test-long test-spandrel quality docs bench bench-ladder release-check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,6 +61,13 @@ docs: install  ## Build the documentation in site/; a warning or a broken link i
 
 bench: install  ## Measure the quickstart's patches beside random real ones
 	$(BIN)/idc quality runs/quickstart
+
+IMDN_WEIGHTS ?= imdn_x4.safetensors
+
+bench-ladder: install  ## Repeat the ladder: DATA has photos, Set5, Set14, BSD100 and HeldBack50 (benchmarks/held_back.py)
+	@test -d "$(DATA)" || { echo "Say make bench-ladder DATA=folder IMDN_WEIGHTS=file; benchmarks/README.md names both."; exit 2; }
+	cd "$(DATA)" && IMDN_WEIGHTS="$(abspath $(IMDN_WEIGHTS))" PYTHONPATH=$(CURDIR)/benchmarks \
+		$(CURDIR)/$(BIN)/idc benchmark $(CURDIR)/benchmarks/ladder.yaml --out $(CURDIR)/ladder $(OPTIONS)
 
 # torch is the one that constraints.txt names in both environments: it is large, and its lower bound is not tried here.
 TORCH := $(shell grep '^torch==' constraints.txt)

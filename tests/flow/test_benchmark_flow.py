@@ -207,6 +207,15 @@ def test_a_new_test_set_costs_an_evaluation_only(small: Callable[..., Any], coun
     assert len(counted) == 1
 
 
+def test_a_student_of_other_arguments_is_another_network(small: Callable[..., Any], tmp_path: Path) -> None:
+    thin = ("students: [edsr-small]", "students: {thin: {network: edsr-tiny, arguments: {channels: 8, blocks: 1}}}")
+    assert small(thin).finished == 1
+    config = json.loads((tmp_path / "ladder/students/random-0.1-s0/bicubic/thin-s0/config.json").read_text())
+    assert (config["arguments"]["channels"], config["arguments"]["blocks"]) == (8, 1)
+    [state] = small((thin[0], thin[1].replace("8", "16")), dry_run=True).states.values()
+    assert "was trained differently: channels 8 instead of 16. Delete it to train again" in state["problem"]
+
+
 def test_a_student_that_was_trained_differently_is_refused(small: Callable[..., Any]) -> None:
     small()
     change = ("steps: 3", "steps: 4")

@@ -25,6 +25,7 @@ from idc_hub.benchmarking.statistics import (
 )
 from idc_hub.benchmarking.tables import Findings, to_csv, to_markdown
 from idc_hub.errors import RecipeError
+from idc_hub.networks import create
 
 PLAN = """\
 name: small
@@ -309,6 +310,15 @@ def test_the_example_plan_is_right() -> None:
     plan = Plan.load(REPOSITORY / "benchmarks" / "ladder.yaml")
     # random, whole, ten selections with two HR versions at two ratios, leaves and idc with one, two sets at one ratio
     assert len(plan.cells()) == 3 * (3 * 2 + 2 + 10 * 2 * 2 + 2 * 2 + 2)
+
+
+def test_the_ranked_students_are_six_different_networks() -> None:
+    plan = Plan.load(REPOSITORY / "benchmarks" / "ranking.yaml")
+    networks = [create(student.network or name, arguments=student.arguments) for name, student in plan.students.items()]
+    assert len({sum(weight.numel() for weight in network.parameters()) for network in networks}) == 6
+    assert {type(network).__name__ for network in networks} == {"EDSR", "SwinIR"}
+    # on the whole, and on three sets of two sizes
+    assert len(plan.cells()) == 3 * 6 * (1 + 3 * 2)
 
 
 def test_the_levers_are_pulled_one_at_a_time() -> None:
