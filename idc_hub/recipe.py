@@ -165,7 +165,7 @@ class Patches(Section):
     real patches at the largest of them, so that more scales make no larger set."""
     min_per_image: Annotated[Whole, Field(ge=0)] = 0
     """Minimum number of synthetic patches of a photograph."""
-    complexity: Literal["all", "above-mean", "hardness"] = "above-mean"
+    complexity: Literal["all", "above-mean", "hardness"] = "hardness"
     """Which real patches the synthetic ones represent: all of a photograph (the paper), or those at or above the
     photograph's mean in the strength of their edges (Sobel; above-mean) or in the error of bicubic upscaling against
     their own HR (hardness). The ratio always counts all. Of the selections only cf-greedy follows it."""
@@ -396,7 +396,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "loss": {"row_norm": "row", "draws": "fresh", "group_reduction": "sum", "pair_weight": 300_000.0},
         "optimizer": {"steps": 20_000, "learning_rate": 1e-2, "initial": "noise"},
     },
-    "synthetic": {"optimizer": {"learning_rate": 1e-2, "initial": "leaves", "parametrization": "fourier"}},
+    "synthetic": {
+        "patches": {"complexity": "above-mean"},
+        "optimizer": {"learning_rate": 1e-2, "initial": "leaves", "parametrization": "fourier"},
+    },
 }
 """What each preset fills in where a key is not given; all other values are the same in all presets."""
 

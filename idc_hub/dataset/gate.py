@@ -78,7 +78,7 @@ def measure(
     for done, (instance, numbers) in enumerate(chosen, start=1):
         real = run.read_real(instance)
         if real is None:
-            real, _ = real_patches(instance, photographs, recipe)
+            real = real_patches(instance, photographs, recipe).lr
         pairs = [rows[instance.id, number] for number in numbers]
         lr, hr = (np.stack(images).transpose(0, 3, 1, 2) for images in zip(*pairs, strict=True))
         of_set.add(lr, hr, real.numpy())

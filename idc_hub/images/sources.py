@@ -1,7 +1,7 @@
 """The photographs to condense: from a folder, a zip, an installed Python package or a Hub dataset.
 
 A `Source` lists its photographs and reads their bytes. `survey` decodes each of them once and reports every problem
-before any work starts. `load_hr` and `load_lr_patches` give the pixels of one instance.
+before any work starts. `load_hr` gives the pixels of one instance.
 """
 
 import fnmatch
@@ -25,7 +25,7 @@ from idc_hub.errors import ImageError, LeftOutWarning, first_few
 from idc_hub.images import layouts
 from idc_hub.images.defects import first_sight
 from idc_hub.images.files import FORMATS, SUFFIXES, image_size, read_file, read_image, read_member
-from idc_hub.images.patches import lr_patches, places
+from idc_hub.images.patches import places
 from idc_hub.images.resize import mod_crop
 
 PACKAGE_PREFIX = "package:"
@@ -309,29 +309,6 @@ def load_hr(source: Source, instance: Instance, *, scale: int) -> np.ndarray:
             "Put the original back, or start a new run.",
         )
     return mod_crop(read_image(data, instance.name).pixels, scale)
-
-
-def load_lr_patches(
-    source: Source, instance: Instance, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)
-) -> np.ndarray:
-    """The LR patches of an instance: mod-cropped, downscaled by MATLAB's bicubic, and cut.
-
-    Args:
-        source: Where the instance was found.
-        instance: What `survey` returned for it.
-        scale: Super-resolution scale.
-        size: Side of an LR patch.
-        stride: Distance between LR patches.
-        zooms: Sizes of the photograph to cut from, see `places`.
-
-    Returns:
-        uint8 `[instance.patches, 3, size, size]`, in the order of `places`.
-
-    Raises:
-        ImageError: The photograph is gone or has changed.
-    """
-    hr = load_hr(source, instance, scale=scale)
-    return lr_patches(hr, scale=scale, size=size, stride=stride, zooms=zooms)
 
 
 def _describe(

@@ -13,7 +13,7 @@ from idc_hub.condensation.pieces import piece_size
 from idc_hub.condensation.real_side import HELD_OUT_DRAWS, SUBSET_DRAWS, represented_patches
 from idc_hub.images.sources import open_source
 from idc_hub.runs.memory import Memory, batch_size
-from idc_hub.runs.worker import real_hardness, real_patches
+from idc_hub.runs.worker import real_patches
 
 if TYPE_CHECKING:
     import torch
@@ -140,9 +140,9 @@ def predict(
     work = [instance for instance in instances if instance.count]
     typical = sorted(work, key=lambda instance: instance.count)[len(work) // 2]
     source = open_source(**recipe.source.model_dump())
-    lr, _ = real_patches(typical, source, recipe)
-    represented = lr[represented_patches(lr, recipe, real_hardness(typical, source, recipe))]
-    fraction = len(represented) / len(lr)  # assumed to be the same for all photographs
+    real = real_patches(typical, source, recipe, measured=True)
+    represented = real.lr[represented_patches(real.lr, recipe, real.hardness)]
+    fraction = len(represented) / len(real.lr)  # assumed to be the same for all photographs
     batch = batch_size(recipe, work, network, processes)
     samples, scale = _calibrate(represented, network, shortened(recipe), batch)
     memory = Memory.measure(network, recipe)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from idc_hub.condensation.condense import Condensed, Photograph, Stopped, condense_batch
 from idc_hub.condensation.state import State
@@ -227,17 +227,17 @@ def condense_claimed(
 
 def _photograph(run: Run, instance: Instance, source: Source, device: torch.device) -> Photograph:
     """A claimed photograph, with the state of its checkpoint."""
-    lr, _ = real_patches(instance, source, run.recipe)
+    real = real_patches(instance, source, run.recipe, measured=True)
     if instance.id in run.sample:
-        run.write_real(instance, lr)
+        run.write_real(instance, real.lr)
     return Photograph(
-        lr,
+        real.lr,
         instance.count,
         instance.id,
         resume=_resume(run, instance, device),
         checkpoint=lambda state: run.write_partial(instance, state.to_tensors()),
         log=lambda line: run.append_metrics(instance.id, {"event": "log", **line}),
-        hardness=real_hardness(instance, source, run.recipe),
+        hardness=real.hardness,
     )
 
 
@@ -252,43 +252,46 @@ def _resume(run: Run, instance: Instance, device: torch.device) -> State | None:
     return State.from_tensors(partial, device) if partial is not None else None
 
 
-def real_patches(instance: Instance, source: Source, recipe: Recipe) -> tuple[torch.Tensor, list[Place]]:
-    """All real LR patches of a photograph and where they were cut out.
+class RealPatches(NamedTuple):
+    """All real patches of a photograph.
+
+    Attributes:
+        lr: uint8 `[N, 3, h, w]`.
+        places: Where they were cut out.
+        hardness: float `[N]`, the error of bicubic upscaling of each; None if not asked for or not needed.
+    """
+
+    lr: torch.Tensor
+    places: list[Place]
+    hardness: np.ndarray | None
+
+
+def real_patches(instance: Instance, source: Source, recipe: Recipe, *, measured: bool = False) -> RealPatches:
+    """Cut all real LR patches out of a photograph.
 
     Args:
         instance: The photograph.
         source: Its source.
         recipe: The recipe, which has scale, size, stride and zooms.
-
-    Returns:
-        Patches, uint8 `[N, 3, h, w]`, and their places.
+        measured: Whether to measure the hardness if the recipe needs it.
 
     Raises:
         ImageError: The photograph is gone or has changed since the survey.
     """
     import torch
 
-    from idc_hub.images.patches import places
-    from idc_hub.images.sources import load_lr_patches
-
-    lr = load_lr_patches(source, instance, **recipe.grid)
-    return torch.from_numpy(lr), places(instance.height, instance.width, **recipe.grid)
-
-
-def real_hardness(instance: Instance, source: Source, recipe: Recipe) -> np.ndarray | None:
-    """The error of bicubic upscaling of all real LR patches of a photograph; None if the recipe does not need it.
-
-    Raises:
-        ImageError: The photograph is gone or has changed since the survey.
-    """
     from idc_hub.images.figures import bicubic_errors
-    from idc_hub.images.patches import hr_patches, lr_patches
+    from idc_hub.images.patches import hr_patches, lr_patches, places
     from idc_hub.images.sources import load_hr
 
-    if recipe.patches.complexity != "hardness":
-        return None
     hr = load_hr(source, instance, scale=recipe.scale)
-    return bicubic_errors(lr_patches(hr, **recipe.grid), hr_patches(hr, **recipe.grid))
+    lr, where = lr_patches(hr, **recipe.grid), places(instance.height, instance.width, **recipe.grid)
+    hard = (
+        bicubic_errors(lr, hr_patches(hr, **recipe.grid))
+        if measured and recipe.patches.complexity == "hardness"
+        else None
+    )
+    return RealPatches(torch.from_numpy(lr), where, hard)
 
 
 def nearest_real(patches: torch.Tensor, real: torch.Tensor) -> list[float]:

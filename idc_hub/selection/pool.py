@@ -30,7 +30,7 @@ from idc_hub.machine import device
 from idc_hub.networks.teachers import load_teacher
 from idc_hub.recipe import Recipe
 from idc_hub.runs.run import DamagedError, Run
-from idc_hub.runs.worker import full_counts, nearest_real, real_hardness, real_patches
+from idc_hub.runs.worker import full_counts, nearest_real, real_patches
 from idc_hub.selection import methods as selection
 
 BATCH = 32
@@ -282,8 +282,7 @@ def _descriptors(
     def pieces() -> Iterator[np.ndarray]:
         source = open_source(**recipe.source.model_dump())
         for done, instance in enumerate(instances, start=1):
-            lr, _ = real_patches(instance, source, recipe)
-            descriptors = describe(lr)
+            descriptors = describe(real_patches(instance, source, recipe).lr)
             if not np.isfinite(descriptors).all():
                 raise non_finite_features(instance.id, recipe, "some of its real patches")
             yield descriptors
@@ -323,12 +322,12 @@ def _finish(
         side = recipe.patches.size
         run.write_patches(instance, torch.zeros(0, 3, side, side, dtype=torch.uint8), {"places": []})
         return
-    lr, where = real_patches(instance, source, recipe)
+    lr, where, hardness = real_patches(instance, source, recipe, measured=measure or recipe.method == "cf-greedy")
     takes_all = chosen is not None and len(chosen) == len(lr)
     real = None
     if (measure or recipe.method == "cf-greedy") and not takes_all:
         on = next(network.parameters()).device
-        real = RealSide(lr.to(on), network, recipe, instance.id, real_hardness(instance, source, recipe))
+        real = RealSide(lr.to(on), network, recipe, instance.id, hardness)
     facts: dict[str, Any] = {"seed": recipe.seed}
     if recipe.method == "leaves":
         seed = seed_of(recipe.seed, instance.id, "leaves")

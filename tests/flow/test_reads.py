@@ -25,7 +25,7 @@ from idc_hub.recipe import Recipe
 from idc_hub.verbs import push as verb
 from tests.flow.hub_tools import files_below
 
-SMALL = ["patches.size=16", "patches.stride=16", "patches.complexity=all", "transform.kernel_size=3"]
+SMALL = ["patches.size=16", "patches.stride=16", "patches.complexity=hardness", "transform.kernel_size=3"]
 SMALL += ["transform.channels=8", "loss.frequencies=8", "loss.bank_size=2", "assignment.groups=2"]
 
 

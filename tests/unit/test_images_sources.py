@@ -10,9 +10,9 @@ from PIL import Image
 
 from idc_hub.errors import HubError, ImageError, LeftOutWarning
 from idc_hub.images.files import encode_png
-from idc_hub.images.patches import hr_box, windows
+from idc_hub.images.patches import hr_box, lr_patches, windows
 from idc_hub.images.resize import imresize
-from idc_hub.images.sources import Entry, Source, count_conversions, load_hr, load_lr_patches, open_source, survey
+from idc_hub.images.sources import Entry, Source, count_conversions, load_hr, open_source, survey
 
 GRID = {"scale": 4, "size": 8, "stride": 4}
 
@@ -141,7 +141,7 @@ def test_lr_patches_are_windows_of_the_shrunk_photograph(folder):
     instance = survey(source, **GRID)[3]
     hr = load_hr(source, instance, scale=4)
     assert np.array_equal(hr, photograph(1)[:48, :64])
-    patches = load_lr_patches(source, instance, **GRID)
+    patches = lr_patches(hr, **GRID)
     assert patches.shape == (6, 3, 8, 8)
     assert patches.dtype == np.uint8
     lr = imresize(photograph(1)[:48, :64], 1 / 4)
@@ -155,10 +155,10 @@ def test_a_photograph_that_changed_is_refused(folder):
     instance = survey(source, **GRID)[3]
     (folder / "b.png").write_bytes(encode_png(photograph(99)))
     with pytest.raises(ImageError, match=r"b\.png in .* is not the file that this run began with"):
-        load_lr_patches(source, instance, **GRID)
+        load_hr(source, instance, scale=4)
     (folder / "b.png").unlink()
     with pytest.raises(ImageError, match=r"b\.png is missing"):
-        load_lr_patches(source, instance, **GRID)
+        load_hr(source, instance, scale=4)
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "notes.txt"])

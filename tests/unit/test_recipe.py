@@ -97,7 +97,7 @@ class TestPresets:
         assert (recipe.loss.pair_weight, recipe.loss.draws, recipe.transform.rows) == (1000, "bank", "unique")
         assert (recipe.transform.padding, recipe.optimizer.initial) == ("reflect", "cf-greedy")
         assert (recipe.optimizer.steps, recipe.optimizer.learning_rate) == (200, 1e-3)
-        assert recipe.patches.complexity == "above-mean"
+        assert recipe.patches.complexity == "hardness"
 
     def test_written_keys_win(self) -> None:
         recipe = make(preset="paper", loss={"pair_weight": 5})
@@ -408,7 +408,7 @@ class TestHash:
         keys = {
             **{"method": "idc", "scale": 4, "seed": 0},
             **{"patches.size": 64, "patches.stride": 32, "patches.ratio": 0.1},
-            **{"patches.min_per_image": 0, "patches.complexity": "above-mean"},
+            **{"patches.min_per_image": 0, "patches.complexity": "hardness"},
             **{"features.weights_sha256": DIGEST, "features.layer": "first"},
             **{"features.statistics": "real", "features.precision": "fp32"},
             **{"transform.kind": "rlff", "transform.unfold": "pixels", "transform.kernel_size": 7},
