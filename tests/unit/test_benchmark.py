@@ -308,8 +308,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_the_example_plan_is_right() -> None:
     plan = Plan.load(REPOSITORY / "benchmarks" / "ladder.yaml")
-    # random, whole, ten selections with two HR versions at two ratios, leaves and idc with one, two sets at one ratio
-    assert len(plan.cells()) == 3 * (3 * 2 + 2 + 10 * 2 * 2 + 2 * 2 + 2)
+    # ten selections with two HR versions at two ratios, three sets with the teacher's alone, the whole with two
+    assert len(plan.cells()) == 3 * (10 * 2 * 2 + 3 * 2 + 2)
 
 
 def test_the_ranked_students_are_six_different_networks() -> None:
