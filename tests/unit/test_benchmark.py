@@ -330,7 +330,11 @@ def test_the_levers_are_pulled_one_at_a_time() -> None:
     }
     assert changed == {
         "leaves": [],
-        "idc": ["optimizer.learning_rate", "optimizer.initial"],
+        "idc-edges": ["optimizer.learning_rate", "optimizer.initial"],
+        "idc-hard": ["patches.complexity", "optimizer.learning_rate", "optimizer.initial"],
+        "idc-scales": ["optimizer.learning_rate", "optimizer.initial", "patches.scales"],
+        "idc-hard-scales": ["patches.complexity", "optimizer.learning_rate", "optimizer.initial", "patches.scales"],
+        "idc-fourier": ["optimizer.learning_rate", "optimizer.initial", "optimizer.parametrization"],
         "noise": ["optimizer.initial"],
         "leaves-400": ["optimizer.steps"],
         "phase": ["loss.phase_penalty"],
@@ -339,6 +343,7 @@ def test_the_levers_are_pulled_one_at_a_time() -> None:
         "residual": ["features.layer"],
         "layers-range": ["features.layer", "loss.frequency_scale"],
         "fourier": ["optimizer.parametrization"],
+        "fourier-hard": ["patches.complexity", "optimizer.parametrization"],
         "fourier-noise": ["optimizer.initial", "optimizer.parametrization"],
         "fourier-layers": ["features.layer", "optimizer.parametrization"],
         "maco": ["optimizer.learning_rate", "optimizer.parametrization"],
