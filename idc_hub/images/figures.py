@@ -9,6 +9,8 @@ All patches are uint8 RGB `[n, 3, h, w]`; all figures are for pixels in [0, 1].
 
 from typing import Any
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial.distance import cdist
 
@@ -87,18 +89,18 @@ def rms_residual(lr: np.ndarray, hr: np.ndarray) -> float:
     return float(np.sqrt(np.mean(residual**2)))
 
 
-def bicubic_errors(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+def bicubic_errors(lr: np.ndarray, hr: Sequence[np.ndarray]) -> np.ndarray:
     """`rms_residual` of each patch.
 
     Args:
         lr: uint8 `[n, 3, h, w]`.
-        hr: uint8 `[n, 3, s*h, s*w]`, their own HR.
+        hr: Their own HR: n times uint8 `[3, s*h, s*w]`.
 
     Returns:
         float64 `[n]`.
     """
-    pairs = zip(lr.transpose(0, 2, 3, 1), hr.transpose(0, 2, 3, 1), strict=True)
-    return np.array([rms_residual(small, large) for small, large in pairs])
+    pairs = zip(lr, hr, strict=True)
+    return np.array([rms_residual(small.transpose(1, 2, 0), large.transpose(1, 2, 0)) for small, large in pairs])
 
 
 def color_distance(patches: np.ndarray, real: np.ndarray) -> float:

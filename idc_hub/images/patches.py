@@ -142,14 +142,16 @@ def lr_patches(hr: np.ndarray, *, scale: int, size: int, stride: int, zooms: Seq
     return np.concatenate([cut(imresize(photograph, 1 / scale), size, stride) for photograph in fitting])
 
 
-def hr_patches(hr: np.ndarray, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)) -> np.ndarray:
-    """The photograph's own HR of its `lr_patches`: uint8 `[N, 3, scale * size, scale * size]`."""
+def hr_patches(
+    hr: np.ndarray, *, scale: int, size: int, stride: int, zooms: Sequence[float] = (1.0,)
+) -> list[np.ndarray]:
+    """The photograph's own HR of its `lr_patches`: N views, uint8 `[3, scale * size, scale * size]`."""
     photographs = {zoom: at_zoom(hr, zoom, scale) for zoom in zooms}
     found = []
     for place in places(*hr.shape[:2], scale=scale, size=size, stride=stride, zooms=zooms):
         top, left, bottom, right = hr_box(place[:2], size, scale)
         found.append(photographs[place.zoom][top:bottom, left:right].transpose(2, 0, 1))
-    return np.stack(found)
+    return found
 
 
 def synthetic_counts(real_counts: Sequence[int], ratio: float | Fraction, minimum: int) -> list[int]:

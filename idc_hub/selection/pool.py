@@ -213,7 +213,7 @@ def _hardest(recipe: Recipe, instances: list[Instance], progress: Callable[[int,
         lr, own = lr_patches(hr, **grid), hr_patches(hr, **grid)
         if settings.hardness == "bicubic":
             return bicubic_errors(lr, own)
-        pairs = zip(torch.from_numpy(lr).split(BATCH), torch.from_numpy(own).split(BATCH), strict=True)
+        pairs = zip(torch.from_numpy(lr).split(BATCH), torch.from_numpy(np.stack(own)).split(BATCH), strict=True)
         return torch.cat([(network(x).double() - y).square().mean((1, 2, 3)).sqrt() for x, y in pairs]).numpy()
 
     if settings.hardness != "bicubic":
@@ -236,7 +236,7 @@ def _filtered(recipe: Recipe, instances: list[Instance], progress: Callable[[int
 
     def passing(instance: Instance, hr: np.ndarray) -> np.ndarray:
         where = places(instance.height, instance.width, **recipe.grid)
-        return selection.passes(hr_patches(hr, **recipe.grid), where, recipe.scale, recipe.selection)
+        return selection.passes(np.stack(hr_patches(hr, **recipe.grid)), where, recipe.scale, recipe.selection)
 
     passed = np.flatnonzero(_measured(recipe, instances, passing, progress))
     count = _count(recipe, instances, len(passed))

@@ -334,7 +334,7 @@ def test_the_levers_are_pulled_one_at_a_time() -> None:
         "idc-hard": ["patches.complexity", "optimizer.learning_rate", "optimizer.initial"],
         "idc-scales": ["optimizer.learning_rate", "optimizer.initial", "patches.scales"],
         "idc-hard-scales": ["patches.complexity", "optimizer.learning_rate", "optimizer.initial", "patches.scales"],
-        "idc-fourier": ["optimizer.learning_rate", "optimizer.initial", "optimizer.parametrization"],
+        "real-fourier": ["optimizer.learning_rate", "optimizer.initial", "optimizer.parametrization"],
         "noise": ["optimizer.initial"],
         "leaves-400": ["optimizer.steps"],
         "phase": ["loss.phase_penalty"],
