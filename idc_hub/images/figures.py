@@ -7,9 +7,8 @@ counts as natural is what real patches of the same photographs have, measured in
 All patches are uint8 RGB `[n, 3, h, w]`; all figures are for pixels in [0, 1].
 """
 
-from typing import Any
-
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
