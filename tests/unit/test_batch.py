@@ -49,7 +49,7 @@ def recipe(**sections: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "batch",
         "source": {"path": "photographs"},
-        "patches": {"size": SIZE, "stride": SIZE},
+        "patches": {"size": SIZE, "stride": SIZE, "complexity": "all"},
         "transform": {"kernel_size": 3, "channels": 12},
         "loss": {"frequencies": 16, "bank_size": 3},
         "assignment": {"groups": 3, "events": 4, "warmup": 0.1, "interval": 0.1},
@@ -444,7 +444,7 @@ def test_a_step_through_several_layers_stays_on_its_device() -> None:
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_a_step_of_every_recipe_stays_on_its_device(name: str) -> None:
     values = Recipe.load(name, ["source.path=photographs"]).model_dump(mode="json")
-    values["patches"] |= {"size": SIZE, "stride": SIZE}
+    values["patches"] |= {"size": SIZE, "stride": SIZE, "complexity": "all"}
     values["transform"] |= {"channels": 12}
     values["loss"] |= {"frequencies": 8, "bank_size": 2}
     refuse_surprises(SmallNetwork(), Recipe.from_dict(values), fixed=True)

@@ -197,7 +197,7 @@ def test_condensation_through_a_module_equals_condensation_through_the_layer_tha
             {
                 "name": "r",
                 "source": {"path": "p"},
-                "patches": {"size": 16, "stride": 8},
+                "patches": {"size": 16, "stride": 8, "complexity": "all"},
                 "features": {"layer": layer},
                 "transform": {"channels": 8},
                 "loss": {"frequencies": 16, "bank_size": 2},
@@ -268,7 +268,7 @@ def test_condensation_sees_what_only_pixels_show() -> None:
             {
                 "name": "gray",
                 "source": {"path": "photos"},
-                "patches": {"size": 16, "stride": 16},
+                "patches": {"size": 16, "stride": 16, "complexity": "all"},
                 "features": {"layer": layer},
                 "transform": {"kind": "identity"},
                 "loss": {"frequencies": 128, "bank_size": 8, "group_weight": 0, "pair_weight": 0},

@@ -45,7 +45,7 @@ def recipe(**loss_and_features: Any) -> Recipe:
         {
             "name": "pieces",
             "source": {"path": "photographs"},
-            "patches": {"size": SIZE, "stride": SIZE},
+            "patches": {"size": SIZE, "stride": SIZE, "complexity": "all"},
             "features": {"statistics": statistics},
             "transform": {"kernel_size": 3, "channels": 8, **transform},
             "loss": {"frequencies": 8, "bank_size": 2, **loss_and_features},
