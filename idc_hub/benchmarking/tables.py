@@ -194,14 +194,14 @@ def _ranking_table(findings: Findings, whole: str) -> Iterator[str]:
     for row, seeds in rows.items():
         taus, regrets = [], []
         for seed, measured in seeds.items():
-            own = {seed} if row.set == whole else set()
-            reference = _means([found for key, found in rows.get(Row(whole, row.hr, 1.0), {}).items() if {key} != own])
+            seeds_of_whole = rows.get(Row(whole, row.hr, 1.0), {})
+            reference = _means([found for key, found in seeds_of_whole.items() if row.set != whole or key != seed])
             tau = rank_correlation(measured, reference)
             if tau is not None:
                 taus.append(tau)
                 regrets.append(regret(measured, reference))
         students = len(_means(list(seeds.values())))
-        figures = (f"{spread(found).mean:.2f}{_deviation(found)}" if found else _NOTHING for found in (taus, regrets))
+        figures = (_figure(spread(found), metric) if found else _NOTHING for found in (taus, regrets))
         yield _line([row.set, row.hr, f"{row.ratio:g}", str(students), str(len(taus)), *figures])
 
 
@@ -211,11 +211,6 @@ def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
         name: fmean(found[name] for found in seeds if name in found)
         for name in {key for found in seeds for key in found}
     }
-
-
-def _deviation(values: Sequence[float]) -> str:
-    deviation = spread(values).deviation
-    return "" if deviation is None else f" ± {deviation:.2f}"
 
 
 def _cost_table(findings: Findings) -> Iterator[str]:

@@ -268,9 +268,9 @@ class TestTables:
                     for student, quality in zip(("a", "b", "edsr-tiny"), luma, strict=True)
                 ]
         lines = to_markdown(found).splitlines()
-        assert "| whole | bicubic | 1 | 3 | 2 | 1.00 ± 0.00 | 0.00 ± 0.00 |" in lines
-        assert "| random | bicubic | 0.01 | 3 | 1 | 0.33 | 0.50 |" in lines, "2 of 3 pairs agree: (2 - 1) / 3"
-        assert "| idc | bicubic | 0.01 | 3 | 2 | 1.00 ± 0.00 | 0.00 ± 0.00 |" in lines
+        assert "| whole | bicubic | 1 | 3 | 2 | 1.000 ± 0.000 | 0.000 ± 0.000 |" in lines
+        assert "| random | bicubic | 0.01 | 3 | 1 | 0.333 | 0.500 |" in lines, "2 of 3 pairs agree: (2 - 1) / 3"
+        assert "| idc | bicubic | 0.01 | 3 | 2 | 1.000 ± 0.000 | 0.000 ± 0.000 |" in lines
 
     def test_pictures_show_what_was_measured(self, findings: Findings, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib", reason="pictures need the extra `report`")
