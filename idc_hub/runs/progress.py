@@ -73,18 +73,27 @@ def show_progress(run: Run, progress: Reporting = True) -> Iterator[None]:
         yield
 
 
-def _looks(run: Run, over: threading.Event) -> Iterator[tuple[Follower, bool]]:
-    """Look at a Run now and then until it is over; yields what is known, and whether this was the last look.
+def _looks(run: Run, over: threading.Event) -> Iterator[tuple[Follower, int, float, bool]]:
+    """Look at a Run now and then until it is over. Looking takes at most a twentieth of the time.
 
-    Looking takes at most a twentieth of the time.
+    Yields:
+        What is known, the work done, its rate per second (0 while unknown), and whether this was the last look. The
+        rate counts from the first work seen to be done: preparing a photograph may take as long as hundreds of steps.
     """
     follower, wait, ending = Follower(run, with_finished=False), REFRESH_SECONDS, False
+    before: int | None = None
+    start: tuple[float, int] | None = None
     while not ending:
         ending = over.wait(wait)
         begun = time.monotonic()
         follower.refresh()
         wait = max(REFRESH_SECONDS, 20 * (time.monotonic() - begun))
-        yield follower, ending
+        done = follower.done()
+        if start is None and before is not None and done > before:
+            start = begun, done
+        before = done
+        rate = (done - start[1]) / (begun - start[0]) if start and begun > start[0] else 0.0
+        yield follower, done, rate, ending
 
 
 def _total(run: Run) -> int:
@@ -128,8 +137,7 @@ def _takes_bars(console: Console) -> bool:
 
 def _events(run: Run, report: Callable[[Progress], None], over: threading.Event) -> None:
     total, reported = _total(run), -1
-    for follower, _ in _looks(run, over):
-        done = follower.done()
+    for _, done, _, _ in _looks(run, over):
         if done != reported:
             report(Progress("condensing", done, total))
             reported = done
@@ -148,11 +156,7 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
     with Bars(*columns, console=console) as bars:
         whole = bars.add_task("condensing", total=max(_total(run), 1), speed="")
         photographs: dict[str, Any] = {}
-        begun, first = time.monotonic(), None
-        for follower, _ in _looks(run, over):
-            done = follower.done()
-            first = done if first is None else first
-            rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+        for follower, done, rate, _ in _looks(run, over):
             label = f"condensing {len(follower.finished)}/{len(run.instances)} photographs"
             bars.update(whole, completed=done, description=label, speed=f"{rate:.0f} patch-steps/s")
             active = dict(follower.active())
@@ -166,17 +170,13 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
 
 
 def _lines(run: Run, over: threading.Event) -> None:
-    begun, first, announced = time.monotonic(), None, -1
-    total = max(_total(run), 1)
-    printed = time.monotonic()
-    for follower, ending in _looks(run, over):
-        done = follower.done()
-        first = done if first is None else first
+    begun = printed = time.monotonic()
+    total, announced = max(_total(run), 1), -1
+    for follower, done, rate, ending in _looks(run, over):
         due = time.monotonic() - printed > PLAIN_SECONDS
         if len(follower.finished) != announced or due or ending:
             announced, printed = len(follower.finished), time.monotonic()
             seconds = time.monotonic() - begun
-            rate = (done - first) / max(seconds, 1e-9)
             eta = f", about {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
             terms = "; ".join(f"{name} step {track.step} {_terms(track)}".rstrip() for name, track in follower.active())
             print(

@@ -15,7 +15,7 @@ import idc_hub
 from idc_hub.dataset.pack import pack
 from idc_hub.images.sources import Instance
 from idc_hub.recipe import Recipe
-from idc_hub.runs import worker
+from idc_hub.runs import progress, worker
 from idc_hub.runs.claims import this_process
 from idc_hub.runs.follow import SILENT_SECONDS, Follower
 from idc_hub.runs.run import Run
@@ -77,6 +77,33 @@ def test_speed_and_time_left_are_those_of_the_latest_lines(tmp_path: Path) -> No
     assert (found["finished"], found["running"], found["waiting"], found["workers"]) == (1, 1, 1, 1)
     assert found["eta_seconds"] == (700 + 1000) / 5
     assert follower.status()["running"] == 0, "the claim is over"
+
+
+def test_the_forecast_does_not_take_preparing_for_the_speed_of_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", 1)
+    run.append_metrics("00000", {"event": "start", "step": 0, **this_process()})
+    now = 0.0
+
+    class Over:
+        """A hundred seconds pass between two looks; the first 500 steps are logged after 600 s, then 100 per look."""
+
+        looks = 0
+
+        def wait(self, seconds: float) -> bool:
+            nonlocal now
+            now += 100
+            self.looks += 1
+            if self.looks > 5:
+                run.append_metrics("00000", {"event": "log", "step": 100 * (self.looks - 1), "seconds": now})
+            return self.looks == 8
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    progress._lines(run, Over())  # type: ignore[arg-type]
+    lines = capsys.readouterr().err.splitlines()
+    assert [("left" in line) for line in lines] == [False] * 6 + [True] * 2, "one line with steps has no speed yet"
+    assert "70 %, 800 s, about 300 s left" in lines[-1], "300 steps left of 1,000, at one a second"
 
 
 def test_a_step_that_hangs_is_seen(tmp_path: Path) -> None:
