@@ -193,6 +193,7 @@ class TestPlan:
             ("tests/Set14", "more/Set5", "testsets has two folders called Set5"),
             ("[0, 1, 2]", "[0, 1, 0]", "it should be a list of different values"),
             ("{method: whole}", "whole", "sets.whole should be a mapping"),
+            ("[edsr-small]", "{long run: {network: edsr}}", "plan.yaml:9  students.long run: the name should"),
         ],
     )
     def test_contradictions(self, load, old: str, new: str, sentence: str) -> None:
