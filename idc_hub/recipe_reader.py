@@ -417,9 +417,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[st
         loc = [part for part in entry["loc"] if part != "[key]"]  # it ends the place of a name that is wrong itself
         key = ".".join(str(part) for part in loc[:2])
         key += "".join(f"[{part}]" for part in loc[2:])
-        found = f"{key} is {format_value(entry['input'])}; it"
-        if len(loc) < len(entry["loc"]):
-            found = f"{key}: the name"
+        is_name = len(loc) < len(entry["loc"])
+        found = f"{key}: the name" if is_name else f"{key} is {format_value(entry['input'])}; it"
         if entry["type"] in ("extra_forbidden", "invalid_key"):
             yield key, f"{key} is not a recipe key. {_suggestion(key, model)}"
         elif entry["type"] == "missing":

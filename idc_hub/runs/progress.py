@@ -158,7 +158,7 @@ def _bars(run: Run, console: Console, over: threading.Event) -> None:
         photographs: dict[str, Any] = {}
         for follower, done, rate, _ in _looks(run, over):
             label = f"condensing {len(follower.finished)}/{len(run.instances)} photographs"
-            bars.update(whole, completed=done, description=label, speed=f"{rate:.0f} patch-steps/s")
+            bars.update(whole, completed=done, description=label, speed=f"{rate:.0f} patch-steps/s" if rate else "")
             active = dict(follower.active())
             for name in list(photographs):
                 if name not in active:
